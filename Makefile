@@ -1,0 +1,35 @@
+# The commands of this project; `make` alone lists them.
+#
+# PYTHON=python3.12 chooses the interpreter of the environment; without it the
+# first Python >= 3.11 on the PATH is taken.
+
+PYTHON ?=
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help sample test format setup clean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+sample: setup  ## prepare ./chandra_spectra from the embedded archive, offline
+	@$(BIN)/chandra-spectra prepare chandra_spectra --archive embedded
+	@echo "In this shell, first: . $(BIN)/activate"
+
+test: setup  ## check everything: ruff, mypy, pytest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+format: setup  ## mend what ruff can mend, then lay out the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup:  ## make or refresh the environment in .venv
+	@PYTHON='$(PYTHON)' sh tools/setup.sh
+
+# A prepared ./chandra_spectra may hold days of downloads, so it is left alone.
+clean:  ## remove .venv, caches and builds (never a prepared dataset)
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

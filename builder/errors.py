@@ -1,0 +1,79 @@
+"""What can go wrong, as one tree.
+
+ChandraSpectraError       anything this project refuses or cannot do; its text is one clear line
+├── SettingError          an option or a configuration value is wrong
+├── ArchiveError          the archive could not be reached, or what it answered is not what was asked
+│   ├── TransientError    the same, where asking again may help
+│   └── CatalogError      the answer to the catalog query
+├── ProductError          one product file cannot be used: it becomes a Rejection with a reason code
+├── StoreError            the store of finished packages
+└── OutputError           the folder to be written
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArchiveError",
+    "CatalogError",
+    "ChandraSpectraError",
+    "OutputError",
+    "ProductError",
+    "SettingError",
+    "StoreError",
+    "TransientError",
+]
+
+
+class ChandraSpectraError(Exception):
+    """A failure with a name: what was wrong, where, and what to do, in one line."""
+
+
+class SettingError(ChandraSpectraError, ValueError):
+    """An option or a configuration value is refused."""
+
+
+class ArchiveError(ChandraSpectraError):
+    """The archive could not be reached or answered something else than was asked for."""
+
+
+class TransientError(ArchiveError):
+    """A failure of the archive that may be gone at the next try.
+
+    Parameters
+    ----------
+    message : str
+    retry_after : float, optional
+        Seconds that the server asked to wait (``Retry-After``).
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class CatalogError(ArchiveError):
+    """The catalog's answer is an error, is cut short or cannot be read."""
+
+
+class ProductError(ChandraSpectraError):
+    """One product file cannot be used.
+
+    Parameters
+    ----------
+    reason : str
+        A key of :data:`builder.records.REASONS`.
+    message : str
+        What was found, and in which file.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class StoreError(ChandraSpectraError):
+    """A finished package cannot be written, or one on disk is damaged."""
+
+
+class OutputError(ChandraSpectraError):
+    """The output folder cannot be written, or holds something else."""

@@ -1,0 +1,183 @@
+"""PHA, ARF and RMF bytes to arrays.
+
+The files are FITS binary tables in the OGIP layouts (PHA: OGIP 92-007; ARF and RMF: CAL/GEN/92-002). A full reader
+costs several times what inflating the bytes does, mostly for header cards and matrix elements that nobody asks for;
+this one walks the headers and reads just the fixed-width columns that are needed. It is strict: what is not there,
+cut short or of another kind is a `ProductError`, never a guess.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import NDArray
+
+from builder.errors import ProductError
+from builder.records import File
+
+__all__ = ["MAX_INFLATED_BYTES", "Table", "inflate", "tables"]
+
+MAX_INFLATED_BYTES = 256 * 2**20
+"""No product is nearly as large (an RMF inflates to less than 2 MB): more is a broken or hostile file."""
+
+_BLOCK = 2880  # FITS Standard 4.0, section 3.1
+_CARD = 80
+_GZIP = 16 + zlib.MAX_WBITS  # a gzip member with header and trailer, whose CRC and length are then checked
+_NUMPY = {"L": "i1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}  # section 7.3.1
+_TFORM_BYTES = {**{code: np.dtype(kind).itemsize for code, kind in _NUMPY.items()}, "A": 1, "C": 8, "M": 16}
+_TFORM_BYTES |= {"P": 8, "Q": 16}  # descriptors of variable-length arrays
+_TFORM = re.compile(r"(\d*)([LXBIJKAEDCMPQ])")
+
+
+def inflate(file: File) -> bytes:
+    """The bytes of a FITS file, gunzipped if they are gzipped.
+
+    Raises
+    ------
+    ProductError
+        ``damaged_gzip``: cut short, a wrong CRC or length, or more than `MAX_INFLATED_BYTES`.
+    """
+    if file.data[:2] != b"\x1f\x8b":
+        return file.data
+    stream = isal_zlib.decompressobj(wbits=_GZIP)
+    try:
+        inflated: bytes = stream.decompress(file.data, MAX_INFLATED_BYTES)
+    except isal_zlib.error as error:  # type: ignore[misc]  # its stub does not say that it is an exception
+        raise ProductError("damaged_gzip", f"{file.name}: {error}") from error
+    if not stream.eof:
+        what = "is cut short" if len(inflated) < MAX_INFLATED_BYTES else f"inflates past {MAX_INFLATED_BYTES} bytes"
+        raise ProductError("damaged_gzip", f"{file.name}: the gzip stream {what}")
+    if stream.unused_data.strip(b"\0"):
+        raise ProductError("damaged_gzip", f"{file.name}: {len(stream.unused_data)} bytes follow the gzip stream")
+    return inflated
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One binary table extension of a FITS file.
+
+    Attributes
+    ----------
+    file : str
+        Name of the file, for messages.
+    kind : str
+        ``pha``, ``arf`` or ``rmf``: which reason code a fault gets.
+    cards : dict of bytes to bytes
+        Raw value field of the first card of each keyword.
+    data : memoryview
+        The main table, NAXIS1 x NAXIS2 bytes.
+    """
+
+    file: str
+    kind: str
+    cards: dict[bytes, bytes]
+    data: memoryview
+
+    def _unreadable(self, message: str) -> ProductError:
+        return ProductError(f"unreadable_{self.kind}", f"{self.file}: {message}")
+
+    def text(self, keyword: str, default: str | None = None) -> str:
+        """Value of a keyword as text, quotes and padding removed; `default` or ProductError where it is missing."""
+        raw = self.cards.get(keyword.encode().ljust(8))
+        if raw is None:
+            if default is None:
+                raise self._unreadable(f"no keyword {keyword}")
+            return default
+        value = raw.decode("ascii", "replace").strip()
+        if value.startswith("'"):
+            return value[1:].replace("''", "\0").partition("'")[0].replace("\0", "'").strip()
+        return value.partition("/")[0].strip()
+
+    def number(self, keyword: str, default: float | None = None) -> float:
+        """Value of a keyword as a number; `default` or ProductError where it is missing."""
+        text = self.text(keyword, None if default is None else str(default))
+        try:
+            return float(text.replace("D", "E").replace("d", "e"))
+        except ValueError:
+            raise self._unreadable(f"keyword {keyword} is {text!r}, not a number") from None
+
+    def integer(self, keyword: str, default: int | None = None) -> int:
+        """Value of a keyword as a whole number; `default` or ProductError where it is missing."""
+        value = self.number(keyword, default)
+        if not value.is_integer():
+            raise self._unreadable(f"keyword {keyword} is {value}, not a whole number")
+        return int(value)
+
+    def columns(self, *names: str) -> list[NDArray[np.generic]]:
+        """Copy scalar columns out, in native byte order, each of shape (NAXIS2,).
+
+        Raises
+        ------
+        ProductError
+            If a column is missing, not one number a row, or scaled (the catalog's files scale none).
+        """
+        rows, width = self.integer("NAXIS2"), self.integer("NAXIS1")
+        formats: dict[str, str] = {}
+        offsets: dict[str, int] = {}
+        offset = 0
+        for index in range(1, self.integer("TFIELDS") + 1):
+            match = _TFORM.match(self.text(f"TFORM{index}"))
+            if match is None:
+                raise self._unreadable(f"TFORM{index} is not a binary table format")
+            repeat, code = int(match[1] or 1), match[2]
+            name = self.text(f"TTYPE{index}", "").upper()
+            if name in names:
+                scaled = any(f"{key}{index}".encode().ljust(8) in self.cards for key in ("TSCAL", "TZERO"))
+                if repeat != 1 or code not in _NUMPY or scaled:
+                    raise self._unreadable(f"column {name} is not one plain number a row")
+                formats[name], offsets[name] = _NUMPY[code], offset
+            offset += (repeat + 7) // 8 if code == "X" else repeat * _TFORM_BYTES[code]
+        if missing := [name for name in names if name not in formats]:
+            raise self._unreadable(f"no column {missing[0]} in {self.text('EXTNAME', 'a table')}")
+        if offset != width:
+            raise self._unreadable(f"rows of {width} bytes, but columns of {offset}")
+        if not rows or rows * width != len(self.data):
+            raise self._unreadable(f"{rows} rows of {width} bytes, but {len(self.data)} bytes of data")
+        row = np.dtype({"names": names, "formats": [formats[n] for n in names],
+                        "offsets": [offsets[n] for n in names], "itemsize": width})  # fmt: skip
+        array = np.frombuffer(self.data, dtype=row, count=rows)
+        return [array[name].astype(array[name].dtype.newbyteorder("=")) for name in names]
+
+
+def tables(data: bytes, file: str, kind: str) -> list[Table]:
+    """All binary tables of a FITS file, in its order.
+
+    Raises
+    ------
+    ProductError
+        ``unreadable_<kind>``: not FITS, or cut short.
+    """
+    return list(_tables(data, file, kind))
+
+
+def _tables(data: bytes, file: str, kind: str) -> Iterator[Table]:
+    if not data.startswith(b"SIMPLE  ="):
+        raise ProductError(f"unreadable_{kind}", f"{file} is not a FITS file: it starts {data[:24]!r}")
+    view = memoryview(data)
+    position = 0
+    while position < len(data):
+        cards: dict[bytes, bytes] = {}
+        start = position
+        while (key := data[position : position + 8]) != b"END     ":
+            if position + _CARD > len(data):
+                if not data[start:].strip(b"\0 "):
+                    return  # padding after the last extension
+                raise ProductError(f"unreadable_{kind}", f"{file} is cut short in a header")
+            cards.setdefault(key, data[position + 10 : position + _CARD])
+            position += _CARD
+        position = start + -(-(position + _CARD - start) // _BLOCK) * _BLOCK
+        table = Table(file, kind, cards, view[:0])
+        axes = [table.integer(f"NAXIS{axis}") for axis in range(1, table.integer("NAXIS") + 1)]
+        main = abs(table.integer("BITPIX")) // 8 * math.prod(axes) if axes else 0
+        size = main + table.integer("PCOUNT", 0)
+        if min(main, size) < 0 or position + size > len(data):
+            raise ProductError(f"unreadable_{kind}", f"{file} is cut short in {table.text('EXTNAME', 'its data')}")
+        if table.text("XTENSION", "") == "BINTABLE":
+            yield Table(file, kind, cards, view[position : position + main])
+        position += -(-size // _BLOCK) * _BLOCK

@@ -1,0 +1,323 @@
+"""From settings to a finished folder: plan, fill the store, assemble, swap into place."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builder import __version__
+from builder.archive import Archive, default_cache, open_archive
+from builder.card import DATA_FILES, render_card
+from builder.catalog import Plan, plan
+from builder.columns import CONFIGS, features
+from builder.engine import fill, results
+from builder.errors import OutputError, SettingError
+from builder.hdf5 import HDF5Writer
+from builder.rows import join, public
+from builder.settings import Settings
+from builder.shards import ShardWriter
+from builder.store import EBOUNDS_SCHEMA, PackageResult, Store, rejections_table
+
+__all__ = [
+    "HDF5_FILE",
+    "MANIFEST_FILE",
+    "REJECTIONS_FILE",
+    "Source",
+    "open_source",
+    "prepare",
+    "query",
+    "read_manifest",
+]
+
+HDF5_FILE = "chandra_spectra.hdf5"
+MANIFEST_FILE = "manifest.json"
+REJECTIONS_FILE = "rejections.parquet"
+
+_PACKAGES = ("astropy", "astropy-healpix", "datasets", "h5py", "numpy", "pyarrow", "sherpa")
+
+Progress = Callable[[str, int, int], None]
+"""Called with the step, what is done and the total."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where packages come from and where finished ones are kept."""
+
+    archive: Archive
+    store: Store
+
+
+def open_source(settings: Settings, cache: Path | None = None, connections: int = 4) -> Source:
+    """Open the archive and the store that the settings name; SettingError if there is no such archive."""
+    cache = cache or default_cache()
+    try:
+        archive = open_archive(settings.archive, settings.release, cache, connections)
+    except OSError as error:
+        raise OutputError(f"cannot use the cache {cache}: {error.strerror}; choose another with --cache") from error
+    # The embedded sample and a mirror may hold other files under the same ids than the services do.
+    store = cache / "store" / hashlib.sha256(archive.identity.encode()).hexdigest()[:16]
+    return Source(archive, Store(store, settings.release, settings.recipe))
+
+
+def query(source: Source, settings: Settings, dl_manager: Any) -> Plan:
+    """Ask the catalog, through a download manager, and plan the packages.
+
+    Raises
+    ------
+    ArchiveError
+        If the catalog cannot be had.
+    SettingError
+        If no detection passes the cuts.
+    """
+    answer = source.archive.catalog(settings.selection, dl_manager)
+    planned = plan(answer)
+    if not len(answer):
+        raise SettingError(f"no detection of {settings.archive} passes the cuts: widen them")
+    return planned
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a prepared folder; OutputError if it is none."""
+    path = folder / MANIFEST_FILE
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OutputError(f"{folder} is not a prepared folder: {path.name}: {error.strerror}") from error
+    except ValueError as error:
+        raise OutputError(f"{path} is damaged: {error}; prepare the folder again with --force") from error
+    if not isinstance(manifest, dict) or manifest.get("dataset") != "chandra_spectra":
+        raise OutputError(f"{path} is not the manifest of a prepared folder")
+    return manifest
+
+
+def prepare(
+    output: Path,
+    settings: Settings,
+    *,
+    cache: Path | None = None,
+    workers: int = 1,
+    connections: int = 4,
+    force: bool = False,
+    progress: Progress = lambda step, done, total: None,
+) -> tuple[dict[str, Any], bool]:
+    """Build a folder that `load_dataset` reads.
+
+    Parameters
+    ----------
+    output : Path
+        The folder. It is swapped into place when it is complete; until then an older one stays whole.
+    settings : Settings
+    cache : Path, optional
+        Folder for the store and downloads, `builder.archive.default_cache` by default.
+    workers, connections : int
+        See `builder.engine.fill`.
+    force : bool
+        Replace a prepared folder that has other settings.
+    progress : callable
+
+    Returns
+    -------
+    manifest : dict
+    done : bool
+        False where the folder was finished before, and nothing was done.
+
+    Raises
+    ------
+    ChandraSpectraError
+        See the stages. Nothing is left behind but finished packages in the store.
+    """
+    started = time.monotonic()
+    output = Path(output)
+    _recover(output)
+    if (finished := _finished(output, settings, force)) is not None:
+        return finished, False
+    from datasets import DownloadManager
+
+    source = open_source(settings, cache, connections)
+    planned = query(source, settings, DownloadManager())
+    total = len(planned.catalog)
+    count = 0
+
+    def done(package: Any) -> None:
+        nonlocal count
+        count += len(package.detections)
+        progress("reduce", count, total)
+
+    progress("reduce", 0, total)
+    fill(planned.packages, source.archive, source.store, workers=workers, connections=connections, done=done)
+    with _staging(output) as staging:
+        manifest = _assemble(staging, settings, planned, source, progress)
+        manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        manifest["seconds"] = round(time.monotonic() - started, 1)
+        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        (staging / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    return manifest, True
+
+
+def _finished(output: Path, settings: Settings, force: bool) -> dict[str, Any] | None:
+    """The manifest of a folder that is what is asked for, None where there is work to do."""
+    if not output.exists():
+        return None
+    if not output.is_dir():
+        raise OutputError(f"{output} is a file: give the name of a folder")
+    if not any(output.iterdir()):
+        return None
+    if not (output / MANIFEST_FILE).exists():
+        raise OutputError(f"{output} holds something else than a prepared folder: choose another name")
+    try:
+        manifest = read_manifest(output)
+    except OutputError:
+        if force:
+            return None
+        raise
+    if force:
+        return None
+    if manifest.get("settings") != settings.as_dict():
+        raise OutputError(f"{output} was prepared with other settings: choose another name, or --force to replace it")
+    for file in manifest["files"]:
+        path = output / file["path"]
+        if not path.is_file() or path.stat().st_size != file["bytes"]:
+            raise OutputError(f"{path} is not what the manifest says: prepare the folder again with --force")
+    return manifest
+
+
+def _old(output: Path) -> Path:
+    return output.with_name(f".{output.name}.old")
+
+
+def _recover(output: Path) -> None:
+    """Bring the old folder back where a run was killed between the two renames of the swap."""
+    if _old(output).exists() and not output.exists():
+        _old(output).replace(output)
+
+
+@contextlib.contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that takes its place when the block ends well, and is removed when it does not."""
+    staging = output.with_name(f".{output.name}.{os.getpid()}.incomplete")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for left in output.parent.glob(f".{output.name}.*.incomplete"):
+            shutil.rmtree(left)  # of a run that was killed
+        staging.mkdir()
+        yield staging
+        old = _old(output)
+        if old.exists():
+            shutil.rmtree(old)
+        if output.exists():
+            output.replace(old)
+        staging.replace(output)
+        if old.exists():
+            shutil.rmtree(old)
+    except OSError as error:
+        name = error.filename or output
+        raise OutputError(f"cannot write {name}: {error.strerror or error}; finished packages are kept") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _assemble(staging: Path, settings: Settings, planned: Plan, source: Source, progress: Progress) -> dict[str, Any]:
+    """Write everything but the manifest, one package at a time, and return the manifest."""
+    attributes = {**settings.as_dict(), "dataset": "chandra_spectra", "builder": __version__, "versions": _versions()}
+    schemas = {config: features(config).arrow_schema for config in CONFIGS}
+    names: set[str] = set()
+    rejections = [rejections_table(planned.rejections)]
+    grids = EBOUNDS_SCHEMA.empty_table()
+    rows, detections = 0, len(planned.catalog) + len(planned.rejections)
+    selected = len(planned.rejections)
+    shards = {config: ShardWriter(staging / DATA_FILES[config], schemas[config]) for config in CONFIGS}
+    with contextlib.ExitStack() as stack:
+        for writer in shards.values():
+            stack.enter_context(writer)
+        hdf5 = stack.enter_context(HDF5Writer(staging / HDF5_FILE, attributes))
+        for package, result in results(planned.packages, source.archive, source.store):
+            selected += _complete(package, result)
+            table = join(planned.catalog, package, result)
+            for config in ("spectra", "counts"):
+                shards[config].append(public(table, config))
+            hdf5.append(table)
+            rows += len(table)
+            names.update(table["name"].to_pylist())
+            rejections.append(result.rejections)
+            grids = _distinct(pa.concat_tables([grids, result.ebounds]))
+            progress("write", package.start + len(package.detections), len(planned.catalog))
+        shards["ebounds"].append(public(grids, "ebounds"))
+        hdf5.append_ebounds(grids)
+    rejected = pa.concat_tables(rejections)
+    pq.write_table(rejected, staging / REJECTIONS_FILE)
+    if selected != rows + len(rejected):
+        raise OutputError(f"{selected} spectra selected, but {rows} rows and {len(rejected)} rejections")
+    counts = {
+        "detections": detections,
+        "duplicates": planned.duplicates,
+        "selected": selected,
+        "rows": rows,
+        "rejected": len(rejected),
+        "reasons": dict(sorted(Counter(rejected["reason"].to_pylist()).items())),
+    }
+    files = [
+        _entry(path, staging, number)
+        for config in CONFIGS
+        for path, number in zip(shards[config].paths, shards[config].rows, strict=True)
+    ]
+    card = render_card(settings, counts, files, len(names))
+    (staging / "README.md").write_text(card, encoding="utf-8")
+    others = ((HDF5_FILE, rows), (REJECTIONS_FILE, len(rejected)), ("README.md", None))
+    files += [_entry(staging / name, staging, number) for name, number in others]
+    return {
+        "dataset": "chandra_spectra",
+        "builder": __version__,
+        "settings": settings.as_dict(),
+        "versions": _versions(),
+        "catalog": {"detections": detections, "sha256": _sha256_of_table(planned.catalog)},
+        "counts": counts,
+        "files": files,
+    }
+
+
+def _complete(package: Any, result: PackageResult) -> int:
+    """Number of spectra that the package's detections came to; OutputError if one is unaccounted for."""
+    known = {str(package.detections[row]) for row in result.spectra["row"].to_pylist()}
+    known.update(".".join(name.split(".")[:3]) for name in result.rejections["detection_id"].to_pylist())
+    if lost := [str(detection) for detection in package.detections if str(detection) not in known]:
+        raise OutputError(f"detection {lost[0]} is neither a row nor a rejection; please report this")
+    return len(result.spectra) + len(result.rejections)
+
+
+def _distinct(grids: pa.Table) -> pa.Table:
+    first: dict[str, int] = {}
+    for index, name in enumerate(grids["ebounds_id"].to_pylist()):
+        first.setdefault(name, index)
+    return grids.take([first[name] for name in sorted(first)])
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+def _sha256_of_table(table: pa.Table) -> str:
+    digest = hashlib.sha256()
+    for row in table.to_pylist():
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _entry(path: Path, folder: Path, rows: int | None) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"path": str(path.relative_to(folder)), "rows": rows, "bytes": path.stat().st_size, "sha256": digest}

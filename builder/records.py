@@ -1,0 +1,296 @@
+"""The records that pass between the stages: frozen, and checked when made."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from builder.errors import SettingError
+
+__all__ = [
+    "CYCLES",
+    "N_CHANNELS",
+    "REASONS",
+    "DetectionId",
+    "File",
+    "Products",
+    "Recipe",
+    "Rejection",
+    "Spectrum",
+    "Stage",
+]
+
+N_CHANNELS = 1024
+"""PI channels of an ACIS spectrum (TLMIN1 = 1, TLMAX1 = 1024 in the catalog's PHA files)."""
+
+CYCLES = ("", "e1", "e2")
+"""Cycle words of product names; ``e1`` primary and ``e2`` secondary exposures of an interleaved observation."""
+
+REASONS = {
+    "not_acis": "the instrument has no spectra in the catalog (HRC)",
+    "not_served": "the archive would not serve the package",
+    "missing_pha": "the archive has no PHA file for the detection",
+    "missing_arf": "the archive has no ARF file for the detection",
+    "missing_rmf": "the archive has no RMF file for the detection",
+    "damaged_gzip": "a file is cut short or its checksum is wrong",
+    "unreadable_pha": "the PHA file is not the FITS table it should be",
+    "unreadable_arf": "the ARF file is not the FITS table it should be",
+    "unreadable_rmf": "the RMF file is not the FITS table it should be",
+    "no_background": "the PHA file has no background spectrum",
+    "wrong_ids": "a file is of another detection than its name or the catalog says",
+    "channel_mismatch": "the channels of the PHA file are not those of the RMF file",
+    "not_finite": "a number that enters the spectrum is not finite, or a scale is not positive",
+    "no_counts": "no source counts in the kept energy range",
+    "not_reducible": "Sherpa refused the data",
+}
+"""Reason codes of rejections, and what each means."""
+
+Stage = Literal["select", "fetch", "reduce"]
+
+_DETECTION_ID = re.compile(r"(\d{1,6})\.(\d{1,3})\.(\d{1,4})(?:\.(e[12]))?")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class DetectionId:
+    """What names a detection: ``obsid.obi.region_id``, with the cycle of an interleaved observation.
+
+    Raises
+    ------
+    SettingError
+        If a number is negative or too large for :attr:`object_id`, or the cycle is unknown.
+    """
+
+    obsid: int
+    obi: int
+    region_id: int
+    cycle: str = ""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.obsid < 10**6 and 0 <= self.obi < 10**3 and 0 <= self.region_id < 10**4):
+            raise SettingError(f"{self} is not a detection: obsid has up to 6 digits, obi 3, region_id 4")
+        if self.cycle not in CYCLES:
+            raise SettingError(f"{self} is not a detection: the cycle is e1, e2 or left out")
+
+    def __str__(self) -> str:
+        stem = f"{self.obsid}.{self.obi}.{self.region_id}"
+        return f"{stem}.{self.cycle}" if self.cycle else stem
+
+    @classmethod
+    def parse(cls, text: str) -> DetectionId:
+        """Read ``4938.0.43`` or ``4938.0.43.e1``; SettingError if it is neither."""
+        match = _DETECTION_ID.fullmatch(text.strip())
+        if match is None:
+            raise SettingError(f"{text.strip()!r} is not a detection: write obsid.obi.region_id, such as 4938.0.43")
+        obsid, obi, region_id, cycle = match.groups()
+        return cls(int(obsid), int(obi), int(region_id), cycle or "")
+
+    @property
+    def object_id(self) -> int:
+        """The id as one integer, its decimal digits ``obsid | obi (3) | region_id (4) | cycle (1)``.
+
+        ``((obsid * 1000 + obi) * 10000 + region_id) * 10 + c`` with c = 0, 1, 2 for no cycle, e1, e2. It depends
+        on nothing but the detection, fits a double exactly, and :meth:`from_object_id` reads it back.
+        """
+        return ((self.obsid * 1000 + self.obi) * 10000 + self.region_id) * 10 + CYCLES.index(self.cycle)
+
+    @classmethod
+    def from_object_id(cls, object_id: int) -> DetectionId:
+        """The inverse of :attr:`object_id`; SettingError if no detection has that number."""
+        rest, cycle = divmod(int(object_id), 10)
+        rest, region_id = divmod(rest, 10000)
+        obsid, obi = divmod(rest, 1000)
+        if cycle >= len(CYCLES):
+            raise SettingError(f"{object_id} is not an object_id: its last digit is 0, 1 or 2")
+        return cls(obsid, obi, region_id, CYCLES[cycle])
+
+    @property
+    def catalog(self) -> DetectionId:
+        """The detection's row in the catalog, which knows no cycles."""
+        return DetectionId(self.obsid, self.obi, self.region_id)
+
+    def with_cycle(self, cycle: str) -> DetectionId:
+        """The spectrum of one cycle of this detection."""
+        return DetectionId(self.obsid, self.obi, self.region_id, cycle)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a spectrum is reduced.
+
+    Attributes
+    ----------
+    energy_min, energy_max : float
+        Kept energy range in keV; channels that reach outside are dropped as Sherpa's ``ignore`` drops them.
+    min_counts : int
+        Smallest number of source counts in a group (Sherpa's ``group_counts``).
+    subtract : bool
+        Subtract the scaled background.
+    group : bool
+        Group the channels; if not, every kept channel is a bin.
+
+    Raises
+    ------
+    SettingError
+        If the range is empty, not finite or outside 0–20 keV, or `min_counts` is not a positive integer.
+    """
+
+    energy_min: float = 0.5
+    energy_max: float = 8.0
+    min_counts: int = 5
+    subtract: bool = True
+    group: bool = True
+
+    VERSION = 1
+    """Raised whenever the same files would give other numbers; part of every key in the store."""
+
+    def __post_init__(self) -> None:
+        for name in ("energy_min", "energy_max"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise SettingError(f"{name} must be a number of keV, not {value!r}")
+            object.__setattr__(self, name, float(value))
+        if not 0 <= self.energy_min < self.energy_max <= 20:
+            raise SettingError(
+                f"the energy range {self.energy_min:g}-{self.energy_max:g} keV must rise and lie within 0-20 keV"
+            )
+        if isinstance(self.min_counts, bool) or not isinstance(self.min_counts, int) or self.min_counts < 1:
+            raise SettingError(f"min_counts must be a whole number of at least 1, not {self.min_counts!r}")
+
+    def as_dict(self) -> dict[str, float | int | bool]:
+        """The settings and the version, as they are written beside the data."""
+        return {**dataclasses.asdict(self), "version": self.VERSION}
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits that change with any setting or the version."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One product file as it was served: its name without folders, and its bytes, gzipped or not."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """The files of one detection; None where the archive has none."""
+
+    detection: DetectionId
+    pha: File | None = None
+    arf: File | None = None
+    rmf: File | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A selected detection that is no row, and why.
+
+    Attributes
+    ----------
+    detection : DetectionId
+    stage : {'select', 'fetch', 'reduce'}
+    reason : str
+        A key of `REASONS`.
+    message : str
+        What was found, in one line.
+    url : str
+        Where its files were asked for.
+    """
+
+    detection: DetectionId
+    stage: Stage
+    reason: str
+    message: str
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        if self.reason not in REASONS:
+            raise ValueError(f"unknown reason code {self.reason!r}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spectrum:
+    """One reduced spectrum, and the channels that it was made from.
+
+    Attributes
+    ----------
+    detection : DetectionId
+    exposure : float
+        EXPOSURE of the source spectrum, s.
+    background_scale : float
+        Factor from background counts to counts in the source region, see `builder.reduction`.
+    source_counts, background_counts_total : int
+        Counts in the kept channels, of the source and of the (unscaled) background region.
+    energy, energy_lo, energy_hi : ndarray of float64, shape (n_bins,)
+        Centre and edges of the bins, keV.
+    rate, rate_error : ndarray of float64, shape (n_bins,)
+        Count rate density and its error, counts/s/keV.
+    counts, background_counts : ndarray of int32, shape (1024,)
+        Counts in each PI channel, 1 to 1024.
+    arf_energy_lo, arf_energy_hi, specresp : ndarray of float32, shape (n_energies,)
+        Effective area in cm2 on its own grid in keV.
+    ebounds_lo, ebounds_hi : ndarray of float64, shape (1024,)
+        Nominal energy range of each channel, keV (EBOUNDS of the RMF).
+    files, sha256 : tuple of str
+        Names and SHA-256 (of the inflated bytes) of the PHA, ARF and RMF file.
+
+    Raises
+    ------
+    ValueError
+        If a shape, the order of the bins or a value contradicts the above.
+    """
+
+    detection: DetectionId
+    exposure: float
+    background_scale: float
+    source_counts: int
+    background_counts_total: int
+    energy: NDArray[np.float64]
+    energy_lo: NDArray[np.float64]
+    energy_hi: NDArray[np.float64]
+    rate: NDArray[np.float64]
+    rate_error: NDArray[np.float64]
+    counts: NDArray[np.int32]
+    background_counts: NDArray[np.int32]
+    arf_energy_lo: NDArray[np.float32]
+    arf_energy_hi: NDArray[np.float32]
+    specresp: NDArray[np.float32]
+    ebounds_lo: NDArray[np.float64]
+    ebounds_hi: NDArray[np.float64]
+    files: tuple[str, str, str]
+    sha256: tuple[str, str, str]
+
+    def __post_init__(self) -> None:
+        bins = (self.energy, self.energy_lo, self.energy_hi, self.rate, self.rate_error)
+        if len({array.shape for array in bins}) != 1 or self.energy.ndim != 1 or not self.energy.size:
+            raise ValueError(f"{self.detection}: the bins' arrays must share one shape (n_bins,)")
+        if not (np.all(self.energy_lo < self.energy_hi) and np.all(np.diff(self.energy_lo) > 0)):
+            raise ValueError(f"{self.detection}: the bins must rise in energy")
+        for array in (self.counts, self.background_counts, self.ebounds_lo, self.ebounds_hi):
+            if array.shape != (N_CHANNELS,):
+                raise ValueError(f"{self.detection}: channel arrays must have shape ({N_CHANNELS},)")
+        if not self.arf_energy_lo.shape == self.arf_energy_hi.shape == self.specresp.shape:
+            raise ValueError(f"{self.detection}: the effective area's arrays must share one shape (n_energies,)")
+
+    @property
+    def n_bins(self) -> int:
+        """Number of bins of the spectrum."""
+        return int(self.energy.size)
+
+    @property
+    def ebounds_id(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of the channel energies (both edges, little-endian float64)."""
+        digest = hashlib.sha256(self.ebounds_lo.astype("<f8").tobytes())
+        digest.update(self.ebounds_hi.astype("<f8").tobytes())
+        return digest.hexdigest()[:16]

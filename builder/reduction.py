@@ -1,0 +1,227 @@
+"""Files and a recipe in, a spectrum or a rejection out.
+
+The reduction is Sherpa's, by its data objects: analysis in energy, the energy range kept with ``ignore``, the
+background subtracted, the kept channels grouped to a least number of counts, and the count rate density and its
+Gehrels error as in Sherpa's data plot. The numbers equal those of ``sherpa.astro.ui`` (`load_pha`, `ignore`,
+`subtract`, `group_counts`, `get_data_plot`) bit for bit.
+
+Of the RMF only the channel energies (EBOUNDS) enter these numbers, so its matrix is never unpacked.
+
+The background scale is ``(EXPOSURE x BACKSCAL x AREASCAL of the source) / (the same of the background)``: the number
+of background counts times it is the number of background counts expected in the source region (OGIP 92-007, section
+3; Sherpa's ``DataPHA.get_background_scale``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from sherpa.astro.data import DataPHA, DataRMF
+from sherpa.stats import Chi2Gehrels
+from sherpa.utils.err import SherpaErr
+
+from builder.errors import ProductError
+from builder.ogip import Table, inflate, tables
+from builder.records import N_CHANNELS, DetectionId, File, Products, Recipe, Rejection, Spectrum, Stage
+
+__all__ = ["reduce_products"]
+
+Floats = NDArray[np.float64]
+
+_CHANNELS = np.arange(1, N_CHANNELS + 1, dtype=np.float64)
+_CYCLE_HEADER = {"e1": "P", "e2": "S"}  # the CYCLE keyword: primary and secondary exposures
+
+
+def reduce_products(products: Products, recipe: Recipe, url: str = "") -> Spectrum | Rejection:
+    """Reduce one detection.
+
+    Parameters
+    ----------
+    products : Products
+        The bytes of its PHA, ARF and RMF file, gzipped or not.
+    recipe : Recipe
+    url : str
+        Where the files came from, for the rejection.
+
+    Returns
+    -------
+    Spectrum or Rejection
+        A rejection for anything wrong with the files; nothing that a file holds raises.
+    """
+    try:
+        with np.errstate(all="ignore"):  # what overflows or is divided by zero ends up not finite, and is checked
+            return _reduce(products, recipe)
+    except ProductError as error:
+        stage: Stage = "fetch" if error.reason.startswith("missing_") else "reduce"
+        return Rejection(products.detection, stage, error.reason, str(error), url)
+    except SherpaErr as error:
+        return Rejection(products.detection, "reduce", "not_reducible", f"Sherpa: {error}", url)
+
+
+def _reduce(products: Products, recipe: Recipe) -> Spectrum:
+    detection = products.detection
+    pha, arf, rmf = (_present(products, kind) for kind in ("pha", "arf", "rmf"))
+    content = [inflate(file) for file in (pha, arf, rmf)]
+    source, background = _source_and_background(tables(content[0], pha.name, "pha"), pha)
+    response = _extension(tables(content[1], arf.name, "arf"), "SPECRESP", "arf", arf)
+    rmf_tables = tables(content[2], rmf.name, "rmf")
+    ebounds = _extension(rmf_tables, "EBOUNDS", "rmf", rmf)
+    for table in (source, background, response, rmf_tables[0]):
+        _check_ids(table, detection)
+
+    channel, counts = _channels(source)
+    background_channel, background_counts = _channels(background)
+    rmf_channel, ebounds_lo, ebounds_hi = ebounds.columns("CHANNEL", "E_MIN", "E_MAX")
+    found = ((pha.name, channel), (f"the background of {pha.name}", background_channel), (rmf.name, rmf_channel))
+    for name, numbers in found:
+        if not np.array_equal(numbers, _CHANNELS):
+            raise ProductError(
+                "channel_mismatch", f"{name} has {numbers.size} channels from {numbers[:1]}, not 1 to {N_CHANNELS}"
+            )
+    energies = _finite(ebounds, E_MIN=ebounds_lo, E_MAX=ebounds_hi)
+    arf_lo, arf_hi, specresp = (
+        array.astype(np.float32) for array in response.columns("ENERG_LO", "ENERG_HI", "SPECRESP")
+    )
+    _finite(response, ENERG_LO=arf_lo, ENERG_HI=arf_hi, SPECRESP=specresp)
+
+    energy_scale = _channel_energies(*(energy.tobytes() for energy in energies))
+    data = _data_pha(str(detection), source, counts, energy_scale)
+    data.set_background(_data_pha(f"{detection} background", background, background_counts, energy_scale))
+    scale = float(data.get_background_scale(group=False))
+    with _quiet_sherpa():
+        data.ignore(None, recipe.energy_min)
+        data.ignore(recipe.energy_max, None)
+        kept = data.get_mask()
+        if kept is None or not counts[kept].any():
+            raise ProductError("no_counts", f"{pha.name}: no counts in {recipe.energy_min:g}-{recipe.energy_max:g} keV")
+        if recipe.subtract:
+            data.subtract()
+        if recipe.group:
+            data.group_counts(recipe.min_counts)
+        rate = data.get_y(filter=True)
+        rate_error = data.get_yerr(filter=True, staterrfunc=Chi2Gehrels.calc_staterror)
+        energy_lo = data.apply_filter(energies[0], data._min)
+        energy_hi = data.apply_filter(energies[1], data._max)
+    _finite(source, rate=rate, error=rate_error, scale=np.array([scale, 1 / np.float64(scale)]))
+    if not (np.all(energy_lo < energy_hi) and np.all(np.diff(energy_lo) > 0)):
+        raise ProductError("channel_mismatch", f"{rmf.name}: the channel energies do not rise")
+
+    return Spectrum(
+        detection=detection,
+        exposure=float(data.exposure),
+        background_scale=scale,
+        source_counts=int(counts[kept].sum()),
+        background_counts_total=int(background_counts[kept].sum()),
+        energy=(energy_lo + energy_hi) / 2,
+        energy_lo=energy_lo,
+        energy_hi=energy_hi,
+        rate=rate,
+        rate_error=rate_error,
+        counts=counts,
+        background_counts=background_counts,
+        arf_energy_lo=arf_lo,
+        arf_energy_hi=arf_hi,
+        specresp=specresp,
+        ebounds_lo=energies[0],
+        ebounds_hi=energies[1],
+        files=(pha.name, arf.name, rmf.name),
+        sha256=tuple(hashlib.sha256(data).hexdigest() for data in content),  # type: ignore[arg-type]
+    )
+
+
+def _present(products: Products, kind: str) -> File:
+    file: File | None = getattr(products, kind)
+    if file is None:
+        raise ProductError(f"missing_{kind}", f"the archive has no {kind.upper()} file for {products.detection}")
+    return file
+
+
+def _source_and_background(found: list[Table], file: File) -> tuple[Table, Table]:
+    """The two SPECTRUM extensions. Sherpa would take the background for the source where the first is garbled."""
+    spectra = [table for table in found if table.text("HDUCLAS1", "") == "SPECTRUM"]
+    kinds = [table.text("HDUCLAS2", "") for table in spectra]
+    if kinds.count("TOTAL") != 1:
+        raise ProductError("unreadable_pha", f"{file.name}: {kinds.count('TOTAL')} source spectra instead of 1")
+    source = spectra[kinds.index("TOTAL")]
+    if kinds.count("BKG") != 1:
+        raise ProductError("no_background", f"{file.name}: {kinds.count('BKG')} background spectra instead of 1")
+    return source, spectra[kinds.index("BKG")]
+
+
+def _extension(found: list[Table], name: str, kind: str, file: File) -> Table:
+    for table in found:
+        if table.text("EXTNAME", "") == name:
+            return table
+    raise ProductError(f"unreadable_{kind}", f"{file.name}: no extension {name}")
+
+
+def _check_ids(table: Table, detection: DetectionId) -> None:
+    try:
+        found = DetectionId(table.integer("OBS_ID"), table.integer("OBI_NUM"), table.integer("REGIONID"))
+    except ValueError as error:
+        raise ProductError("wrong_ids", f"{table.file}: {error}") from None
+    if found != detection.catalog:
+        raise ProductError("wrong_ids", f"{table.file} holds {found}, not {detection.catalog}")
+    cycle = _CYCLE_HEADER.get(detection.cycle)
+    if cycle is not None and table.text("CYCLE", cycle) != cycle:
+        raise ProductError("wrong_ids", f"{table.file} is of cycle {table.text('CYCLE')}, not {detection.cycle}")
+
+
+def _channels(table: Table) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
+    channel, counts = table.columns("CHANNEL", "COUNTS")
+    _finite(table, CHANNEL=channel, COUNTS=counts)
+    whole = counts.astype(np.int32)
+    if not np.array_equal(whole, counts) or np.any(whole < 0):
+        raise ProductError("unreadable_pha", f"{table.file}: COUNTS are not whole numbers from 0 up")
+    return channel, whole
+
+
+def _finite(table: Table, **arrays: NDArray[np.generic]) -> list[Floats]:
+    floats = [np.asarray(array, dtype=np.float64) for array in arrays.values()]
+    for name, array in zip(arrays, floats, strict=True):
+        if not np.isfinite(array).all():
+            raise ProductError("not_finite", f"{table.file}: {name} has numbers that are not finite")
+    return floats
+
+
+def _data_pha(name: str, table: Table, counts: NDArray[np.int32], energy_scale: DataRMF) -> DataPHA:
+    scales = {"exposure": table.number("EXPOSURE"), "backscal": table.number("BACKSCAL"),
+              "areascal": table.number("AREASCAL", 1.0)}  # fmt: skip
+    for keyword, value in scales.items():
+        if not (np.isfinite(value) and value > 0):
+            raise ProductError("not_finite", f"{table.file}: {keyword.upper()} of {name} is {value}")
+    data = DataPHA(name, _CHANNELS, counts.astype(np.float64), **scales)
+    data.set_rmf(energy_scale)
+    data.set_analysis("energy")
+    return data
+
+
+@lru_cache(maxsize=8)
+def _channel_energies(ebounds_lo: bytes, ebounds_hi: bytes) -> DataRMF:
+    """A response with the channel energies of the RMF and the smallest matrix that Sherpa accepts.
+
+    One grid serves nearly all detections. Sharing it is safe: only a filter on the response changes it, and setting
+    the energy range of the data does not filter the response.
+    """
+    lo, hi = np.frombuffer(ebounds_lo), np.frombuffer(ebounds_hi)
+    one = np.ones(1, dtype=np.uint32)
+    return DataRMF("EBOUNDS", lo.size, np.array([0.1]), np.array([0.2]), one, one, one, np.ones(1), offset=1,
+                   e_min=lo, e_max=hi)  # fmt: skip
+
+
+@contextmanager
+def _quiet_sherpa() -> Iterator[None]:
+    """Keep Sherpa's remarks on filters off the user's screen."""
+    logger = logging.getLogger("sherpa")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

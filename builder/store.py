@@ -1,0 +1,154 @@
+"""The store of finished packages: one durable file each, never half written, never made twice.
+
+A file is a line of text (what it is, and the SHA-256 of the rest) followed by three Arrow IPC streams: the spectra, the
+rejections and the channel energy grids of the package. Catalog values are not in it: they are joined when the data
+are assembled, so that a package stays good when they change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from builder.catalog import Package
+from builder.columns import COLUMNS, EBOUNDS, arrow_schema
+from builder.errors import StoreError
+from builder.records import DetectionId, Recipe, Rejection, Spectrum
+
+__all__ = ["PackageResult", "Store", "package_result"]
+
+_MAGIC = b"chandra-spectra package 1 "
+_MEASURED = tuple(column for column in COLUMNS if not column.query and column.name not in ("detection_id", "healpix"))
+SPECTRA_SCHEMA = arrow_schema(_MEASURED).insert(0, pa.field("row", pa.int32()))
+"""Measured columns, and ``row``: the detection's place in its package."""
+REJECTIONS_SCHEMA = pa.schema([(name, pa.string()) for name in ("detection_id", "stage", "reason", "message", "url")])
+EBOUNDS_SCHEMA = arrow_schema(EBOUNDS)
+
+
+@dataclass(frozen=True, slots=True)
+class PackageResult:
+    """What came of one package, as tables: `SPECTRA_SCHEMA`, `REJECTIONS_SCHEMA`, `EBOUNDS_SCHEMA`."""
+
+    spectra: pa.Table
+    rejections: pa.Table
+    ebounds: pa.Table
+
+
+def rejections_table(rejections: Iterable[Rejection]) -> pa.Table:
+    """Rejections as a table."""
+    rows = [
+        {"detection_id": str(r.detection), "stage": r.stage, "reason": r.reason, "message": r.message, "url": r.url}
+        for r in rejections
+    ]
+    return pa.Table.from_pylist(rows, schema=REJECTIONS_SCHEMA)
+
+
+def package_result(detections: tuple[DetectionId, ...], outcomes: Iterable[Spectrum | Rejection]) -> PackageResult:
+    """Turn the records of one package into tables.
+
+    Parameters
+    ----------
+    detections : tuple of DetectionId
+        The package's catalog rows.
+    outcomes : iterable of Spectrum or Rejection
+        One or more for each.
+    """
+    rows = {detection: row for row, detection in enumerate(detections)}
+    spectra: list[Spectrum] = []
+    rejections: list[Rejection] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Spectrum):
+            spectra.append(outcome)
+        else:
+            rejections.append(outcome)
+    grids = {s.ebounds_id: (s.ebounds_lo, s.ebounds_hi) for s in spectra}
+    values: dict[str, list[object]] = {name: [] for name in SPECTRA_SCHEMA.names}
+    for s in spectra:
+        row = (rows[s.detection.catalog], s.detection.object_id, s.detection.cycle, s.exposure, s.background_scale,
+               s.source_counts, s.background_counts_total, s.n_bins, *s.files, *s.sha256,
+               s.energy, s.energy_lo, s.energy_hi, s.rate, s.rate_error, s.counts, s.background_counts,
+               s.arf_energy_lo, s.arf_energy_hi, s.specresp, s.ebounds_id)  # fmt: skip
+        for column, value in zip(values.values(), row, strict=True):
+            column.append(value)
+    ebounds = {"ebounds_id": list(grids), "energy_lo": [lo for lo, _ in grids.values()],
+               "energy_hi": [hi for _, hi in grids.values()]}  # fmt: skip
+    return PackageResult(
+        pa.Table.from_pydict(values, schema=SPECTRA_SCHEMA),
+        rejections_table(rejections),
+        pa.Table.from_pydict(ebounds, schema=EBOUNDS_SCHEMA),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Finished packages of one release and recipe.
+
+    Attributes
+    ----------
+    root : Path
+        Folder of all stores.
+    release : str
+    recipe : Recipe
+    """
+
+    root: Path
+    release: str
+    recipe: Recipe
+
+    def path(self, package: Package) -> Path:
+        """Where the package's file is or will be."""
+        return self.root / self.release / self.recipe.key / f"{package.key(self.release, self.recipe)}.arrows"
+
+    def __contains__(self, package: Package) -> bool:
+        return self.path(package).exists()
+
+    def write(self, package: Package, result: PackageResult) -> None:
+        """Keep a finished package: written beside its place, flushed, then renamed.
+
+        Raises
+        ------
+        StoreError
+            If the file system refuses.
+        """
+        sink = pa.BufferOutputStream()
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        for table in (result.spectra, result.rejections, result.ebounds):
+            with pa.ipc.new_stream(sink, table.schema, options=options) as stream:
+                stream.write_table(table)
+        payload = sink.getvalue()
+        path = self.path(package)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.write(_MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n")
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise StoreError(f"cannot write {path}: {error.strerror}; finished packages are kept") from error
+
+    def read(self, package: Package) -> PackageResult:
+        """Read a finished package.
+
+        Raises
+        ------
+        StoreError
+            If it is not there, or is not what was written.
+        """
+        path = self.path(package)
+        try:
+            head, _, payload = path.read_bytes().partition(b"\n")
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}") from error
+        if head != _MAGIC + hashlib.sha256(payload).hexdigest().encode():
+            raise StoreError(f"{path} is damaged: its checksum is wrong")
+        source = pa.BufferReader(payload)
+        return PackageResult(*(pa.ipc.open_stream(source).read_all() for _ in range(3)))

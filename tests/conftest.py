@@ -1,0 +1,66 @@
+"""Every test is offline: caches in a temporary folder, no tokens, no sockets beyond loopback."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_CACHE = tempfile.mkdtemp(prefix="chandra-spectra-tests-")
+# Before anything imports datasets or huggingface_hub, which read these once.
+os.environ.update(HF_HOME=_CACHE + "/hf", CHANDRA_SPECTRA_CACHE=_CACHE + "/chandra", HF_HUB_OFFLINE="0",
+                  HF_HUB_DISABLE_TELEMETRY="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1", COLUMNS="120")  # fmt: skip
+for name in [name for name in os.environ if name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT")]:
+    del os.environ[name]
+
+_connect = socket.socket.connect
+
+
+def _connect_on_loopback(self: socket.socket, address: object) -> None:
+    if self.family in (socket.AF_INET, socket.AF_INET6):
+        host = address[0]  # type: ignore[index]
+        if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+            raise OSError(f"a test tried to reach {host}")
+    _connect(self, address)  # type: ignore[arg-type]
+
+
+socket.socket.connect = _connect_on_loopback  # type: ignore[method-assign,assignment]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    import shutil
+
+    shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `chandra-spectra` as a user does, in a process of its own."""
+    words = [sys.executable, "-m", "builder", *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, **options)
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded sample, prepared by the command into a folder named chandra_spectra."""
+    folder = tmp_path_factory.mktemp("sample") / "chandra_spectra"
+    result = command("prepare", folder, "--archive", "embedded")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return folder
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Path:
+    """A mirror that a test may damage."""
+    from builder.embedded import make_embedded_mirror
+
+    folder = tmp_path / "mirror"
+    make_embedded_mirror(folder)
+    return folder

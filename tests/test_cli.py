@@ -1,0 +1,118 @@
+"""The command: what it prints, and one clear line for whatever is wrong."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from builder import __version__
+from tests.conftest import command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--min-cnts", "-1"], "min_cnts must be a number from 0 up"),
+        (["--min_sig", "nan"], "min_sig must be a number from 0 up"),
+        (["--archive", "nowhere"], "no such folder"),
+        (["--release", "rel9"], "unknown release 'rel9'"),
+        (["--energy-min", "9"], "energy range"),
+        (["--min-counts", "0"], "min_counts"),
+    ],
+)
+def test_a_wrong_option_is_one_clear_line_and_leaves_nothing_behind(
+    arguments: list[str], words: str, tmp_path: Path
+) -> None:
+    result = command("prepare", *arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.write_text("mine")
+    result = command("prepare", output, "--archive", "embedded")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "is a file" in result.stderr
+    assert output.read_text() == "mine"
+
+
+def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    result = command("prepare", tmp_path, "--archive", "embedded", "--force")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbled", "missing"])
+def test_a_mirror_with_a_damaged_tar_is_one_clear_line(damage: str, mirror: Path, tmp_path: Path) -> None:
+    tar = mirror / "packages" / "00000.tar"
+    content = tar.read_bytes()
+    if damage == "truncated":
+        tar.write_bytes(content[:100_000])
+    elif damage == "garbled":
+        tar.write_bytes(b"<html>" + content[6:])
+    else:
+        tar.unlink()
+    result = command("prepare", tmp_path / "out", "--archive", mirror, "--cache", tmp_path / "cache")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+    assert "00000.tar" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_hyphens_and_underscores_are_the_same(mirror: Path, tmp_path: Path) -> None:
+    for number, option in enumerate(("--min_cnts", "--min-cnts")):
+        result = command(
+            "prepare", tmp_path / str(number), "--archive", mirror, option, 500, "--cache", tmp_path / "cache"
+        )
+        assert result.returncode == 0, result.stderr
+    name = "data/train-00000-of-00001.parquet"
+    assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+
+
+def test_the_version_and_the_help_are_printed() -> None:
+    assert command("--version").stdout == f"chandra-spectra {__version__}\n"
+    text = command("prepare", "--help").stdout
+    assert "Examples" in text
+    assert "[default: 40]" in text
+
+
+def test_help_and_import_do_not_load_sherpa_or_datasets() -> None:
+    code = "import sys, builder.cli; print([name for name in ('sherpa', 'datasets', 'astropy') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    code = "import sys, chandra_spectra; print('sherpa' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_info_shows_the_numbers_a_row_and_a_plot(sample: Path) -> None:
+    result = command("info", sample, "--detection", "7867.0.2")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"rows\s+62", result.stdout)
+    assert "detection 7867.0.2" in result.stdout
+    assert "(keV)" in result.stdout
+
+
+def test_info_draws_a_png(sample: Path, tmp_path: Path) -> None:
+    result = command("info", sample, "--detection", "4938.0.43", "--plot", tmp_path / "spectrum.png")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "spectrum.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("arguments", "words"), [(["--detection", "1.2.3"], "no row 1.2.3"), ([], "not a prepared")])
+def test_info_of_what_is_not_there_is_one_clear_line(
+    arguments: list[str], words: str, sample: Path, tmp_path: Path
+) -> None:
+    result = command("info", sample if arguments else tmp_path, *arguments)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert words in result.stderr
+
+
+def test_an_unknown_option_is_wrong_usage() -> None:
+    assert command("prepare", "--min-count-rate", "3").returncode == 2

@@ -1,0 +1,260 @@
+"""The prepared folder: loads cold, holds the right numbers, is the same each time, and is never half there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from builder.archive import MirrorArchive
+from builder.columns import COLUMNS, columns_of
+from builder.errors import ArchiveError, ChandraSpectraError, OutputError
+from builder.prepare import prepare, read_manifest
+from builder.records import DetectionId
+from builder.settings import Settings
+from tests.conftest import command
+from tests.goldens import GOLDENS
+
+EMBEDDED = Settings(archive="embedded")
+
+
+def load(folder: Path, *arguments: str, **options: object) -> datasets.Dataset:
+    """`load_dataset("chandra_spectra")` in the folder's parent, with an empty cache."""
+    code = (
+        "import json, sys; from datasets import load_dataset\n"
+        "args, options = json.loads(sys.argv[1])\n"
+        "d = load_dataset('chandra_spectra', *args, split='train', **options)\n"
+        "d = d.with_format('numpy') if not options.get('streaming') else d\n"
+        "rows = [(r.get('detection_id', r.get('ebounds_id')), sorted(r)) for r in d]\n"
+        "print(json.dumps(rows))\n"
+    )
+    cache = folder.parent / f"cache-{time.monotonic_ns()}"
+    run = subprocess.run(
+        [sys.executable, "-c", code, json.dumps([arguments, options])], cwd=folder.parent, capture_output=True,
+        text=True, check=False, env={**os.environ, "HF_HOME": str(cache)},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("config", ["spectra", "counts", "ebounds"])
+def test_each_config_loads_from_a_cold_cache(sample: Path, config: str, streaming: bool) -> None:
+    rows = load(sample, config, streaming=streaming)
+    assert len(rows) == (1 if config == "ebounds" else 62)
+    assert {column.name.partition(".")[0] for column in columns_of(config)} == set(rows[0][1])
+
+
+def test_the_default_config_is_spectra_and_its_rows_are_in_the_catalogs_order(sample: Path) -> None:
+    rows = load(sample)
+    ids = [DetectionId.parse(row[0]) for row in rows]
+    assert ids == sorted(ids)
+    assert "spectrum" in rows[0][1]
+    assert "counts" not in rows[0][1]
+
+
+def test_streaming_with_columns_and_filters_reads_only_those(sample: Path) -> None:
+    rows = load(sample, streaming=True, columns=["detection_id", "theta"], filters=[["theta", "<", 3]])
+    assert 0 < len(rows) < 62
+    assert rows[0][1] == ["detection_id", "theta"]
+
+
+@pytest.mark.parametrize("detection", GOLDENS)
+def test_the_real_detections_hold_the_known_numbers_in_parquet_and_hdf5(sample: Path, detection: str) -> None:
+    golden = GOLDENS[detection]
+    (row,) = pq.read_table(sample / "data", filters=[("detection_id", "=", detection)]).to_pylist()
+    assert row["n_bins"] == golden["n_bins"] == len(row["spectrum"]["flux"])
+    assert row["spectrum"]["flux"][:3] == pytest.approx(golden["rate"], rel=1e-5)
+    with h5py.File(sample / "chandra_spectra.hdf5") as file:
+        index = list(file["detection_id"].asstr()).index(detection)
+        assert file["spectrum_flux"].dtype.metadata["vlen"] == np.float64
+        assert file["spectrum_flux"][index][:3] == pytest.approx(golden["rate"], rel=1e-5)
+        assert file["spectrum_ene_lo"][index][0] == pytest.approx(golden["low"], abs=5e-5)
+        assert len(file["spectrum_ene"][index]) == golden["n_bins"]
+        if golden["error"]:
+            assert file["spectrum_flux_err"][index][:3] == pytest.approx(golden["error"], rel=1e-5)
+
+
+def test_every_column_is_the_same_in_hdf5_and_parquet(sample: Path) -> None:
+    tables = {"spectra": pq.read_table(sample / "data"), "counts": pq.read_table(sample / "counts")}
+    with h5py.File(sample / "chandra_spectra.hdf5") as file:
+        for column in COLUMNS:
+            table = tables[column.configs[0]]
+            struct, _, field = column.name.rpartition(".")
+            values = [row[struct][field] if struct else row[column.name] for row in table.to_pylist()]
+            for expected, found in zip(values, file[column.hdf5_name][:], strict=True):
+                if expected is None:
+                    assert found == -1 or found == b"" or np.isnan(found)
+                elif isinstance(expected, str):
+                    assert found.decode() == expected
+                elif column.dtype == "float32":
+                    assert np.array_equal(np.float32(found), np.float32(expected)), column.name
+                else:
+                    assert np.array_equal(found, expected), column.name
+
+
+def test_an_interleaved_observation_gives_a_row_for_each_cycle(sample: Path) -> None:
+    rows = pq.read_table(sample / "data", columns=["detection_id", "object_id", "cycle", "name"]).to_pylist()
+    pair = [row for row in rows if row["cycle"]]
+    assert [row["cycle"] for row in pair] == ["e1", "e2"]
+    assert pair[0]["name"] == pair[1]["name"]
+    assert [DetectionId.from_object_id(row["object_id"]) for row in pair] == [
+        DetectionId.parse(row["detection_id"]) for row in pair
+    ]
+
+
+def test_only_real_detections_carry_a_catalog_name_and_nothing_of_them_is_invented(sample: Path) -> None:
+    rows = pq.read_table(sample / "data").to_pylist()
+    real = [row for row in rows if not row["name"].startswith("SIM J")]
+    assert [row["detection_id"] for row in real] == list(GOLDENS)
+    assert all(row["flux_aper_b"] is None and row["hard_hm"] is None and row["var_prob_b"] is None for row in real)
+    assert real[1]["theta"] == pytest.approx(0.896, abs=2e-3)  # 0.0149 deg between RA, DEC and RA_PNT, DEC_PNT
+
+
+def test_rows_and_rejections_add_up_to_the_selected(sample: Path) -> None:
+    counts = read_manifest(sample)["counts"]
+    rejections = pq.read_table(sample / "rejections.parquet").to_pylist()
+    assert counts["selected"] == counts["rows"] + counts["rejected"] == 64
+    assert sorted(row["reason"] for row in rejections) == ["damaged_gzip", "missing_rmf"]
+    assert all(row["message"] and row["url"] for row in rejections)
+
+
+def test_the_manifest_names_every_file_with_its_size_and_checksum(sample: Path) -> None:
+    manifest = read_manifest(sample)
+    named = {file["path"] for file in manifest["files"]} | {"manifest.json"}
+    assert named == {str(path.relative_to(sample)) for path in sample.rglob("*") if path.is_file()}
+    for file in manifest["files"]:
+        content = (sample / file["path"]).read_bytes()
+        assert (file["bytes"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_two_runs_in_different_folders_give_the_same_bytes(sample: Path, tmp_path: Path) -> None:
+    other, _ = prepare(tmp_path / "again", EMBEDDED, cache=tmp_path / "cache", workers=1)
+    for path in (path.relative_to(sample) for path in sample.rglob("*") if path.is_file()):
+        if path.name != "manifest.json":
+            assert (tmp_path / "again" / path).read_bytes() == (sample / path).read_bytes(), path
+    first = read_manifest(sample)
+    for manifest in (first, other):
+        del manifest["created"], manifest["seconds"]
+    assert first == other
+
+
+def test_a_finished_folder_is_left_alone(sample: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in sample.rglob("*")}
+    result = command("prepare", sample, "--archive", "embedded")
+    assert result.returncode == 0
+    assert "nothing to do" in result.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in sample.rglob("*")}
+
+
+def test_other_settings_do_not_overwrite_without_force(mirror: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    prepare(output, Settings(archive=str(mirror)), cache=tmp_path / "cache")
+    before = (output / "manifest.json").read_bytes()
+    other = Settings(archive=str(mirror), release="rel2.0")
+    with pytest.raises(OutputError, match="--force"):
+        prepare(output, other, cache=tmp_path / "cache")
+    assert (output / "manifest.json").read_bytes() == before
+    manifest, done = prepare(output, other, cache=tmp_path / "cache", force=True)
+    assert done
+    assert manifest["settings"]["release"] == "rel2.0"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "mirror", "out"]
+
+
+def test_a_run_that_fails_leaves_the_old_folder_whole_and_nothing_else(mirror: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    prepare(output, EMBEDDED)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    tar = sorted((mirror / "packages").iterdir())[-1]
+    tar.write_bytes(tar.read_bytes()[:-5000])
+    with pytest.raises(ArchiveError, match=r"bytes instead of"):
+        prepare(output, Settings(archive=str(mirror)), cache=tmp_path / "cache", force=True)
+    assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mirror", "out"]
+
+
+def test_a_run_killed_at_any_moment_leaves_the_old_folder_or_the_new_one(mirror: Path, tmp_path: Path) -> None:
+    output, cache = tmp_path / "out", tmp_path / "cache"
+    prepare(output, EMBEDDED)
+    old = (output / "manifest.json").read_bytes()
+    words = [sys.executable, "-m", "builder", "prepare", output, "--archive", mirror, "--cache", cache, "--force"]
+    for delay in (0.3, 0.8, 1.2, 1.6, 2.0, 2.5):
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        manifest = (output / "manifest.json").read_bytes()
+        assert manifest == old or json.loads(manifest)["settings"]["archive"] == str(mirror)
+    result = command(*words[3:])
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "mirror", "out"]
+    assert read_manifest(output)["counts"]["rows"] > 0
+
+
+def test_a_folder_moved_away_amid_the_swap_is_brought_back(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    prepare(output, EMBEDDED)
+    output.replace(tmp_path / ".out.old")
+    _, done = prepare(output, EMBEDDED)
+    assert not done
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_damaged_store_file_is_found_and_made_again(mirror: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    prepare(tmp_path / "one", Settings(archive=str(mirror)), cache=cache)
+    for path in (cache / "store").rglob("*.arrows"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    prepare(tmp_path / "two", Settings(archive=str(mirror)), cache=cache)
+    for name in ("data/train-00000-of-00001.parquet", "chandra_spectra.hdf5"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_finished_package_is_never_fetched_again(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(archive=str(mirror))
+    prepare(tmp_path / "one", settings, cache=tmp_path / "cache")
+
+    def fetch(self: MirrorArchive, package: object) -> None:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr(MirrorArchive, "fetch", fetch)
+    prepare(tmp_path / "two", settings, cache=tmp_path / "cache")
+    with pytest.raises(AssertionError, match="fetched"):
+        prepare(tmp_path / "three", Settings(archive=str(mirror), release="rel2.0"), cache=tmp_path / "cache")
+
+
+def test_a_selection_without_detections_is_refused(mirror: Path, tmp_path: Path) -> None:
+    from builder.selection import Selection
+
+    with pytest.raises(ChandraSpectraError, match="no detection"):
+        prepare(
+            tmp_path / "out", Settings(archive=str(mirror), selection=Selection(min_cnts=1e9)), cache=tmp_path / "c"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_card_is_what_the_hub_accepts(sample: Path) -> None:
+    from huggingface_hub import DatasetCard
+
+    card = DatasetCard.load(sample / "README.md")
+    assert card.data.license == "other"
+    assert card.data.size_categories == ["n<1K"]
+    assert {config["config_name"] for config in card.data.configs} == {"spectra", "counts", "ebounds"}
+    assert "62 X-ray spectra" in card.text
+    assert "simulated" in card.text
+    assert "@" not in card.text.replace("@article", "")
