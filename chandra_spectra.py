@@ -82,7 +82,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     def settings(self) -> Settings:
         """The settings as the stages take them."""
         selection = Selection(self.min_cnts, self.min_sig, self.max_theta)
-        return Settings(self.archive, self.release, selection, self.recipe)
+        return Settings(self.archive, self.release, selection=selection, recipe=self.recipe)
 
 
 class ChandraSpectra(datasets.GeneratorBasedBuilder):
@@ -115,7 +115,7 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        from builder.prepare import open_source, query
+        from builder.sources import open_source, query
 
         source = open_source(self.config.settings)
         plan = query(source, self.config.settings, dl_manager)

@@ -15,13 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from builder.columns import CATALOG, Column, arrow_schema
-from builder.errors import CatalogError
+from builder.errors import CatalogError, SettingError
 from builder.records import DetectionId, Recipe, Rejection
 
 __all__ = ["PACKAGE_SIZE", "Package", "Plan", "count_of", "from_rows", "plan", "read_votable", "write_votable"]
 
 PACKAGE_SIZE = 50
 """Detections in one request: known to work, about 55 MB of answer."""
+
+DETECTION_BYTES = 1_100_000
+"""Size of the files of one detection, nearly all of it the RMF, which hardly compresses."""
 
 SCHEMA = arrow_schema(CATALOG)
 _IDS = ("obsid", "obi", "region_id")
@@ -110,7 +113,7 @@ def count_of(content: bytes, origin: str) -> int:
     table, _ = _table(content, origin)
     try:
         return int(table[table.dtype.names[0]][0])
-    except (IndexError, TypeError, ValueError) as error:
+    except (IndexError, TypeError, ValueError, np.ma.MaskError) as error:
         raise CatalogError(f"{origin} did not answer a count: {error}") from error
 
 
@@ -168,19 +171,36 @@ def write_votable(rows: list[dict[str, object]]) -> bytes:
     return write([column.name for column in CATALOG], rows)
 
 
-def plan(answer: pa.Table, size: int = PACKAGE_SIZE) -> Plan:
-    """Order the catalog's rows, drop repeated detections and divide the rest into packages."""
-    ordered = answer.take(pc.sort_indices(answer, [(name, "ascending") for name in (*_IDS, "name")]))
-    ids = list(zip(*(ordered[name].to_pylist() for name in _IDS), strict=True))
+def plan(answer: pa.Table, size: int = PACKAGE_SIZE, limit: int | None = None) -> Plan:
+    """Order the catalog's rows, drop repeated detections, take the first `limit` and divide them into packages.
+
+    Raises
+    ------
+    CatalogError
+        If a row does not name a detection.
+    """
+    # By every column in the end, so that the plan does not depend on the answer's order of rows.
+    keys = dict.fromkeys((*_IDS, "name", *SCHEMA.names))
+    ordered = answer.take(pc.sort_indices(answer, [(name, "ascending") for name in keys]))
+    ids = [_detection(key) for key in zip(*(ordered[name].to_pylist() for name in _IDS), strict=True)]
     first = [index for index, key in enumerate(ids) if index == 0 or key != ids[index - 1]]
+    duplicates = len(ids) - len(first)
+    first = first[:limit]
     instruments = ordered["instrument"].to_pylist()
     fetchable = [index for index in first if (instruments[index] or "ACIS").upper().startswith("ACIS")]
     rejections = tuple(
-        Rejection(DetectionId(*ids[index]), "select", "not_acis", f"{instruments[index]} has no spectra in the catalog")
+        Rejection(ids[index], "select", "not_acis", f"{instruments[index]} has no spectra in the catalog")
         for index in sorted(set(first) - set(fetchable))
     )
-    detections = [DetectionId(*ids[index]) for index in fetchable]
+    detections = [ids[index] for index in fetchable]
     packages = tuple(
         Package(start, tuple(detections[start : start + size])) for start in range(0, len(detections), size)
     )
-    return Plan(ordered.take(pa.array(fetchable, pa.int64())), packages, rejections, len(ids) - len(first))
+    return Plan(ordered.take(pa.array(fetchable, pa.int64())), packages, rejections, duplicates)
+
+
+def _detection(ids: tuple[int, int, int]) -> DetectionId:
+    try:
+        return DetectionId(*ids)
+    except (TypeError, SettingError) as error:
+        raise CatalogError(f"a row of the catalog names no detection: obsid, obi, region_id are {ids}") from error

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -20,7 +21,10 @@ from builder import __version__
 from builder.errors import ChandraSpectraError
 
 if TYPE_CHECKING:
+    from builder.catalog import Package, Plan
     from builder.prepare import Progress
+    from builder.selection import Selection
+    from builder.verify import Report
 
 __all__ = ["app", "main"]
 
@@ -41,14 +45,27 @@ app = typer.Typer(
 def main() -> None:
     """Run the command; exit code 0, 1 for a known failure, 2 for wrong usage, 130 when interrupted."""
     logging.basicConfig(format="chandra-spectra: %(message)s", level=logging.WARNING)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         app()
     except ChandraSpectraError as error:
-        print(f"chandra-spectra: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("chandra-spectra: interrupted; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
+        _end(str(error), 1)
+    except Interrupted:
+        _end("interrupted; what was finished is kept: run the same command again to go on", 130)
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or a request to end. No KeyboardInterrupt: typer would end the command in its own words."""
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise Interrupted
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(f"chandra-spectra: {message}", file=sys.stderr)
+    raise SystemExit(code) from None
 
 
 def _version(value: bool) -> None:
@@ -66,16 +83,59 @@ def _options(
     pass
 
 
-Output = Annotated[Path, typer.Argument(help="Folder to write.")]
 Cache = Annotated[
     Path | None,
     typer.Option(help="Folder for finished packages and downloads.", show_default="$CHANDRA_SPECTRA_CACHE or ~/.cache"),
 ]
 Archive = Annotated[str, typer.Option(help="'embedded', a mirror folder, or the services' base URL.")]
 Release = Annotated[str, typer.Option(help="Release of the catalog: rel2.1, rel2.0 or cur.")]
-MinCnts = Annotated[float, typer.Option(help="Take detections with more net counts than this.")]
-MinSig = Annotated[float, typer.Option(help="... and a flux significance above this.")]
-MaxTheta = Annotated[float, typer.Option(help="... and less than this off axis, arcmin.")]
+Connections = Annotated[int, typer.Option(min=1, help="Connections to the archive, of all runs with this cache.")]
+_CUTS = "Selection"
+_RECIPE = "Reduction"
+MinCnts = Annotated[float, typer.Option(rich_help_panel=_CUTS, help="More net counts than this.")]
+MinSig = Annotated[float, typer.Option(rich_help_panel=_CUTS, help="A flux significance above this.")]
+MaxTheta = Annotated[float, typer.Option(rich_help_panel=_CUTS, help="Less than this off axis, arcmin.")]
+ConeText = Annotated[
+    str | None, typer.Option("--cone", rich_help_panel=_CUTS, metavar="RA,DEC,RADIUS", help="In this circle, degrees.")
+]
+Names = Annotated[
+    list[str] | None, typer.Option("--name", rich_help_panel=_CUTS, help="Of this source; may be repeated.")
+]
+Obsids = Annotated[
+    list[int] | None, typer.Option("--obsid", rich_help_panel=_CUTS, help="In this observation; may be repeated.")
+]
+Detections = Annotated[
+    Path | None,
+    typer.Option(rich_help_panel=_CUTS, help="Only those in this file, one obsid.obi.region_id a line."),
+]
+Limit = Annotated[
+    int | None, typer.Option(rich_help_panel=_CUTS, help="The first so many, by obsid, obi and region_id.")
+]
+ARCHIVE = "https://cda.cfa.harvard.edu"
+
+
+def _selection(
+    min_cnts: float,
+    min_sig: float,
+    max_theta: float,
+    cone: str | None,
+    names: list[str] | None,
+    obsids: list[int] | None,
+    detections: Path | None,
+    limit: int | None,
+) -> Selection:
+    from builder.selection import Cone, Selection, read_detections
+
+    return Selection(
+        min_cnts,
+        min_sig,
+        max_theta,
+        Cone.parse(cone) if cone else None,
+        tuple(names or ()),
+        tuple(obsids or ()),
+        read_detections(detections) if detections else frozenset(),
+        limit,
+    )
 
 
 @app.command(
@@ -83,36 +143,203 @@ MaxTheta = Annotated[float, typer.Option(help="... and less than this off axis, 
     "chandra-spectra prepare bright --min-cnts 4000 --min-sig 80 --max-theta 1"
 )
 def prepare(
-    output: Output = Path("chandra_spectra"),
-    archive: Archive = "https://cda.cfa.harvard.edu",
+    output: Annotated[Path | None, typer.Argument(help="Folder to write.", show_default="chandra_spectra")] = None,
+    archive: Archive = ARCHIVE,
     release: Release = "rel2.1",
     min_cnts: MinCnts = 40,
     min_sig: MinSig = 4,
     max_theta: MaxTheta = 10,
-    energy_min: Annotated[float, typer.Option(help="Keep energies from here, keV.")] = 0.5,
-    energy_max: Annotated[float, typer.Option(help="... to here, keV.")] = 8.0,
-    min_counts: Annotated[int, typer.Option(help="Group to at least this many counts a bin.")] = 5,
-    subtract: Annotated[bool, typer.Option(help="Subtract the background.")] = True,
-    group: Annotated[bool, typer.Option(help="Group the channels.")] = True,
+    cone: ConeText = None,
+    names: Names = None,
+    obsids: Obsids = None,
+    detections: Detections = None,
+    limit: Limit = None,
+    energy_min: Annotated[float, typer.Option(rich_help_panel=_RECIPE, help="Keep energies from here, keV.")] = 0.5,
+    energy_max: Annotated[float, typer.Option(rich_help_panel=_RECIPE, help="... to here, keV.")] = 8.0,
+    min_counts: Annotated[int, typer.Option(rich_help_panel=_RECIPE, help="Least counts in a bin.")] = 5,
+    subtract: Annotated[bool, typer.Option(rich_help_panel=_RECIPE, help="Subtract the background.")] = True,
+    group: Annotated[bool, typer.Option(rich_help_panel=_RECIPE, help="Group the channels.")] = True,
     workers: Annotated[int, typer.Option(min=1, help="Processes that reduce.")] = os.cpu_count() or 1,
+    connections: Connections = 4,
     cache: Cache = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that has other settings.")] = False,
+    retry_rejected: Annotated[
+        bool, typer.Option("--retry-rejected", help="Try again what was rejected before.")
+    ] = False,
+    max_rejected: Annotated[
+        float, typer.Option(min=0, max=100, help="Exit with 3 where more than this part is rejected, per cent.")
+    ] = 5,
+    keep_downloads: Annotated[
+        Path | None, typer.Option(help="Mirror folder in which to keep the files that are downloaded.")
+    ] = None,
+    cat_file: Annotated[
+        Path | None, typer.Option(help="Catalog file (.vot, .parquet, .hdf5) in place of the archive's catalog.")
+    ] = None,
+    file_path: Annotated[Path | None, typer.Option(help="The same as --archive, for a mirror folder.")] = None,
+    output_file: Annotated[Path | None, typer.Option(help="Give the HDF5 file under this name as well.")] = None,
 ) -> None:
     """Build a folder that load_dataset reads: Parquet shards, HDF5 file, card and manifest.
 
-    The embedded sample is taken whole unless cuts are given. An interrupted run goes on where it was.
+    The embedded sample and a catalog file are taken whole unless cuts are given. An interrupted run goes on where it
+    was when the same command is given again.
     """
     from builder.records import Recipe
-    from builder.selection import Selection
     from builder.settings import Settings
 
+    selection = _selection(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
     recipe = Recipe(energy_min, energy_max, min_counts, subtract, group)
-    settings = Settings(archive, release, Selection(min_cnts, min_sig, max_theta), recipe)
-    with _quiet_libraries(), _bars() as progress:
-        from builder.prepare import prepare
+    settings = Settings(str(file_path or archive), release, str(cat_file or ""), selection, recipe)
+    folder = output or (output_file.with_suffix("") if output_file else Path("chandra_spectra"))
+    with _bars() as progress:
+        from builder.prepare import copy_hdf5, prepare
 
-        manifest, done = prepare(output, settings, cache=cache, workers=workers, force=force, progress=progress)
-    _summary(output, manifest, done)
+        manifest, done = prepare(
+            folder,
+            settings,
+            cache=cache,
+            workers=workers,
+            connections=connections,
+            force=force,
+            retry_rejected=retry_rejected,
+            keep_downloads=keep_downloads,
+            progress=progress,
+        )
+        if output_file:
+            copy_hdf5(folder, output_file)
+    _summary(folder, manifest, done)
+    counts = manifest["counts"]
+    share = 100 * counts["rejected"] / counts["selected"]
+    if share > max_rejected:
+        _end(
+            f"{share:.1f} % of the selected spectra are rejected, more than {max_rejected:g} %: see "
+            f"{folder / 'rejections.parquet'}; --retry-rejected tries them again",
+            3,
+        )
+
+
+@app.command(epilog="Example:  chandra-spectra catalog bright.parquet --min-cnts 4000 --min-sig 80 --max-theta 1")
+def catalog(
+    output: Annotated[Path, typer.Argument(help="File to write: .vot, .parquet or .hdf5.")],
+    archive: Archive = ARCHIVE,
+    release: Release = "rel2.1",
+    min_cnts: MinCnts = 40,
+    min_sig: MinSig = 4,
+    max_theta: MaxTheta = 10,
+    cone: ConeText = None,
+    names: Names = None,
+    obsids: Obsids = None,
+    detections: Detections = None,
+    limit: Limit = None,
+    bandwidth: Annotated[float, typer.Option(min=0.001, help="For the estimate of time, MB/s.")] = 5.0,
+    connections: Connections = 4,
+    cache: Cache = None,
+) -> None:
+    """Write the selection to a file, and say what its download would come to."""
+    from builder.catalog_files import check_ending, write_catalog
+    from builder.settings import Settings
+
+    check_ending(output)
+    selection = _selection(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
+    settings = Settings(archive, release, selection=selection)
+    with _waiting("asking the catalog"):
+        from builder.sources import open_source, plan_for
+
+        planned = plan_for(open_source(settings, cache, connections), settings)
+        write_catalog(output, planned.catalog)
+    _estimate(planned, bandwidth)
+    print(f"written to {output}")
+
+
+@app.command(epilog="Example:  chandra-spectra download mirror --min-cnts 4000 --min-sig 80 --max-theta 1")
+def download(
+    mirror: Annotated[Path | None, typer.Argument(help="Mirror folder to write or to complete.")] = None,
+    archive: Archive = ARCHIVE,
+    release: Release = "rel2.1",
+    min_cnts: MinCnts = 40,
+    min_sig: MinSig = 4,
+    max_theta: MaxTheta = 10,
+    cone: ConeText = None,
+    names: Names = None,
+    obsids: Obsids = None,
+    detections: Detections = None,
+    limit: Limit = None,
+    connections: Connections = 4,
+    cache: Cache = None,
+    output_file: Annotated[
+        Path | None, typer.Option(help="Write the catalog to this file (.vot, .parquet, .hdf5) as well.")
+    ] = None,
+    file_path: Annotated[Path | None, typer.Option(help="The same as the argument MIRROR.")] = None,
+) -> None:
+    """Download the selection into a mirror folder, from which `prepare --archive MIRROR` builds without a network.
+
+    A download that is interrupted goes on where it was when the same command is given again.
+    """
+    from builder.catalog_files import check_ending, write_catalog
+    from builder.errors import SettingError
+    from builder.settings import Settings
+
+    folder = mirror or file_path
+    if folder is None:
+        raise SettingError("give the mirror folder to write: chandra-spectra download MIRROR")
+    if output_file:
+        check_ending(output_file)
+    selection = _selection(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
+    settings = Settings(archive, release, selection=selection)
+    with _bars() as progress:
+        from builder.engine import download
+        from builder.mirror import Mirror
+        from builder.sources import open_source, plan_for
+
+        source = open_source(settings, cache, connections)
+        planned = plan_for(source, settings)
+        if output_file:
+            write_catalog(output_file, planned.catalog)
+        target = Mirror(folder)
+        target.write_catalog(planned)
+        count = 0
+
+        def done(package: Package) -> None:
+            nonlocal count
+            count += len(package.detections)
+            progress("download", count, len(planned.catalog))
+
+        download(planned.packages, source.archive, target, connections=connections, done=done)
+    print(f"{len(planned.catalog):,} detections in {folder}")
+    print(f"Next:  chandra-spectra prepare --archive {folder}")
+
+
+@app.command("serve-archive", epilog="Example:  chandra-spectra serve-archive --simulated 1000 --port 8000")
+def serve_archive(
+    mirror: Annotated[str, typer.Argument(help="'embedded' or a mirror folder.")] = "embedded",
+    simulated: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="So many simulated detections instead.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on the loopback interface; 0 for any.")] = 8000,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=RATE", help="Answer wrongly at this rate, such as 503=0.1; may be repeated."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the simulation and the faults.")] = 0,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="Row limit of the catalog.")] = None,
+    bandwidth: Annotated[float | None, typer.Option(min=0.001, help="Of all answers together, MB/s.")] = None,
+    cache: Cache = None,
+) -> None:
+    """Serve an archive on this machine, with the addresses and the habits of the real services, to try things on."""
+    from builder.faults import parse_faults
+    from builder.server import ArchiveServer
+    from builder.sources import holdings
+
+    server = ArchiveServer(
+        holdings(mirror, simulated, seed, cache),
+        port=port,
+        faults=parse_faults(fault or [], seed),
+        max_rows=max_rows,
+        bytes_per_second=bandwidth and bandwidth * 1e6,
+    )
+    print(f"serving on {server.url}   (Ctrl-C ends it)")
+    print(f"try:  chandra-spectra prepare --archive {server.url}", flush=True)
+    with contextlib.suppress(Interrupted):
+        server.serve_forever()
 
 
 @app.command(epilog="Example:  chandra-spectra info chandra_spectra --detection 4938.0.43 --plot spectrum.png")
@@ -134,6 +361,96 @@ def info(
     else:
         plots.save_plot(row, plot)
         print(f"\nspectrum drawn to {plot}")
+
+
+@app.command(epilog="Example:  chandra-spectra verify chandra_spectra --recheck 20")
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A prepared folder.")] = Path("chandra_spectra"),
+    recheck: Annotated[int, typer.Option(min=0, help="Reduce so many rows again and compare.")] = 0,
+    archive: Annotated[
+        str, typer.Option(help="Archive to reduce them from.", show_default="that of the manifest")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Of the choice of those rows.")] = 0,
+    load: Annotated[bool, typer.Option(help="Load each config with load_dataset, too.")] = True,
+    cache: Cache = None,
+) -> None:
+    """Check a prepared folder: every file, every row, and that load_dataset reads it.
+
+    Each failure is a line that names file, row and value; the exit code is then 1.
+    """
+    from datasets import disable_progress_bars
+
+    from builder.errors import OutputError
+
+    disable_progress_bars()
+    with _bars() as progress:
+        from builder.verify import verify
+
+        report = verify(folder, load=load, recheck=recheck, archive=archive, seed=seed, cache=cache, progress=progress)
+    _checks(report)
+    if report.failed:
+        raise OutputError(f"{folder} is not what it should be (failures: {report.failed:,})")
+
+
+@app.command(epilog="Example:  chandra-spectra push chandra_spectra my-org/chandra_spectra --tag v1")
+def push(
+    folder: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Dataset repository; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch to push to; made if it is not there.", show_default="main")
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="Name to give to the commit.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and list files and sizes only.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Verify sizes and checksums only.")] = False,
+) -> None:
+    """Verify a prepared folder and upload it to a Hugging Face hub.
+
+    The token is that of `hf auth login`, or HF_TOKEN. A push that was cut off goes on when the same command is given
+    again.
+    """
+    import datasets
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+    datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+    logging.getLogger("huggingface_hub.hf_api").setLevel(logging.ERROR)  # that nothing changed is said below
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    with _bars() as progress:
+        from builder.hub import push
+
+        pushed = push(folder, repo_id, private=private, revision=revision, tag=tag, dry_run=dry_run, quick=quick,
+                      progress=progress)  # fmt: skip
+    for path, size in pushed.files:
+        print(f"{_size(size):>9}  {path}")
+    print(f"{_size(sum(size for _, size in pushed.files)):>9}  in {len(pushed.files)} files")
+    if dry_run:
+        print(f"nothing was uploaded to {repo_id}")
+        return
+    print(f"{'pushed to' if pushed.changed else 'all of it was there before:'} {pushed.url} ({pushed.commit[:10]})")
+    at = f', revision="{tag or revision}"' if tag or revision else ""
+    print(f"Next:  python -c 'from datasets import load_dataset; print(load_dataset(\"{repo_id}\"{at}))'")
+
+
+def _checks(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False)
+    table = Table(title=f"{report.folder}", title_justify="left", box=None, pad_edge=False, show_header=False)
+    for style in ("", "bold", "dim"):
+        table.add_column(style=style)
+    for check in report.checks:
+        mark = Text("✗", "red") if check.failed else Text("✓", "green") if check.scope else Text("–", "dim")
+        table.add_row(mark, check.claim, check.scope or ("" if check.failed else "not looked at"))
+    console.print(table)
+    for check in report.checks:
+        for line in check.failures:
+            print(line)
+        if check.failed > len(check.failures):
+            print(f"... and {check.failed - len(check.failures):,} more: {check.claim}")
 
 
 def _summary(folder: Path, manifest: dict[str, Any], done: bool | None) -> None:
@@ -222,8 +539,30 @@ def _bars() -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' remarks on import (of plot back-ends and the like) off the screen."""
-    logging.getLogger("sherpa").setLevel(logging.ERROR)
-    logging.getLogger("datasets").setLevel(logging.ERROR)
-    yield
+def _waiting(text: str) -> Iterator[None]:
+    """A spinner on stderr, silent where stderr is no terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status(text) if console.is_terminal else contextlib.nullcontext():
+        yield
+
+
+def _estimate(planned: Plan, bandwidth: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from builder.catalog import DETECTION_BYTES
+
+    size = len(planned.catalog) * DETECTION_BYTES
+    hours = size / (bandwidth * 1e6) / 3600
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    table.add_row("detections", f"{len(planned.catalog):,}", f"in {len(planned.packages):,} packages")
+    if planned.rejections:
+        table.add_row("without spectra", f"{len(planned.rejections):,}", "not ACIS")
+    table.add_row("download", _size(size), "about 1.1 MB a detection")
+    table.add_row("time", f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.0f} min", f"at {bandwidth:g} MB/s")
+    Console(highlight=False).print(table)

@@ -9,21 +9,27 @@ from __future__ import annotations
 import functools
 import logging
 import multiprocessing
+import os
+import queue
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from builder.archive import Archive, Fetched
 from builder.catalog import Package
 from builder.errors import ChandraSpectraError, StoreError
+from builder.mirror import Mirror
 from builder.records import Rejection, Spectrum
 from builder.store import PackageResult, Store, package_result
 
-__all__ = ["fill", "make", "reduce_package", "results"]
+__all__ = ["download", "fill", "make", "reduce_package", "results"]
 
 logger = logging.getLogger(__name__)
 
 Reduce = Callable[[Package, Fetched, Store], None]
+Done = Callable[[Package], None]
 
 
 def reduce_package(package: Package, fetched: Fetched, store: Store) -> None:
@@ -51,9 +57,13 @@ def reduce_package(package: Package, fetched: Fetched, store: Store) -> None:
     store.write(package, package_result(package.detections, outcomes))
 
 
-def make(package: Package, archive: Archive, store: Store, reduce: Reduce = reduce_package) -> None:
-    """Fetch, reduce and store one package."""
+def make(
+    package: Package, archive: Archive, store: Store, reduce: Reduce = reduce_package, mirror: Mirror | None = None
+) -> None:
+    """Fetch, reduce and store one package, and keep its files in `mirror` where one is given."""
     with archive.fetch(package) as fetched:
+        if mirror is not None:
+            mirror.add(package, fetched)
         reduce(package, fetched, store)
 
 
@@ -77,7 +87,8 @@ def fill(
     *,
     workers: int = 1,
     connections: int = 4,
-    done: Callable[[Package], None] = lambda package: None,
+    mirror: Mirror | None = None,
+    done: Done = lambda package: None,
 ) -> None:
     """Make every package that the store lacks.
 
@@ -93,6 +104,8 @@ def fill(
         Processes that reduce; with 1 it is a thread of this process.
     connections : int
         Packages in hand at once.
+    mirror : Mirror, optional
+        Where to keep the files as well.
     done : callable
         Called with each package as it is finished, those that were there already included.
 
@@ -101,38 +114,99 @@ def fill(
     ChandraSpectraError
         The first that a package raises; what was finished is kept, what was not begun is left.
     """
+    missing = _missing(packages, store, done)
+    workers = min(workers, len(missing)) or 1
+    reducer = _reducer(workers)
+    try:
+        task = functools.partial(
+            make, archive=archive, store=store, reduce=functools.partial(_reduce_in, reducer), mirror=mirror
+        )
+        _each(missing, task, max(connections, workers), done)
+    finally:
+        reducer.shutdown(wait=False, cancel_futures=True)
+
+
+def download(
+    packages: Iterable[Package],
+    archive: Archive,
+    mirror: Mirror,
+    *,
+    connections: int = 4,
+    done: Done = lambda package: None,
+) -> None:
+    """Fetch every package that a mirror lacks into it; parameters and errors as for `fill`."""
+
+    def fetch(package: Package) -> None:
+        with archive.fetch(package) as fetched:
+            mirror.add(package, fetched)
+
+    _each(_missing(packages, mirror, done), fetch, connections, done)
+
+
+def _missing(packages: Iterable[Package], there: Store | Mirror, done: Done) -> list[Package]:
     missing = []
     for package in packages:
-        if package in store:
+        if package in there:
             done(package)
         else:
             missing.append(package)
-    if not missing:
-        return
-    workers = min(workers, len(missing))
-    with _reducer(workers) as reducer, ThreadPoolExecutor(max(connections, workers)) as threads:
-        reduce = functools.partial(_reduce_in, reducer)
-        futures: dict[Future[None], Package] = {
-            threads.submit(make, package, archive, store, reduce): package for package in missing
-        }
-        try:
-            pending = set(futures)
-            while pending:
-                finished, pending = wait(pending, return_when=FIRST_EXCEPTION, timeout=0.2)
-                for future in finished:
-                    future.result()
-                    done(futures[future])
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
-            reducer.shutdown(wait=False, cancel_futures=True)
-            raise
+    return missing
+
+
+def _each(packages: list[Package], task: Callable[[Package], None], number: int, done: Done) -> None:
+    """Run a task for each package in `number` threads.
+
+    An error or an interrupt ends it at once: the threads are daemons, so one that waits for an archive holds up neither
+    this function nor the end of the process, as those of an executor would.
+    """
+    waiting: queue.SimpleQueue[Package] = queue.SimpleQueue()
+    finished: queue.SimpleQueue[tuple[Package, BaseException | None]] = queue.SimpleQueue()
+    for package in packages:
+        waiting.put(package)
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                package = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                task(package)
+                finished.put((package, None))
+            except BaseException as error:  # noqa: BLE001  it is raised where the results are awaited
+                finished.put((package, error))
+
+    try:
+        for _ in range(min(number, len(packages))):
+            threading.Thread(target=work, daemon=True).start()
+        for _ in packages:
+            package, error = finished.get()
+            if error is not None:
+                raise error
+            done(package)
+    finally:
+        stop.set()
 
 
 def _reducer(workers: int) -> Executor:
     if workers == 1:
         return ThreadPoolExecutor(1)
     # A forked child of a process with threads may deadlock; spawned ones start clean on every platform.
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+
+
+def _follow_parent() -> None:
+    """Leave it to the first process to end the run: let its Ctrl-C pass, but do not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _reduce_in(reducer: Executor, package: Package, fetched: Fetched, store: Store) -> None:

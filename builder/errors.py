@@ -4,10 +4,13 @@ ChandraSpectraError       anything this project refuses or cannot do; its text i
 ├── SettingError          an option or a configuration value is wrong
 ├── ArchiveError          the archive could not be reached, or what it answered is not what was asked
 │   ├── TransientError    the same, where asking again may help
+│   ├── UnavailableError  asking again did not help for as long as it was tried
+│   ├── RefusedError      the archive answers, but refuses this one request
 │   └── CatalogError      the answer to the catalog query
 ├── ProductError          one product file cannot be used: it becomes a Rejection with a reason code
 ├── StoreError            the store of finished packages
-└── OutputError           the folder to be written
+├── OutputError           the folder to be written
+└── HubError              a hub could not be reached, or refuses what was asked
 """
 
 from __future__ import annotations
@@ -16,11 +19,14 @@ __all__ = [
     "ArchiveError",
     "CatalogError",
     "ChandraSpectraError",
+    "HubError",
     "OutputError",
     "ProductError",
+    "RefusedError",
     "SettingError",
     "StoreError",
     "TransientError",
+    "UnavailableError",
 ]
 
 
@@ -51,6 +57,14 @@ class TransientError(ArchiveError):
         self.retry_after = retry_after
 
 
+class UnavailableError(ArchiveError):
+    """No right answer came for as long as it was asked for."""
+
+
+class RefusedError(ArchiveError):
+    """The archive refuses one request, or answers it with what cannot be accepted; others may succeed."""
+
+
 class CatalogError(ArchiveError):
     """The catalog's answer is an error, is cut short or cannot be read."""
 
@@ -77,3 +91,7 @@ class StoreError(ChandraSpectraError):
 
 class OutputError(ChandraSpectraError):
     """The output folder cannot be written, or holds something else."""
+
+
+class HubError(ChandraSpectraError):
+    """A hub cannot be reached, or refuses what was asked."""

@@ -17,7 +17,7 @@ from builder.errors import SettingError
 from builder.products import KINDS, ProductName
 from builder.records import DetectionId, File
 
-__all__ = ["PERMANENT", "TRANSIENT", "Faults"]
+__all__ = ["PERMANENT", "TRANSIENT", "Faults", "parse_faults"]
 
 TRANSIENT = {
     "429": "too many requests, Retry-After in seconds or, in half of them, as a date",
@@ -167,3 +167,20 @@ def _pick(rates: Mapping[str, float], chance: float) -> str | None:
             return kind
         chance -= rate
     return None
+
+
+def parse_faults(words: Iterable[str], seed: int = 0) -> Faults | None:
+    """Read ``KIND=RATE`` words; None where there are none. SettingError if one is not understood."""
+    rates: dict[str, float] = {}
+    for word in words:
+        kind, _, rate = word.partition("=")
+        try:
+            rates[kind] = float(rate)
+        except ValueError:
+            raise SettingError(f"fault {word!r} is not KIND=RATE, such as 503=0.1") from None
+        if kind not in {**TRANSIENT, **PERMANENT}:
+            raise SettingError(f"unknown fault {kind!r}: choose from {', '.join((*TRANSIENT, *PERMANENT))}")
+    if not rates:
+        return None
+    transient = {kind: rate for kind, rate in rates.items() if kind in TRANSIENT}
+    return Faults(seed, transient, {kind: rate for kind, rate in rates.items() if kind in PERMANENT})

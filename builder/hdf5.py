@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from builder.columns import COLUMNS, EBOUNDS, RAGGED, Column
 
-__all__ = ["HDF5Writer", "write_columns"]
+__all__ = ["HDF5Writer", "read_columns"]
 
 _CHUNK = 256
 """Rows in a chunk: few enough to hold one of each column in memory, enough to read fast."""
@@ -121,7 +121,22 @@ class HDF5Writer:
         self._file.close()
 
 
-def write_columns(path: Path, rows: pa.Table, columns: tuple[Column, ...]) -> None:
-    """Write a table of `columns` as an HDF5 file of its own, such as a catalog."""
-    with HDF5Writer(path, columns=columns) as writer:
-        writer.append(rows)
+def read_columns(path: Path, columns: tuple[Column, ...]) -> pa.Table:
+    """Read the scalar `columns` that an HDF5 file has, under their public names; what stands for a null is null.
+
+    Fixed-length bytes are read as text too: older files hold strings so.
+    """
+    arrays = {}
+    with h5py.File(path) as file:
+        for column in columns:
+            if column.hdf5_name not in file:
+                continue
+            values = file[column.hdf5_name][:]
+            if column.dtype == "string":
+                texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+                arrays[column.name] = pa.array([text or None for text in texts], pa.string())
+            elif values.dtype.kind == "f":
+                arrays[column.name] = pa.array(values, mask=~np.isfinite(values)).cast(column.full_type)
+            else:
+                arrays[column.name] = pa.array(values, mask=values == _INTEGER_NULL).cast(column.full_type)
+    return pa.table(arrays)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from builder.archive import CATALOG_FILE, INDEX_FILE
 from builder.catalog import read_votable
 from builder.errors import ArchiveError
+from builder.mirror import CATALOG_FILE, read_index
 from builder.products import ProductName
 from builder.records import DetectionId, File
 
@@ -30,7 +29,7 @@ class Holdings(Protocol):
 
 
 class MirrorHoldings:
-    """The content of a mirror folder, see `builder.archive`.
+    """The content of a mirror folder, see `builder.mirror`.
 
     Parameters
     ----------
@@ -46,14 +45,11 @@ class MirrorHoldings:
         self.folder = folder
         try:
             table, _ = read_votable((folder / CATALOG_FILE).read_bytes(), str(folder / CATALOG_FILE))
-            index = [json.loads(line) for line in (folder / INDEX_FILE).read_text().splitlines()]
-            self._tars = {
-                DetectionId.parse(text).catalog: entry["file"] for entry in index for text in entry["detections"]
-            }
         except OSError as error:
             raise ArchiveError(f"cannot read {error.filename}: {error.strerror}; is {folder} a mirror?") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArchiveError(f"{folder / INDEX_FILE} is damaged: {error}; download the mirror again") from error
+        self._tars = {
+            DetectionId.parse(text).catalog: line["file"] for line in read_index(folder) for text in line["detections"]
+        }
         self.rows: list[dict[str, object]] = table.to_pylist()
         self._members: dict[str, dict[DetectionId, list[tuple[str, int, int]]]] = {}
         self._lock = threading.Lock()

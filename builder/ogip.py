@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ MAX_INFLATED_BYTES = 256 * 2**20
 """No product is nearly as large (an RMF inflates to less than 2 MB): more is a broken or hostile file."""
 
 _BLOCK = 2880  # FITS Standard 4.0, section 3.1
-_CARD = 80
+_CARD = struct.Struct("8s2x70s")  # a card: keyword, value indicator, value and comment
 _GZIP = 16 + zlib.MAX_WBITS  # a gzip member with header and trailer, whose CRC and length are then checked
 _NUMPY = {"L": "i1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}  # section 7.3.1
 _TFORM_BYTES = {**{code: np.dtype(kind).itemsize for code, kind in _NUMPY.items()}, "A": 1, "C": 8, "M": 16}
@@ -162,16 +163,15 @@ def _tables(data: bytes, file: str, kind: str) -> Iterator[Table]:
     view = memoryview(data)
     position = 0
     while position < len(data):
-        cards: dict[bytes, bytes] = {}
-        start = position
-        while (key := data[position : position + 8]) != b"END     ":
-            if position + _CARD > len(data):
-                if not data[start:].strip(b"\0 "):
-                    return  # padding after the last extension
-                raise ProductError(f"unreadable_{kind}", f"{file} is cut short in a header")
-            cards.setdefault(key, data[position + 10 : position + _CARD])
-            position += _CARD
-        position = start + -(-(position + _CARD - start) // _BLOCK) * _BLOCK
+        end = data.find(b"END     ", position)
+        while end >= 0 and (end - position) % _CARD.size:  # within another card
+            end = data.find(b"END     ", end + 1)
+        if end < 0:
+            if not data[position:].strip(b"\0 "):
+                return  # padding after the last extension
+            raise ProductError(f"unreadable_{kind}", f"{file} is cut short in a header")
+        cards = dict(reversed(list(_CARD.iter_unpack(view[position:end]))))  # so that the first of a keyword stays
+        position = end + _CARD.size + (position - end - _CARD.size) % _BLOCK
         table = Table(file, kind, cards, view[:0])
         axes = [table.integer(f"NAXIS{axis}") for axis in range(1, table.integer("NAXIS") + 1)]
         main = abs(table.integer("BITPIX")) // 8 * math.prod(axes) if axes else 0

@@ -13,7 +13,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +20,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder import __version__
-from builder.archive import Archive, default_cache, open_archive
 from builder.card import DATA_FILES, render_card
-from builder.catalog import Plan, plan
+from builder.catalog import Plan
 from builder.columns import CONFIGS, features
 from builder.engine import fill, results
-from builder.errors import OutputError, SettingError
+from builder.errors import OutputError, StoreError
 from builder.hdf5 import HDF5Writer
+from builder.mirror import Mirror
 from builder.rows import join, public
 from builder.settings import Settings
 from builder.shards import ShardWriter
-from builder.store import EBOUNDS_SCHEMA, PackageResult, Store, rejections_table
+from builder.sources import Source, open_source, plan_for
+from builder.store import EBOUNDS_SCHEMA, PackageResult, rejections_table
 
-__all__ = [
-    "HDF5_FILE",
-    "MANIFEST_FILE",
-    "REJECTIONS_FILE",
-    "Source",
-    "open_source",
-    "prepare",
-    "query",
-    "read_manifest",
-]
+__all__ = ["HDF5_FILE", "MANIFEST_FILE", "REJECTIONS_FILE", "copy_hdf5", "manifest_digest", "prepare", "read_manifest"]
 
 HDF5_FILE = "chandra_spectra.hdf5"
 MANIFEST_FILE = "manifest.json"
@@ -52,43 +43,6 @@ _PACKAGES = ("astropy", "astropy-healpix", "datasets", "h5py", "numpy", "pyarrow
 
 Progress = Callable[[str, int, int], None]
 """Called with the step, what is done and the total."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where packages come from and where finished ones are kept."""
-
-    archive: Archive
-    store: Store
-
-
-def open_source(settings: Settings, cache: Path | None = None, connections: int = 4) -> Source:
-    """Open the archive and the store that the settings name; SettingError if there is no such archive."""
-    cache = cache or default_cache()
-    try:
-        archive = open_archive(settings.archive, settings.release, cache, connections)
-    except OSError as error:
-        raise OutputError(f"cannot use the cache {cache}: {error.strerror}; choose another with --cache") from error
-    # The embedded sample and a mirror may hold other files under the same ids than the services do.
-    store = cache / "store" / hashlib.sha256(archive.identity.encode()).hexdigest()[:16]
-    return Source(archive, Store(store, settings.release, settings.recipe))
-
-
-def query(source: Source, settings: Settings, dl_manager: Any) -> Plan:
-    """Ask the catalog, through a download manager, and plan the packages.
-
-    Raises
-    ------
-    ArchiveError
-        If the catalog cannot be had.
-    SettingError
-        If no detection passes the cuts.
-    """
-    answer = source.archive.catalog(settings.selection, dl_manager)
-    planned = plan(answer)
-    if not len(answer):
-        raise SettingError(f"no detection of {settings.archive} passes the cuts: widen them")
-    return planned
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -105,6 +59,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of all that a manifest says but for its times, so that the same data have the same digest."""
+    rest = {key: value for key, value in manifest.items() if key not in ("created", "seconds", "sha256")}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def prepare(
     output: Path,
     settings: Settings,
@@ -113,6 +73,8 @@ def prepare(
     workers: int = 1,
     connections: int = 4,
     force: bool = False,
+    retry_rejected: bool = False,
+    keep_downloads: Path | None = None,
     progress: Progress = lambda step, done, total: None,
 ) -> tuple[dict[str, Any], bool]:
     """Build a folder that `load_dataset` reads.
@@ -123,11 +85,15 @@ def prepare(
         The folder. It is swapped into place when it is complete; until then an older one stays whole.
     settings : Settings
     cache : Path, optional
-        Folder for the store and downloads, `builder.archive.default_cache` by default.
+        Folder for the store and downloads, `builder.sources.default_cache` by default.
     workers, connections : int
         See `builder.engine.fill`.
     force : bool
         Replace a prepared folder that has other settings.
+    retry_rejected : bool
+        Make packages that hold rejections again.
+    keep_downloads : Path, optional
+        A mirror folder in which to keep what is downloaded.
     progress : callable
 
     Returns
@@ -144,12 +110,10 @@ def prepare(
     started = time.monotonic()
     output = Path(output)
     _recover(output)
-    if (finished := _finished(output, settings, force)) is not None:
+    if (finished := _finished(output, settings, force)) is not None and not retry_rejected:
         return finished, False
-    from datasets import DownloadManager
-
     source = open_source(settings, cache, connections)
-    planned = query(source, settings, DownloadManager())
+    planned = plan_for(source, settings)
     total = len(planned.catalog)
     count = 0
 
@@ -159,14 +123,40 @@ def prepare(
         progress("reduce", count, total)
 
     progress("reduce", 0, total)
-    fill(planned.packages, source.archive, source.store, workers=workers, connections=connections, done=done)
+    if retry_rejected:
+        _discard_rejected(planned, source)
+    mirror = Mirror(keep_downloads) if keep_downloads else None
+    if mirror:
+        mirror.write_catalog(planned)
+    fill(planned.packages, source.archive, source.store, workers=workers, connections=connections, mirror=mirror,
+         done=done)  # fmt: skip
     with _staging(output) as staging:
         manifest = _assemble(staging, settings, planned, source, progress)
         manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest["seconds"] = round(time.monotonic() - started, 1)
+        manifest["sha256"] = manifest_digest(manifest)
         text = json.dumps(manifest, indent=2, ensure_ascii=False)
         (staging / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
     return manifest, True
+
+
+def copy_hdf5(folder: Path, path: Path) -> None:
+    """Give the canonical HDF5 file of a prepared folder under another name; OutputError if it cannot be written."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / HDF5_FILE, partial)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _discard_rejected(planned: Plan, source: Source) -> None:
+    for package in planned.packages:
+        with contextlib.suppress(StoreError):  # one that is missing or damaged is made anyway
+            if len(source.store.read(package).rejections):
+                source.store.discard(package)
 
 
 def _finished(output: Path, settings: Settings, force: bool) -> dict[str, Any] | None:

@@ -21,7 +21,8 @@ MAX_MEMBER_BYTES = 64 * 2**20
 # {instrument}f{obsid}_{obi}N{version}[_{cycle}]_r{region_id}_{kind}3.fits[.gz], CSC file naming convention
 _NAME = re.compile(
     r"(?P<instrument>[a-z]+)f(?P<obsid>\d{5,6})_(?P<obi>\d{3})N(?P<version>\d{3})"
-    r"(?:_(?P<cycle>e[12]))?_r(?P<region_id>\d{4})_(?P<kind>pha|arf|rmf)3\.fits(?:\.gz)?"
+    r"(?:_(?P<cycle>e[12]))?_r(?P<region_id>\d{4})_(?P<kind>pha|arf|rmf)3\.fits(?:\.gz)?",
+    re.ASCII,
 )
 
 
@@ -79,6 +80,11 @@ def members(part: Path) -> Iterator[File]:
                 if len(data) != member.size:
                     raise ArchiveError(f"{part} is cut short in member {member.name!r}")
                 yield File(member.name.rpartition("/")[2], data)
+            # tarfile takes the end of the file, and a header that is cut or damaged, for the end of the archive.
+            with part.open("rb") as file:
+                file.seek(tar.offset)
+                if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                    raise ArchiveError(f"{part} is not a whole tar file: it ends without an end-of-archive mark")
     except (tarfile.TarError, EOFError) as error:
         raise ArchiveError(f"{part} is not a whole tar file: {error}") from error
 

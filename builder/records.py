@@ -55,7 +55,7 @@ REASONS = {
 
 Stage = Literal["select", "fetch", "reduce"]
 
-_DETECTION_ID = re.compile(r"(\d{1,6})\.(\d{1,3})\.(\d{1,4})(?:\.(e[12]))?")
+_DETECTION_ID = re.compile(r"(\d{1,6})\.(\d{1,3})\.(\d{1,4})(?:\.(e[12]))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -139,7 +139,8 @@ class Recipe:
     Raises
     ------
     SettingError
-        If the range is empty, not finite or outside 0–20 keV, or `min_counts` is not a positive integer.
+        If the range is empty, not finite or outside 0–20 keV, `min_counts` is not a positive integer, or a
+        switch is not a bool.
     """
 
     energy_min: float = 0.5
@@ -163,6 +164,9 @@ class Recipe:
             )
         if isinstance(self.min_counts, bool) or not isinstance(self.min_counts, int) or self.min_counts < 1:
             raise SettingError(f"min_counts must be a whole number of at least 1, not {self.min_counts!r}")
+        for name in ("subtract", "group"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingError(f"{name} must be True or False, not {getattr(self, name)!r}")
 
     def as_dict(self) -> dict[str, float | int | bool]:
         """The settings and the version, as they are written beside the data."""

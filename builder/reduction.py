@@ -92,18 +92,20 @@ def _reduce(products: Products, recipe: Recipe) -> Spectrum:
 
     energy_scale = _channel_energies(*(energy.tobytes() for energy in energies))
     data = _data_pha(str(detection), source, counts, energy_scale)
-    data.set_background(_data_pha(f"{detection} background", background, background_counts, energy_scale))
-    scale = float(data.get_background_scale(group=False))
     with _quiet_sherpa():
         data.ignore(None, recipe.energy_min)
         data.ignore(recipe.energy_max, None)
         kept = data.get_mask()
         if kept is None or not counts[kept].any():
             raise ProductError("no_counts", f"{pha.name}: no counts in {recipe.energy_min:g}-{recipe.energy_max:g} keV")
+        if recipe.group:
+            data.grouping = _grouping(counts, kept, recipe.min_counts)
+            data.group()
+        # Last, as Sherpa would filter and group it as well, for nothing: it is subtracted in the bins of the source.
+        data.set_background(_data_pha(f"{detection} background", background, background_counts, energy_scale))
+        scale = float(data.get_background_scale(group=False))
         if recipe.subtract:
             data.subtract()
-        if recipe.group:
-            data.group_counts(recipe.min_counts)
         rate = data.get_y(filter=True)
         rate_error = data.get_yerr(filter=True, staterrfunc=Chi2Gehrels.calc_staterror)
         energy_lo = data.apply_filter(energies[0], data._min)
@@ -200,6 +202,30 @@ def _data_pha(name: str, table: Table, counts: NDArray[np.int32], energy_scale: 
     data.set_rmf(energy_scale)
     data.set_analysis("energy")
     return data
+
+
+def _grouping(counts: NDArray[np.int32], kept: NDArray[np.bool_], least: int) -> NDArray[np.int16]:
+    """Group channels to at least so many counts, as Sherpa's ``group_counts`` does; what is left over is a group.
+
+    Sherpa's own function never frees its arrays: 27 kB a call in 4.19, 35 GB for the whole catalog.
+
+    Returns
+    -------
+    ndarray of int16, shape (1024,)
+        1 where a group begins, -1 where it goes on, 0 where the channel is not kept (OGIP 92-007).
+    """
+    flags, total = [], least
+    for count, keep in zip(counts.tolist(), kept.tolist(), strict=True):
+        if not keep:
+            flags.append(0)
+            total = least  # no group goes on beyond it
+        elif total >= least:
+            flags.append(1)
+            total = count
+        else:
+            flags.append(-1)
+            total += count
+    return np.array(flags, dtype=np.int16)
 
 
 @lru_cache(maxsize=8)

@@ -19,9 +19,6 @@ EMBEDDED = "embedded"
 """The archive that is made on this machine: two real detections and simulated ones."""
 
 
-_WHOLE = Selection(min_cnts=0, min_sig=0, max_theta=60)
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """All that the content of a dataset depends on, besides what the archive answers.
@@ -32,8 +29,11 @@ class Settings:
         ``embedded``, a mirror folder, or the base URL of the services.
     release : str
         Version word of the catalog.
+    catalog : str
+        A catalog file (VOTable, Parquet or HDF5) in place of the archive's own catalog.
     selection : Selection
-        The default cuts are the largest recommended set; the embedded sample is taken whole unless others are given.
+        The default cuts are the largest recommended set; the embedded sample and a catalog file are taken whole
+        unless others are given.
     recipe : Recipe
 
     Raises
@@ -44,6 +44,7 @@ class Settings:
 
     archive: str = DEFAULT_ARCHIVE
     release: str = "rel2.1"
+    catalog: str = ""
     selection: Selection = dataclasses.field(default_factory=Selection)
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
 
@@ -52,14 +53,17 @@ class Settings:
             raise SettingError(f"archive must be 'embedded', a mirror folder or an http(s) URL, not {self.archive!r}")
         if self.release not in RELEASES:
             raise SettingError(f"unknown release {self.release!r}: choose one of {', '.join(RELEASES)}")
-        if self.archive == EMBEDDED and self.selection == Selection():
-            object.__setattr__(self, "selection", _WHOLE)
+        cuts, default = self.selection, Selection()
+        given = (cuts.min_cnts, cuts.min_sig, cuts.max_theta) != (default.min_cnts, default.min_sig, default.max_theta)
+        if (self.archive == EMBEDDED or self.catalog) and not given:  # 60 arcmin: no detection is farther off axis
+            object.__setattr__(self, "selection", dataclasses.replace(cuts, min_cnts=0.0, min_sig=0.0, max_theta=60.0))
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as they are written into the manifest and the HDF5 file."""
         return {
             "archive": self.archive,
             "release": self.release,
-            "selection": dataclasses.asdict(self.selection),
+            **({"catalog": self.catalog} if self.catalog else {}),
+            "selection": self.selection.as_dict(),
             "recipe": self.recipe.as_dict(),
         }

@@ -44,13 +44,12 @@ class ShardWriter:
 
     def append(self, rows: pa.Table) -> None:
         """Add rows."""
-        self._waiting.append(rows)
+        if len(rows):
+            self._waiting.append(rows)
         if sum(map(len, self._waiting)) >= _GROUP_ROWS:
             self._flush()
 
     def _flush(self) -> None:
-        group = pa.concat_tables(self._waiting).cast(self._schema) if self._waiting else self._schema.empty_table()
-        self._waiting = []
         if self._writer is None:
             self._paths.append(self._folder / f"{self._split}-{len(self._paths):05d}.partial")
             self.rows.append(0)
@@ -58,9 +57,12 @@ class ShardWriter:
                 self._paths[-1], self._schema, compression="zstd", use_content_defined_chunking=True,
                 write_page_index=True,
             )  # fmt: skip
-        self._writer.write_table(group)
-        self.rows[-1] += len(group)
-        self._bytes += group.nbytes
+        if self._waiting:  # `datasets` cannot read a row group without rows
+            group = pa.concat_tables(self._waiting).cast(self._schema)
+            self._waiting = []
+            self._writer.write_table(group)
+            self.rows[-1] += len(group)
+            self._bytes += group.nbytes
         if self._bytes > _SHARD_BYTES:
             self._end_shard()
 

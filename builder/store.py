@@ -7,6 +7,7 @@ are assembled, so that a package stays good when they change.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable
@@ -107,6 +108,10 @@ class Store:
     def __contains__(self, package: Package) -> bool:
         return self.path(package).exists()
 
+    def discard(self, package: Package) -> None:
+        """Forget a finished package, so that it is made again."""
+        self.path(package).unlink(missing_ok=True)
+
     def write(self, package: Package, result: PackageResult) -> None:
         """Keep a finished package: written beside its place, flushed, then renamed.
 
@@ -132,8 +137,9 @@ class Store:
                 os.fsync(file.fileno())
             partial.replace(path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise StoreError(f"cannot write {path}: {error.strerror}; finished packages are kept") from error
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise StoreError(f"cannot write {path}: {error.strerror or error}; finished packages are kept") from error
 
     def read(self, package: Package) -> PackageResult:
         """Read a finished package.

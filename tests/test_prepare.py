@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from builder.archive import MirrorArchive
 from builder.columns import COLUMNS, columns_of
 from builder.errors import ArchiveError, ChandraSpectraError, OutputError
+from builder.mirror import MirrorArchive
 from builder.prepare import prepare, read_manifest
 from builder.records import DetectionId
 from builder.settings import Settings

@@ -29,7 +29,7 @@ from builder.faults import PERMANENT, TRANSIENT, Faults
 from builder.holdings import MirrorHoldings
 from builder.products import KINDS, ProductName, members
 from builder.records import REASONS, DetectionId, File
-from builder.selection import Selection
+from builder.selection import COLUMNS_QUERIED, Selection
 from builder.server import ArchiveServer
 
 FROM = (
@@ -50,6 +50,9 @@ for _row in ROWS:
     _row |= {"instrument": "ACIS", "src_cnts_aper_b": 50.0, "flux_significance_b": 5.0, "flux_bb_aper_b": 1e-14}
     _row |= {"sat_src_flag": _row["obsid"] == 103, "conf_code": 0 if _row["obsid"] == 103 else None}
 INTERLEAVED = DetectionId(102, 1, 3)
+
+(FROM_WHERE,) = Selection().queries()
+QUERY = f"SELECT {COLUMNS_QUERIED} {FROM_WHERE}"
 
 
 def ids(numbers: Iterable[int]) -> list[DetectionId]:
@@ -115,7 +118,7 @@ def cells(answer: requests.Response) -> list[list[str]]:
 
 def test_a_query_is_answered_by_a_redirect_to_a_votable_with_get_and_post_alike() -> None:
     with ArchiveServer(TinyHoldings()) as server:
-        form = {"REQUEST": "doQuery", "LANG": "ADQL", "QUERY": Selection().adql(), "FORMAT": "csv"}
+        form = {"REQUEST": "doQuery", "LANG": "ADQL", "QUERY": QUERY, "FORMAT": "csv"}
         first = requests.get(f"{server.url}/csc21tap/sync", form, allow_redirects=False, timeout=10)
         assert (first.status_code, first.content) == (303, b"")
         assert first.headers["Location"].startswith(f"{server.url}/csc21tap/results/")
@@ -208,7 +211,7 @@ def test_what_is_not_understood_is_an_error_with_a_reason(adql: str, reason: str
 @pytest.mark.parametrize("form", [{"LANG": "SQL"}, {"REQUEST": "getCapabilities"}, {"MAXREC": "many"}])
 def test_a_malformed_tap_request_is_an_error(form: dict[str, str]) -> None:
     with ArchiveServer(TinyHoldings()) as server:
-        assert next(iter(form)) in query(server, Selection().adql(), **form).text
+        assert next(iter(form)) in query(server, QUERY, **form).text
 
 
 def test_a_row_limit_of_the_server_or_the_client_is_an_overflow_after_the_table() -> None:
@@ -225,7 +228,7 @@ def test_a_hundred_thousand_rows_are_queried_within_seconds() -> None:
     rows = [{**ROWS[n % 5], "obsid": n} for n in range(100_000)]
     with ArchiveServer(TinyHoldings(rows)) as server:
         start = time.monotonic()
-        assert cells(query(server, Selection().adql("COUNT(*) AS n"))) == [["60000"]]
+        assert cells(query(server, f"SELECT COUNT(*) AS n {FROM_WHERE}")) == [["60000"]]
     assert time.monotonic() - start < 5  # about 0.3 s
 
 
@@ -327,7 +330,7 @@ def test_a_mirror_folder_is_served(tmp_path: Path) -> None:
     (tmp_path / "packages.jsonl").write_text("\n".join(lines) + "\n")
 
     with ArchiveServer(MirrorHoldings(tmp_path)) as mirror, ArchiveServer(TinyHoldings()) as original:
-        catalogs = [query(server, Selection().adql()).content for server in (mirror, original)]
+        catalogs = [query(server, QUERY).content for server in (mirror, original)]
         packages = [unpack(retrieve(server, ids([4, 3, 0])).content) for server in (mirror, original)]
         (tmp_path / "packages/00000.tar").unlink()
         assert retrieve(mirror, ids([0])).status_code == 500
@@ -421,7 +424,7 @@ def test_a_stall_holds_the_rest_of_the_answer_back() -> None:
 )
 def test_errors_in_the_guise_of_success(kind: str, start: bytes) -> None:
     with ArchiveServer(TinyHoldings(), faults=always(kind)) as server:
-        for answer in (retrieve(server, ids([0])), query(server, Selection().adql())):
+        for answer in (retrieve(server, ids([0])), query(server, QUERY)):
             assert answer.status_code == 200
             assert answer.content[: len(start) or None] == start
         assert [request.fault for request in server.log] == [kind, None, kind]
@@ -434,7 +437,7 @@ def test_the_third_attempt_is_always_spared_even_when_the_whole_query_is_repeate
             spared = attempt == 2 or kind == "stall"
             for package in (True, False):
                 try:
-                    answer = retrieve(server, ids([0])) if package else query(server, Selection().adql())
+                    answer = retrieve(server, ids([0])) if package else query(server, QUERY)
                     good = answer.ok and answer.content.endswith((bytes(1024), b"</VOTABLE>\n"))
                 except requests.exceptions.RequestException:
                     good = False

@@ -1,0 +1,85 @@
+"""The selection as a file: VOTable, Parquet or HDF5, by the file's ending."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builder.catalog import SCHEMA, read_votable, write_votable
+from builder.columns import CATALOG
+from builder.errors import CatalogError, OutputError, SettingError
+
+__all__ = ["check_ending", "read_catalog", "write_catalog"]
+
+_VOTABLE = (".vot", ".xml", ".votable")
+_HDF5 = (".hdf5", ".h5", ".hdf")
+
+
+def check_ending(path: Path) -> None:
+    """Refuse a file name of another format with SettingError."""
+    if path.suffix not in (*_VOTABLE, *_HDF5, ".parquet"):
+        raise SettingError(f"{path}: a catalog file ends in .vot, .parquet or .hdf5")
+
+
+def write_catalog(path: Path, catalog: pa.Table) -> None:
+    """Write a catalog in the format of the file's ending.
+
+    The HDF5 file has one dataset a column under its bare name.
+
+    Raises
+    ------
+    SettingError
+        If the ending is of no such format.
+    OutputError
+        If the file cannot be written; none is left half written.
+    """
+    check_ending(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in _VOTABLE:
+            partial.write_bytes(write_votable(catalog.to_pylist()))
+        elif path.suffix in _HDF5:
+            from builder.hdf5 import HDF5Writer
+
+            with HDF5Writer(partial, columns=CATALOG) as writer:
+                writer.append(catalog)
+        else:
+            pq.write_table(catalog, partial)
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_catalog(path: Path) -> pa.Table:
+    """Read a catalog file, in any order of rows; columns that it lacks are null, but for the ids.
+
+    Raises
+    ------
+    SettingError
+        If the ending is of no such format.
+    CatalogError
+        If it cannot be read or names no detections.
+    """
+    check_ending(path)
+    try:
+        if path.suffix in _VOTABLE:
+            return read_votable(path.read_bytes(), str(path))[0]
+        if path.suffix in _HDF5:
+            from builder.hdf5 import read_columns
+
+            table = read_columns(path, CATALOG)
+        else:
+            table = pq.read_table(path)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise CatalogError(f"cannot read the catalog {path}: {error}") from error
+    for name in ("name", "obsid", "obi", "region_id"):
+        if name not in table.column_names:
+            raise CatalogError(f"the catalog {path} has no column {name}")
+    have = set(table.column_names)
+    columns = [table[f.name].cast(f.type) if f.name in have else pa.nulls(len(table), f.type) for f in SCHEMA]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)

@@ -1,0 +1,208 @@
+"""Mirrors: folders with what the archive answered, to build from later and without a network.
+
+A mirror holds ``catalog.vot``, ``packages/*.tar`` and ``packages.jsonl``, the index: for each tar, one line with its
+size, SHA-256 and detections. A tar is renamed into place before its line is written, so whatever the index names is
+whole, and a download that is interrupted goes on after the last line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from builder.archive import Archive, Fetched
+from builder.catalog import Package, Plan, read_votable, write_votable
+from builder.errors import ArchiveError, CatalogError, StoreError
+from builder.products import members
+from builder.records import DetectionId
+from builder.selection import Selection
+
+__all__ = ["CATALOG_FILE", "INDEX_FILE", "Mirror", "MirrorArchive"]
+
+CATALOG_FILE = "catalog.vot"
+INDEX_FILE = "packages.jsonl"
+
+
+def read_index(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a mirror's index: ``file``, ``bytes``, ``sha256``, ``detections``.
+
+    A last line without an end is of a download that was interrupted, and is passed over.
+
+    Raises
+    ------
+    ArchiveError
+        If it cannot be read or is damaged.
+    """
+    path = folder / INDEX_FILE
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
+        for line in lines:
+            line["detections"] = [str(DetectionId.parse(text)) for text in line["detections"]]
+            line["file"], line["bytes"] = str(line["file"]), int(line["bytes"])
+    except OSError as error:
+        raise ArchiveError(f"cannot read {path}: {error.strerror}; is {folder} a mirror?") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArchiveError(f"{path} is damaged: {error}; download the mirror again") from error
+    return lines
+
+
+@dataclass(frozen=True)
+class MirrorArchive(Archive):
+    """A mirror folder as an archive.
+
+    Attributes
+    ----------
+    folder : Path
+    release : str
+    nulls : bool
+        Let detections pass a cut on a quantity that the catalog does not give.
+    """
+
+    folder: Path
+    release: str
+    nulls: bool = False
+    _index: dict[str, dict[str, int]] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def identity(self) -> str:
+        """See `Archive.identity`; the content of the index, wherever the mirror lies."""
+        try:
+            return hashlib.sha256((self.folder / INDEX_FILE).read_bytes()).hexdigest()
+        except OSError as error:
+            raise ArchiveError(f"cannot read {self.folder / INDEX_FILE}: {error.strerror}; is it a mirror?") from error
+
+    def catalog(self, selection: Selection, dl_manager: Any) -> pa.Table:
+        """See `Archive.catalog`."""
+        path = Path(dl_manager.download(str(self.folder / CATALOG_FILE)))
+        try:
+            table, overflow = read_votable(path.read_bytes(), str(path))
+        except OSError as error:
+            raise CatalogError(f"cannot read {path}: {error.strerror}") from error
+        if overflow:
+            raise CatalogError(f"{path} was cut at the service's row limit; download the mirror again")
+        return table
+
+    @contextmanager
+    def fetch(self, package: Package) -> Iterator[Fetched]:
+        """See `Archive.fetch`."""
+        if not self._index:
+            for line in read_index(self.folder):
+                for detection in line["detections"]:
+                    self._index.setdefault(detection, {})[line["file"]] = line["bytes"]
+        sizes: dict[str, int] = {}
+        for detection in map(str, package.detections):
+            if detection not in self._index:
+                raise ArchiveError(f"{self.folder} has no files of {detection}; run its download again to complete it")
+            sizes |= self._index[detection]
+        for name, size in sizes.items():
+            path = self.folder / name
+            found = path.stat().st_size if path.is_file() else None
+            if found != size:
+                what = "is missing" if found is None else f"has {found} bytes instead of {size}"
+                raise ArchiveError(f"{path} {what}; download the mirror again")
+        # Relative, so that the same mirror in another place gives the same rejections.
+        yield Fetched(tuple(self.folder / name for name in sizes), " ".join(sizes))
+
+
+class Mirror:
+    """A mirror that is being made.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is not there; one that is there is added to.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        try:
+            (folder / "packages").mkdir(parents=True, exist_ok=True)
+            index = folder / INDEX_FILE
+            index.touch()
+            self._held = self._mend(index)
+        except OSError as error:
+            raise StoreError(f"cannot write {error.filename or folder}: {error.strerror}") from error
+
+    def _mend(self, index: Path) -> set[str]:
+        """Drop lines that were cut short or whose tar is not what they say; give the detections of the others."""
+        whole = []
+        for line in read_index(self.folder):
+            path = self.folder / line["file"]
+            if path.is_file() and path.stat().st_size == line["bytes"]:
+                whole.append(line)
+        text = "".join(json.dumps(line) + "\n" for line in whole)
+        if text != index.read_text(encoding="utf-8"):
+            partial = index.with_name(f"{index.name}.partial")
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(index)
+        return {detection for line in whole for detection in line["detections"]}
+
+    def __contains__(self, package: Package) -> bool:
+        return all(str(detection) in self._held for detection in package.detections)
+
+    def write_catalog(self, planned: Plan) -> None:
+        """Keep the selection's rows as the mirror's catalog."""
+        content = write_votable(planned.catalog.to_pylist())
+        partial = self.folder / f"{CATALOG_FILE}.partial"
+        try:
+            partial.write_bytes(content)
+            partial.replace(self.folder / CATALOG_FILE)
+        except OSError as error:
+            raise StoreError(f"cannot write {self.folder / CATALOG_FILE}: {error.strerror}") from error
+
+    def add(self, package: Package, fetched: Fetched) -> None:
+        """Keep the files of a package: one tar, flushed and renamed, then its line in the index.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be written; what was there before stays.
+        """
+        ids = [str(detection) for detection in package.detections]
+        name = f"packages/{hashlib.sha256(' '.join(ids).encode()).hexdigest()[:16]}.tar"
+        path = self.folder / name
+        partial = path.with_suffix(".partial")
+        try:
+            with partial.open("wb") as file:
+                _pack(fetched.parts, file)
+                file.flush()
+                os.fsync(file.fileno())
+            with partial.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            partial.replace(path)
+            line = {"file": name, "bytes": path.stat().st_size, "sha256": digest, "detections": ids}
+            with self._lock, (self.folder / INDEX_FILE).open("a", encoding="utf-8") as index:
+                index.write(json.dumps(line) + "\n")
+                index.flush()
+                os.fsync(index.fileno())
+                self._held.update(ids)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise StoreError(f"cannot write {path}: {error.strerror}; what was finished is kept") from error
+
+
+def _pack(parts: tuple[Path, ...], file: io.BufferedWriter) -> None:
+    """All files of the parts as one tar, members one folder deep and without times or owners."""
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for part in parts:
+            for product in members(part):
+                member = tarfile.TarInfo(f"package/{product.name}")
+                member.size = len(product.data)
+                tar.addfile(member, io.BytesIO(product.data))

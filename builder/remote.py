@@ -1,0 +1,334 @@
+"""The archive over HTTP: the catalog's TAP service and the package service."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pyarrow as pa
+import requests
+from datasets import DownloadConfig, DownloadManager
+
+from builder.archive import Archive, Fetched
+from builder.catalog import Package, count_of, from_rows, read_votable
+from builder.client import Client, Slots, one_session
+from builder.errors import CatalogError, RefusedError, TransientError, UnavailableError
+from builder.products import KINDS, MAX_MEMBER_BYTES, ProductName
+from builder.records import DetectionId
+from builder.selection import COLUMNS_QUERIED, Selection
+
+__all__ = ["ArchiveDownloadManager", "HttpArchive"]
+
+logger = logging.getLogger(__name__)
+
+_FILETYPES = {"pha": "spectrum", "arf": "arf", "rmf": "rmf"}  # the service's words for the products
+_BAND = "b"
+_MAX_CATALOG_BYTES = 4 * 2**30
+_LAST_OBSID = 999_999
+
+
+class ArchiveDownloadManager(DownloadManager):
+    """A download manager of `datasets` that asks as this project does: patient, checked, within the budget.
+
+    Parameters
+    ----------
+    archive : HttpArchive
+    dataset_name : str, optional
+    """
+
+    def __init__(self, archive: HttpArchive, dataset_name: str | None = "chandra_spectra") -> None:
+        super().__init__(dataset_name, download_config=DownloadConfig(use_etag=False))
+        self._archive = archive
+
+    def download(self, url_or_urls: Any) -> Any:
+        """Download catalog answers.
+
+        Parameters
+        ----------
+        url_or_urls : str, list or dict
+            Addresses; a nested structure gives the same structure of paths.
+
+        Returns
+        -------
+        str, list or dict
+            Paths on this machine.
+        """
+        if isinstance(url_or_urls, dict):
+            return {key: self.download(url) for key, url in url_or_urls.items()}
+        if isinstance(url_or_urls, (list, tuple)):
+            return [self.download(url) for url in url_or_urls]
+        path = self._archive.download_catalog(str(url_or_urls))
+        self._record_size(str(url_or_urls), path)
+        return str(path)
+
+    def _record_size(self, url: str, path: Path) -> None:
+        self._recorded_sizes_checksums[url] = {"num_bytes": path.stat().st_size, "checksum": None}
+
+
+@dataclass
+class HttpArchive(Archive):
+    """The services below one base URL.
+
+    Attributes
+    ----------
+    base : str
+        Base URL without a slash at the end.
+    release : str
+    folder : Path
+        Where answers are kept for as long as they are needed, and the locks of the budget.
+    connections : int
+        Connections at once, of all processes that share `folder`.
+    client : Client, optional
+    """
+
+    base: str
+    release: str
+    folder: Path
+    connections: int = 4
+    client: Client = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self.client = self.client or Client(self.base)
+
+    @property
+    def identity(self) -> str:
+        """See `Archive.identity`; the base URL."""
+        return self.base
+
+    @contextlib.contextmanager
+    def _slot(self) -> Iterator[tuple[Path, requests.Session]]:
+        """A folder and a session with one connection: they last as long as the place in the budget."""
+        with Slots(self.folder, self.connections).take() as folder, one_session() as session:
+            yield folder, session
+
+    # -- the catalog
+
+    def catalog(self, selection: Selection, dl_manager: Any) -> pa.Table:
+        """See `Archive.catalog`; what exceeds the service's row limit is asked for in ranges of obsid.
+
+        Raises
+        ------
+        CatalogError
+            If the service reports an error, or the parts do not add up to its own ``COUNT(*)``.
+        """
+        manager = dl_manager if isinstance(dl_manager, ArchiveDownloadManager) else ArchiveDownloadManager(self)
+        answers = [from_rows([])]
+        for query in selection.queries():
+            expected = count_of(self._answer(manager, f"SELECT COUNT(*) AS n {query}"), self.base)
+            parts = list(self._parts(manager, query, 0, _LAST_OBSID)) if expected else []
+            found = sum(len(part) for part in parts)
+            if found != expected:
+                raise CatalogError(f"{self.base} counts {expected} rows but answered {found}: run the command again")
+            answers += parts
+        return pa.concat_tables(answers)
+
+    def _parts(self, manager: Any, query: str, first: int, last: int) -> Iterator[pa.Table]:
+        whole = (first, last) == (0, _LAST_OBSID)
+        limits = "" if whole else f" AND o.obsid BETWEEN {first} AND {last}"
+        table, overflow = read_votable(self._answer(manager, f"SELECT {COLUMNS_QUERIED} {query}{limits}"), self.base)
+        if not overflow:
+            yield table
+        elif first == last:
+            raise CatalogError(f"{self.base}: observation {first} alone exceeds the service's row limit")
+        else:
+            middle = self._middle(table, first, last)
+            yield from self._parts(manager, query, first, middle)
+            yield from self._parts(manager, query, middle + 1, last)
+
+    @staticmethod
+    def _middle(table: pa.Table, first: int, last: int) -> int:
+        """Where to divide a range: at the median of the rows that came, where that divides it at all."""
+        obsids = sorted(obsid for obsid in table["obsid"].to_pylist() if first <= obsid < last)
+        return int(obsids[len(obsids) // 2]) if obsids else (first + last) // 2
+
+    def _answer(self, manager: Any, query: str) -> bytes:
+        form = urlencode({"REQUEST": "doQuery", "LANG": "ADQL", "QUERY": query})
+        path = Path(manager.download(f"{self.base}/csc21tap/sync?{form}"))
+        try:
+            return path.read_bytes()
+        finally:
+            path.unlink()
+
+    def download_catalog(self, url: str) -> Path:
+        """Download one catalog answer, checked to be a VOTable that ends."""
+        with self._slot() as (folder, session):
+            kept = self.folder / f"{folder.name}-catalog.vot"
+            self.client.download(session, url, folder / "catalog.vot", _check_votable, _MAX_CATALOG_BYTES)
+            return (folder / "catalog.vot").replace(kept)
+
+    # -- packages
+
+    @contextlib.contextmanager
+    def fetch(self, package: Package) -> Iterator[Fetched]:
+        """See `Archive.fetch`.
+
+        What the answer lacks is asked for once more, and then file by file. Detections that the service refuses to
+        serve are named in `Fetched.unserved`.
+        """
+        url = self._package_url(package.detections)
+        with self._slot() as (folder, session):
+            parts, unserved = self._collect(session, folder, package.detections)
+            yield Fetched(tuple(parts), url, unserved)
+
+    def _collect(
+        self, session: requests.Session, folder: Path, detections: tuple[DetectionId, ...]
+    ) -> tuple[list[Path], dict[DetectionId, str]]:
+        parts: list[Path] = []
+        refusals: dict[DetectionId, str] = {}
+        lacking = detections
+        for number in range(2):
+            path = folder / f"{number}.tar"
+            try:
+                self._download_package(session, lacking, path)
+            except (RefusedError, UnavailableError) as error:
+                refusals = dict.fromkeys(lacking, str(error))
+                break
+            parts.append(path)
+            lacking = _lacking(lacking, parts)
+            if not lacking:
+                break
+        for detection in lacking:
+            try:
+                # Where the service does not even list files, it is the service that fails, and not this package.
+                listed = self._listed(session, folder, detection)
+            except RefusedError as error:
+                refusals[detection] = str(error)
+                continue
+            try:
+                parts += self._single_files(session, folder, listed, parts)
+                refusals.pop(detection, None)
+            except (RefusedError, UnavailableError) as error:
+                refusals[detection] = str(error)
+        return parts, refusals
+
+    def _package_url(self, detections: Iterable[DetectionId]) -> str:
+        products = ",".join(f"{d.catalog}/{_FILETYPES[kind]}/{_BAND}" for d in detections for kind in KINDS)
+        return f"{self.base}/csccli/retrieve?" + urlencode({"version": self.release, "packageset": products}, safe="/,")
+
+    def _download_package(self, session: requests.Session, detections: tuple[DetectionId, ...], path: Path) -> None:
+        wanted = {detection.catalog for detection in detections}
+        # A detection of an interleaved observation has two files of each kind.
+        limit = 2 * len(KINDS) * len(wanted)
+        self.client.download(
+            session, self._package_url(detections), path, lambda file: _check_tar(file, wanted, limit),
+            limit * MAX_MEMBER_BYTES,
+        )  # fmt: skip
+
+    def _listed(
+        self, session: requests.Session, folder: Path, detection: DetectionId
+    ) -> dict[tuple[DetectionId, str], str]:
+        """The files that the service lists for a detection, by cycle and kind."""
+        url = self._package_url([detection]).replace("/retrieve?", "/browse?")
+        listing = folder / "browse.json"
+        self.client.download(session, url, listing, _check_json, MAX_MEMBER_BYTES)
+        filenames = [str(entry.get("filename", "")) for entry in json.loads(listing.read_bytes())]
+        names = [(ProductName.parse(filename), filename) for filename in filenames]
+        return {
+            (name.detection, name.kind): filename
+            for name, filename in names
+            if name is not None and name.detection.catalog == detection.catalog
+        }
+
+    def _single_files(
+        self, session: requests.Session, folder: Path, listed: dict[tuple[DetectionId, str], str], parts: list[Path]
+    ) -> list[Path]:
+        """Fetch, one by one, the files that are listed but that no part holds."""
+        have = {name for part in parts for name in _names(part)}
+        found = []
+        for (detection, kind), filename in listed.items():
+            if (detection, kind) in have:
+                continue
+            form = {"filename": filename, "filetype": _FILETYPES[kind], "version": self.release}
+            path = folder / filename.rpartition("/")[2]  # it was parsed as a product's name: no path hides in it
+            self.client.download(
+                session, f"{self.base}/csccli/retrieveFile?{urlencode(form)}", path, _check_product, MAX_MEMBER_BYTES
+            )
+            found.append(path)
+        return found
+
+
+def _names(part: Path) -> set[tuple[DetectionId, str]]:
+    """Detection and kind of every product in a part."""
+    names = [part.name]
+    if part.suffix == ".tar":
+        with tarfile.open(part, "r:") as tar:
+            names = tar.getnames()
+    return {(name.detection, name.kind) for text in names if (name := ProductName.parse(text)) is not None}
+
+
+def _lacking(detections: tuple[DetectionId, ...], parts: list[Path]) -> tuple[DetectionId, ...]:
+    """Detections of which a product is missing, of any cycle that has one."""
+    have = set().union(*(_names(part) for part in parts))
+    cycles: dict[DetectionId, set[DetectionId]] = {}
+    for detection, _ in have:
+        cycles.setdefault(detection.catalog, set()).add(detection)
+    return tuple(
+        detection
+        for detection in detections
+        if any((key, kind) not in have for key in cycles.get(detection, {detection}) for kind in KINDS)
+    )
+
+
+def _start(path: Path, length: int = 512) -> bytes:
+    with path.open("rb") as file:
+        return file.read(length)
+
+
+def _words(path: Path) -> str:
+    """The first words of an answer that is not what was asked for."""
+    return " ".join(_start(path, 200).decode("utf-8", "replace").split()) or "nothing"
+
+
+def _check_votable(path: Path) -> None:
+    if b"<VOTABLE" not in _start(path, 4096):
+        raise TransientError(f"the catalog answered {_words(path)!r} instead of a VOTable")
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 512))
+        if b"</VOTABLE>" not in file.read():
+            raise TransientError("the catalog's answer is cut short")
+
+
+def _check_tar(path: Path, wanted: set[DetectionId], limit: int) -> None:
+    if _start(path)[257:262] != b"ustar":
+        raise TransientError(f"the package service answered {_words(path)!r} instead of a tar file")
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = tar.getmembers()
+            end = tar.offset
+    except (tarfile.TarError, EOFError) as error:
+        raise TransientError(f"a package is not a whole tar file: {error}") from error
+    with path.open("rb") as file:
+        file.seek(end)
+        tail = file.read(tarfile.BLOCKSIZE)
+    if len(tail) < tarfile.BLOCKSIZE or tail.strip(b"\0"):
+        raise TransientError("a package does not end as a tar file does")
+    files = [member for member in members if member.isfile()]
+    if len(files) > limit:
+        raise RefusedError(f"a package has {len(files)} files where at most {limit} were asked for")
+    for member in files:
+        name = ProductName.parse(member.name)
+        if name is not None and name.detection.catalog not in wanted:
+            raise TransientError(f"a package holds {member.name!r}, which was not asked for")
+        if member.size > MAX_MEMBER_BYTES:
+            raise RefusedError(f"a package's member {member.name!r} claims {member.size} bytes")
+
+
+def _check_json(path: Path) -> None:
+    try:
+        listing = json.loads(path.read_bytes())
+    except ValueError:
+        raise TransientError(f"the package service answered {_words(path)!r} instead of a listing") from None
+    if not isinstance(listing, list) or not all(isinstance(entry, dict) for entry in listing):
+        raise TransientError("the package service answered something else than a listing")
+
+
+def _check_product(path: Path) -> None:
+    if not _start(path).startswith((b"\x1f\x8b", b"SIMPLE  =")):
+        raise TransientError(f"the package service answered {_words(path)!r} instead of a FITS file")

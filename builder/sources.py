@@ -1,0 +1,129 @@
+"""Which archive, store and catalog the settings name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from builder.archive import Archive
+from builder.catalog import Plan, plan
+from builder.errors import OutputError, SettingError
+from builder.mirror import CATALOG_FILE, INDEX_FILE, MirrorArchive
+from builder.settings import EMBEDDED, Settings
+from builder.store import Store
+
+if TYPE_CHECKING:
+    from builder.holdings import Holdings
+
+__all__ = ["Source", "default_cache", "holdings", "open_source", "plan_for", "query"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where packages come from and where finished ones are kept."""
+
+    archive: Archive
+    store: Store
+
+
+def default_cache() -> Path:
+    """Folder for the store and downloads: ``$CHANDRA_SPECTRA_CACHE``, else ``chandra_spectra`` in the user's cache."""
+    if chosen := os.environ.get("CHANDRA_SPECTRA_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chandra_spectra"
+
+
+def open_source(settings: Settings, cache: Path | None = None, connections: int = 4) -> Source:
+    """Open the archive and the store that the settings name.
+
+    Parameters
+    ----------
+    settings : Settings
+    cache : Path, optional
+        Folder for finished packages and for what is downloaded or made.
+    connections : int
+        Connections at once, of all runs that share `cache`.
+
+    Raises
+    ------
+    SettingError
+        If there is no such archive.
+    OutputError
+        If the cache cannot be used.
+    """
+    cache = cache or default_cache()
+    try:
+        archive = _open_archive(settings, cache, connections)
+    except OSError as error:
+        raise OutputError(f"cannot use the cache {cache}: {error.strerror}; choose another with --cache") from error
+    # Two archives may hold different files under the same ids.
+    root = cache / "store" / hashlib.sha256(archive.identity.encode()).hexdigest()[:16]
+    return Source(archive, Store(root, settings.release, settings.recipe))
+
+
+def _open_archive(settings: Settings, cache: Path, connections: int) -> Archive:
+    if settings.archive == EMBEDDED:
+        from builder.embedded import EMBEDDED_VERSION, make_embedded_mirror
+
+        folder = cache / f"embedded-{EMBEDDED_VERSION}"
+        if not (folder / INDEX_FILE).exists():
+            make_embedded_mirror(folder)
+        return MirrorArchive(folder, settings.release, nulls=True)
+    if settings.archive.startswith(("http://", "https://")):
+        from builder.remote import HttpArchive
+
+        return HttpArchive(settings.archive.rstrip("/"), settings.release, cache / "downloads", connections)
+    folder = Path(settings.archive).expanduser()
+    if (folder / CATALOG_FILE).is_file() or (settings.catalog and (folder / INDEX_FILE).is_file()):
+        return MirrorArchive(folder, settings.release)
+    what = f"the folder holds no {CATALOG_FILE}" if folder.is_dir() else "no such folder"
+    raise SettingError(f"archive {settings.archive!r} ({what}): give 'embedded', a mirror folder or an http(s) URL")
+
+
+def query(source: Source, settings: Settings, dl_manager: Any) -> Plan:
+    """Ask the catalog, through a download manager, and plan the packages.
+
+    Raises
+    ------
+    ArchiveError
+        If the catalog cannot be had.
+    SettingError
+        If no detection passes the cuts.
+    """
+    if settings.catalog:
+        from builder.catalog_files import read_catalog
+
+        answer = read_catalog(Path(settings.catalog))
+    else:
+        answer = source.archive.catalog(settings.selection, dl_manager)
+    nulls = source.archive.nulls or bool(settings.catalog)
+    keep = [settings.selection.keeps(row, nulls=nulls) for row in answer.to_pylist()]
+    if not any(keep):
+        raise SettingError(f"no detection of {settings.catalog or settings.archive} passes the cuts: widen them")
+    return plan(answer.filter(pa.array(keep, pa.bool_())), limit=settings.selection.limit)
+
+
+def plan_for(source: Source, settings: Settings) -> Plan:
+    """`query` without a download manager at hand."""
+    from datasets import DownloadManager
+
+    return query(source, settings, DownloadManager())
+
+
+def holdings(mirror: str, simulated: int | None, seed: int, cache: Path | None) -> Holdings:
+    """What a local archive server serves: so many simulated detections, or a mirror."""
+    if simulated is not None:
+        from builder.simulation import SimulatedArchive
+
+        return SimulatedArchive(simulated, seed)
+    from builder.holdings import MirrorHoldings
+
+    archive = open_source(Settings(mirror), cache).archive
+    if not isinstance(archive, MirrorArchive):
+        raise SettingError(f"{mirror} is no mirror: give 'embedded' or a mirror folder")
+    return MirrorHoldings(archive.folder)

@@ -1,0 +1,392 @@
+"""Whether a prepared folder is what it should be: its files, their content, and on demand the reduction itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builder.card import DATA_FILES
+from builder.catalog import PACKAGE_SIZE, Package
+from builder.checks import (
+    Check,
+    Grids,
+    Rows,
+    check_channels,
+    check_grids,
+    check_hdf5,
+    check_ids,
+    check_nulls,
+    check_spectra,
+    hdf5_columns,
+)
+from builder.columns import COLUMNS, CONFIGS, features
+from builder.engine import make
+from builder.errors import SettingError
+from builder.prepare import HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Progress, manifest_digest, read_manifest
+from builder.records import REASONS, DetectionId, Recipe
+from builder.settings import Settings
+from builder.sources import open_source
+from builder.store import REJECTIONS_SCHEMA, SPECTRA_SCHEMA, Store
+
+__all__ = ["Report", "verify"]
+
+_SLICE = 500
+"""Rows in hand at once, about 20 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was checked.
+
+    Attributes
+    ----------
+    folder : Path
+    checks : tuple of Check
+        Each with its claim, what it looked at and its failures.
+    """
+
+    folder: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def failed(self) -> int:
+        """Number of failures."""
+        return sum(check.failed for check in self.checks)
+
+    @property
+    def failures(self) -> list[str]:
+        """The failures that the checks list, one line each: file, row and value."""
+        return [line for check in self.checks for line in check.failures]
+
+
+def verify(
+    folder: Path,
+    *,
+    content: bool = True,
+    load: bool = True,
+    recheck: int = 0,
+    archive: str = "",
+    seed: int = 0,
+    cache: Path | None = None,
+    progress: Progress = lambda step, done, total: None,
+) -> Report:
+    """Check a prepared folder.
+
+    Parameters
+    ----------
+    folder : Path
+    content : bool
+        Check the rows, too, and not only sizes, checksums and numbers.
+    load : bool
+        Load each config with `datasets` into an empty cache.
+    recheck : int
+        Reduce so many rows again from the archive and compare all measured values.
+    archive : str
+        Archive to reduce from; that of the manifest by default.
+    seed : int
+        Of the choice of rows to reduce again.
+    cache : Path, optional
+        Folder for what is downloaded, see `builder.sources.default_cache`.
+    progress : callable
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    OutputError
+        If the folder has no readable manifest.
+    SettingError, ArchiveError
+        If the archive to reduce from cannot be used.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    files = Check("files are those of the manifest")
+    numbers = Check("rows, rejections and files add up")
+    ids = Check("ids are unique, in order and consistent")
+    grids = Check("channel energies match their ids")
+    channels = Check("counts and areas are well-formed")
+    spectra = Check("spectra are well-formed")
+    hdf5 = Check("HDF5 and Parquet hold the same")
+    loads = Check("load_dataset reads every config, cold")
+    again = Check("reduced again, the numbers are the same")
+
+    if _check_files(files, folder, manifest, progress):
+        with _reading(numbers, MANIFEST_FILE):
+            _check_numbers(numbers, folder, manifest)
+        if not numbers.failed:
+            if content:
+                _check_content(folder, manifest, (ids, grids, channels, spectra, hdf5), progress)
+            if load:
+                _check_loads(loads, folder, manifest)
+            if recheck:
+                _check_again(again, folder, manifest, recheck, archive, seed, cache, progress)
+    return Report(folder, (files, numbers, ids, grids, channels, spectra, hdf5, loads, again))
+
+
+@contextmanager
+def _reading(check: Check, file: str) -> Iterator[None]:
+    """What a damaged file or a strange manifest raises becomes a failure."""
+    try:
+        yield
+    except KeyError as error:
+        check.fail(file, f"has no {error}")
+    except (pa.ArrowException, OSError, ValueError, TypeError, IndexError) as error:
+        check.fail(file, f"cannot be read: {error}")
+
+
+def _check_files(check: Check, folder: Path, manifest: dict[str, Any], progress: Progress) -> bool:
+    """Compare size and SHA-256 of every file; returns whether the data can be read on."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    if (folder / MANIFEST_FILE).read_bytes() != text.encode():
+        check.fail(MANIFEST_FILE, "is not laid out as it was written")
+    if manifest.get("sha256") != manifest_digest(manifest):
+        check.fail(MANIFEST_FILE, f"has the SHA-256 {manifest_digest(manifest)}, it says {manifest.get('sha256')}")
+    damaged = False
+    with _reading(check, MANIFEST_FILE):
+        named = {str(file["path"]): (file["bytes"], file["sha256"]) for file in manifest["files"]}
+        check.scope = f"{len(named)} files, {sum(size for size, _ in named.values()) / 1e6:,.1f} MB"
+        damaged = len(named) != len(manifest["files"])
+        for number, (path, (size, digest)) in enumerate(named.items(), 1):
+            before = check.failed
+            if path not in found:
+                check.fail(path, "is missing")
+            elif (length := (folder / path).stat().st_size) != size:
+                check.fail(path, f"has {length} bytes, the manifest says {size}")
+            else:
+                with (folder / path).open("rb") as file:
+                    actual = hashlib.file_digest(file, "sha256").hexdigest()
+                if actual != digest:
+                    check.fail(path, f"has the SHA-256 {actual}, the manifest says {digest}")
+            damaged |= check.failed > before and path != "README.md"
+            progress("files", number, len(named))
+        for path in sorted(found - set(named) - {MANIFEST_FILE}):
+            check.fail(path, "is not in the manifest")
+        return not damaged
+    return False
+
+
+def _rows_of(manifest: dict[str, Any], folder: str) -> dict[str, int]:
+    """Rows by file of one folder, in the order of the rows."""
+    return {file["path"]: file["rows"] for file in manifest["files"] if file["path"].startswith(f"{folder}/")}
+
+
+def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None:
+    from datasets import Features
+
+    counts = manifest["counts"]
+    check.scope = f"{counts['selected']:,} selected, {counts['rows']:,} rows, {counts['rejected']:,} rejected"
+
+    def equal(what: str, found: object, expected: object, file: str = MANIFEST_FILE) -> None:
+        if found != expected:
+            check.fail(file, f"{what} is {found}, not {expected}")
+
+    for config, name in DATA_FILES.items():
+        shards = _rows_of(manifest, name)
+        for number, (path, rows) in enumerate(shards.items()):
+            equal("name", path, f"{name}/train-{number:05d}-of-{len(shards):05d}.parquet")
+            with _reading(check, path):
+                parquet = pq.ParquetFile(folder / path)
+                equal("number of rows", parquet.metadata.num_rows, rows, path)
+                if Features.from_arrow_schema(parquet.schema_arrow) != features(config):
+                    check.fail(path, f"has not the columns of config {config}")
+        if config != "ebounds":
+            equal(f"number of rows of config {config}", sum(shards.values()), counts["rows"])
+    for file in manifest["files"]:
+        others = {HDF5_FILE: counts["rows"], REJECTIONS_FILE: counts["rejected"], "README.md": None}
+        equal(f"rows of {file['path']}", file["rows"], others.get(file["path"], file["rows"]))
+
+    rejections = pq.read_table(folder / REJECTIONS_FILE)
+    if not rejections.schema.equals(REJECTIONS_SCHEMA):
+        check.fail(REJECTIONS_FILE, "has not the columns of a table of rejections")
+    reasons = Counter(rejections["reason"].to_pylist())
+    equal("number of rows", len(rejections), counts["rejected"], REJECTIONS_FILE)
+    equal("reasons", counts["reasons"], dict(sorted(reasons.items())))
+    equal("selected", counts["selected"], counts["rows"] + counts["rejected"])
+    equal("catalog.detections", manifest["catalog"]["detections"], counts["detections"])
+    repeated = Counter(rejections["detection_id"].to_pylist())
+    for row, (name, reason) in enumerate(zip(rejections["detection_id"].to_pylist(), rejections["reason"].to_pylist(),
+                                             strict=True)):  # fmt: skip
+        place = f"{name} (row {row})"
+        if reason not in REASONS:
+            check.fail(REJECTIONS_FILE, place, f"the reason {reason!r} is not known")
+        if repeated[name] > 1:
+            check.fail(REJECTIONS_FILE, place, "is there twice")
+        try:
+            DetectionId.parse(name)
+        except SettingError as error:
+            check.fail(REJECTIONS_FILE, place, str(error))
+
+    settings = {name: manifest[name] for name in ("dataset", "builder", "versions")} | manifest["settings"]
+    with h5py.File(folder / HDF5_FILE) as hdf5:
+        for name in sorted(settings | dict(hdf5.attrs)):
+            value = hdf5.attrs.get(name)
+            found = json.loads(value) if isinstance(settings.get(name), dict) and value is not None else value
+            equal(f"attribute {name}", found, settings.get(name), HDF5_FILE)
+
+
+def _slices(folder: Path, files: dict[str, dict[str, int]]) -> Iterator[Rows]:
+    """The rows of both configs, `_SLICE` at a time whatever the shards' bounds."""
+    begins: dict[str, list[tuple[int, str]]] = {}
+    for config, shards in files.items():
+        begins[config], total = [], 0
+        for path, rows in shards.items():
+            begins[config].append((total, path))
+            total += rows
+    start = 0
+    for spectra, counts in zip(*(_tables(folder, files[config]) for config in ("spectra", "counts")), strict=True):
+        yield Rows(start, spectra, counts, begins)
+        start += len(spectra)
+
+
+def _tables(folder: Path, shards: dict[str, int]) -> Iterator[pa.Table]:
+    waiting: list[pa.Table] = []
+    for path in shards:
+        with pq.ParquetFile(folder / path) as file:
+            for batch in file.iter_batches(_SLICE):
+                waiting.append(pa.Table.from_batches([batch]).flatten())
+                if sum(map(len, waiting)) >= _SLICE:
+                    table = pa.concat_tables(waiting)
+                    yield table.slice(0, _SLICE)
+                    waiting = [table.slice(_SLICE)]
+    if rest := [table for table in waiting if len(table)]:
+        yield pa.concat_tables(rest)
+
+
+def _check_content(folder: Path, manifest: dict[str, Any], checks: tuple[Check, ...], progress: Progress) -> None:
+    ids, grids, channels, spectra, hdf5 = checks
+    counts = manifest["counts"]
+    files = {config: _rows_of(manifest, name) for config, name in DATA_FILES.items()}
+    recipe = Recipe(**{name: value for name, value in manifest["settings"]["recipe"].items() if name != "version"})
+    rejected = set(pq.read_table(folder / REJECTIONS_FILE)["detection_id"].to_pylist())
+    detections = {DetectionId.parse(name).catalog.object_id for name in rejected}
+    previous, distinct, used = -1, 0, set[str]()
+    with h5py.File(folder / HDF5_FILE) as file, _reading(ids, "Parquet"):
+        known = _check_ebounds(grids, hdf5, folder, files["ebounds"], file)
+        comparable = hdf5_columns(hdf5, file, HDF5_FILE, counts["rows"])
+        for rows in _slices(folder, files | {"hdf5": {HDF5_FILE: counts["rows"]}}):
+            if check_nulls(ids, rows):
+                numbers = rows.spectra["object_id"].to_numpy() // 10 * 10  # without the cycle
+                detections.difference_update(numbers.tolist())
+                distinct += int(np.count_nonzero(np.diff(numbers, prepend=previous // 10 * 10)))
+                previous = check_ids(ids, rows, previous, rejected)
+                check_channels(channels, rows, known)
+                check_spectra(spectra, rows, recipe, known)
+                if comparable:
+                    with _reading(hdf5, HDF5_FILE):
+                        check_hdf5(hdf5, rows, file)
+                used.update(rows.counts["ebounds_id"].to_pylist())
+            done = rows.start + len(rows)
+            for check in (ids, channels, spectra, hdf5):
+                check.scope = f"{done:,} rows"
+            progress("rows", done, counts["rows"])
+        if not ids.failed and (found := distinct + len(detections)) != counts["detections"]:
+            ids.fail(MANIFEST_FILE, f"{counts['detections']} detections, but rows and rejections are of {found}")
+        for key in sorted(set(known) - used):
+            grids.fail(next(iter(files["ebounds"])), key, "no row has this grid")
+
+
+def _check_ebounds(check: Check, hdf5: Check, folder: Path, files: dict[str, int], file: h5py.File) -> Grids:
+    known: Grids = {}
+    with _reading(check, DATA_FILES["ebounds"]):
+        for path in files:
+            known |= check_grids(check, pq.read_table(folder / path), path)
+    check.scope = f"{len(known)} grid{'' if len(known) == 1 else 's'}"
+    with _reading(hdf5, f"{HDF5_FILE}: ebounds"):
+        group = file["ebounds"]
+        stored = zip(group["ebounds_id"].asstr()[:], group["energy_lo"][:], group["energy_hi"][:], strict=True)
+        if [(key, low.tolist(), high.tolist()) for key, low, high in stored] != [
+            (key, low.tolist(), high.tolist()) for key, (low, high) in known.items()
+        ]:
+            hdf5.fail(HDF5_FILE, "ebounds", "the grids are not those of config ebounds")
+    return known
+
+
+def _check_loads(check: Check, folder: Path, manifest: dict[str, Any]) -> None:
+    """Load each config with an empty cache and compare the number of rows and the features."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    for config, name in DATA_FILES.items():
+        expected = sum(_rows_of(manifest, name).values())
+        with tempfile.TemporaryDirectory() as cache, _reading(check, f"config {config}"):
+            try:
+                dataset = load_dataset(str(folder), config, split="train", cache_dir=cache)
+            except DatasetsError as error:
+                check.fail(f"config {config}", f"load_dataset: {error.__cause__ or error}")
+                continue
+            if len(dataset) != expected:
+                check.fail(f"config {config}", f"load_dataset gives {len(dataset)} rows, not {expected}")
+            if dataset.features != features(config):
+                check.fail(f"config {config}", "load_dataset gives other features")
+    check.scope = ", ".join(CONFIGS)
+
+
+def _check_again(
+    check: Check,
+    folder: Path,
+    manifest: dict[str, Any],
+    number: int,
+    archive: str,
+    seed: int,
+    cache: Path | None,
+    progress: Progress,
+) -> None:
+    """Reduce some rows again, by the way that every row goes, and compare with the doubles of the HDF5 file."""
+    said = manifest["settings"]
+    recipe = Recipe(**{name: value for name, value in said["recipe"].items() if name != "version"})
+    settings = Settings(archive or said["archive"], said["release"], said.get("catalog", ""), recipe=recipe)
+    source = open_source(settings, cache)
+    total = manifest["counts"]["rows"]
+    chosen = sorted(random.Random(seed).sample(range(total), min(number, total)))
+    columns = [column for column in COLUMNS if column.name in SPECTRA_SCHEMA.names]
+    with h5py.File(folder / HDF5_FILE) as file, tempfile.TemporaryDirectory() as root:
+        store = Store(Path(root), settings.release, recipe)
+        for start in range(0, len(chosen), PACKAGE_SIZE):
+            rows = {row: DetectionId.parse(file["detection_id"].asstr()[row]) for row in chosen[start:][:PACKAGE_SIZE]}
+            package = Package(0, tuple(dict.fromkeys(detection.catalog for detection in rows.values())))
+            make(package, source.archive, store)
+            result = store.read(package)
+            reasons = {row["detection_id"]: row for row in result.rejections.to_pylist()}
+            measured = {row["object_id"]: row for row in result.spectra.to_pylist()}
+            for row, detection in rows.items():
+                place = (HDF5_FILE, f"{detection} (row {row})")
+                if (expected := measured.get(detection.object_id)) is None:
+                    why = reasons.get(str(detection), {"message": "no files"})["message"]
+                    check.fail(*place, f"is now rejected: {why}")
+                    continue
+                for column in columns:
+                    difference = _difference(file[column.hdf5_name][row], expected[column.name])
+                    if difference:
+                        check.fail(*place, column.hdf5_name + difference)
+            progress("recheck", start + len(rows), len(chosen))
+    check.scope = f"{len(chosen):,} of {total:,} rows, from {settings.archive}"
+
+
+def _difference(stored: Any, again: Any) -> str:
+    """How a stored value differs from the one that came out again; empty where it does not."""
+    if isinstance(stored, bytes):
+        stored = stored.decode()
+    if np.array_equal(stored, again):
+        return ""
+    if np.shape(stored) != np.shape(again):
+        return f" has {np.size(stored)} values, the archive's files give {np.size(again)}"
+    if not np.shape(stored):
+        return f" is {stored}, the archive's files give {again}"
+    first = np.flatnonzero(stored != np.asarray(again))[0]
+    return f"[{first}] is {stored[first]}, the archive's files give {again[first]}"

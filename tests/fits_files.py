@@ -1,0 +1,180 @@
+"""Tiny FITS files in the catalog's layout, written by astropy, and the two real detections that come with Sherpa."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from hypothesis import HealthCheck, settings
+from numpy.typing import ArrayLike
+
+from builder.records import N_CHANNELS, DetectionId, File, Products
+
+DETECTION = DetectionId(123, 1, 7)
+CHANNEL = np.arange(1, N_CHANNELS + 1)
+E_MIN = np.float32(0.0146) * np.arange(N_CHANNELS, dtype=np.float32)
+E_MAX = np.float32(0.0146) * np.arange(1, N_CHANNELS + 1, dtype=np.float32)
+KINDS = ("pha", "arf", "rmf")
+
+_SHERPA = importlib.util.find_spec("sherpa")
+assert _SHERPA is not None
+assert _SHERPA.origin is not None
+REAL_FOLDER = Path(_SHERPA.origin).parent / "astro/datastack/tests/data"
+REAL = {DetectionId(4938, 0, 43): "acisf04938_000N002_r0043", DetectionId(7867, 0, 2): "acisf07867_000N001_r0002"}
+
+
+def stable(examples: int) -> settings:
+    """Hypothesis settings that give the same examples on every machine, however slow it is."""
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+    return settings(max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=slow)
+
+
+def stem(detection: DetectionId, version: int = 1) -> str:
+    cycle = f"_{detection.cycle}" if detection.cycle else ""
+    return f"acisf{detection.obsid:05d}_{detection.obi:03d}N{version:03d}{cycle}_r{detection.region_id:04d}"
+
+
+def product_name(detection: DetectionId, kind: str, version: int = 1) -> str:
+    return f"{stem(detection, version)}_{kind}3.fits"
+
+
+def real_products(detection: DetectionId) -> Products:
+    names = [f"{REAL[detection]}_{kind}3.fits" for kind in KINDS]
+    return Products(detection, *(File(name, (REAL_FOLDER / name).read_bytes()) for name in names))
+
+
+def fits_bytes(*extensions: fits.BinTableHDU) -> bytes:
+    stream = io.BytesIO()
+    fits.HDUList([fits.PrimaryHDU(), *extensions]).writeto(stream)
+    return stream.getvalue()
+
+
+def table(name: str, columns: list[fits.Column], **cards: Any) -> fits.BinTableHDU:
+    """A binary table extension; a card of None is left out."""
+    hdu = fits.BinTableHDU.from_columns(columns, name=name)
+    for keyword, value in cards.items():
+        if value is not None:
+            hdu.header[keyword] = value
+    return hdu
+
+
+def _ids(detection: DetectionId) -> dict[str, Any]:
+    cycle = {"": "P", "e1": "P", "e2": "S"}[detection.cycle]
+    return {"TELESCOP": "CHANDRA", "INSTRUME": "ACIS", "FILTER": "NONE", "OBS_ID": str(detection.obsid),
+            "OBI_NUM": detection.obi, "REGIONID": f"{detection.region_id:04d}", "CYCLE": cycle}  # fmt: skip
+
+
+def spectrum(
+    kind: str, counts: ArrayLike, detection: DetectionId = DETECTION, channel: ArrayLike = CHANNEL, code: str = "J",
+    **cards: Any,
+) -> fits.BinTableHDU:  # fmt: skip
+    """A SPECTRUM extension; `kind` is TOTAL or BKG."""
+    counts = np.asarray(counts)
+    columns = [fits.Column("CHANNEL", "J", array=np.asarray(channel)),
+               fits.Column("PI", "D", array=np.asarray(channel, dtype=float)),
+               fits.Column("COUNTS", code, array=counts),
+               fits.Column("COUNT_RATE", "D", array=counts / 1000.0)]  # fmt: skip
+    own = kind == "TOTAL"
+    words = {"HDUCLASS": "OGIP", "HDUCLAS1": "SPECTRUM", "HDUCLAS2": kind, "HDUCLAS3": "COUNT", "HDUCLAS4": "TYPE:I",
+             "HDUVERS": "1.2.1", "CHANTYPE": "PI", "DETCHANS": counts.size, "TLMIN1": int(np.min(channel)),
+             "TLMAX1": int(np.max(channel)), "POISSERR": True, "EXPOSURE": 1000.0, "BACKSCAL": 1e-4 if own else 1e-3,
+             "AREASCAL": 1.0, "CORRFILE": "none", "CORRSCAL": 0.0,
+             "ANCRFILE": product_name(detection, "arf") if own else "none",
+             "RESPFILE": product_name(detection, "rmf") if own else "none",
+             "BACKFILE": product_name(detection, "pha") if own else "none"}  # fmt: skip
+    return table("SPECTRUM", columns, **(_ids(detection) | words | cards))
+
+
+def gti() -> fits.BinTableHDU:
+    return table("GTI", [fits.Column("START", "D", array=[0.0]), fits.Column("STOP", "D", array=[1000.0])])
+
+
+def pha(
+    counts: ArrayLike, background: ArrayLike | None, detection: DetectionId = DETECTION, *,
+    source_cards: dict[str, Any] | None = None, background_cards: dict[str, Any] | None = None, **options: Any,
+) -> bytes:  # fmt: skip
+    """A PHA file: SPECTRUM (TOTAL), GTI and, unless it is None, SPECTRUM (BKG)."""
+    hdus = [spectrum("TOTAL", counts, detection, **options, **(source_cards or {})), gti()]
+    if background is not None:
+        hdus.append(spectrum("BKG", background, detection, **options, **(background_cards or {})))
+    return fits_bytes(*hdus)
+
+
+@functools.cache
+def _arf(detection: DetectionId, fault: float | None) -> bytes:
+    lo = np.arange(1, 9, dtype=np.float32)
+    area = np.linspace(100, 600, 8, dtype=np.float32)
+    if fault is not None:
+        area[3] = fault
+    columns = [fits.Column("ENERG_LO", "E", array=lo), fits.Column("ENERG_HI", "E", array=lo + 1),
+               fits.Column("SPECRESP", "E", array=area, unit="cm**2")]  # fmt: skip
+    words = {"HDUCLASS": "OGIP", "HDUCLAS1": "RESPONSE", "HDUCLAS2": "SPECRESP", "HDUVERS": "1.1.0"}
+    return fits_bytes(table("SPECRESP", columns, **(_ids(detection) | words)))
+
+
+def arf(detection: DetectionId = DETECTION, fault: float | None = None) -> bytes:
+    """An ARF of eight energies; `fault` takes the place of the fourth effective area."""
+    return _arf(detection, fault)
+
+
+def rmf(
+    detection: DetectionId = DETECTION, e_min: ArrayLike = E_MIN, e_max: ArrayLike = E_MAX,
+    channel: ArrayLike = CHANNEL, code: str = "E",
+) -> bytes:  # fmt: skip
+    """An RMF of eight energies, each in four channels, and a whole EBOUNDS."""
+    lo = np.arange(1, 9, dtype=np.float32)
+    columns = [fits.Column("ENERG_LO", "E", array=lo), fits.Column("ENERG_HI", "E", array=lo + 1),
+               fits.Column("N_GRP", "I", array=np.ones(8)), fits.Column("F_CHAN", "I", array=68 * np.arange(1, 9)),
+               fits.Column("N_CHAN", "I", array=np.full(8, 4)),
+               fits.Column("MATRIX", "4E", array=np.full((8, 4), 0.25))]  # fmt: skip
+    words = {"HDUCLASS": "OGIP", "HDUCLAS1": "RESPONSE", "HDUCLAS2": "RSP_MATRIX", "HDUCLAS3": "REDIST",
+             "HDUVERS": "1.3.0", "CHANTYPE": "PI", "DETCHANS": np.size(channel), "TLMIN4": 1,
+             "TLMAX4": N_CHANNELS}  # fmt: skip
+    matrix = table("MATRIX", columns, **(_ids(detection) | words))
+    columns = [fits.Column("CHANNEL", "J", array=np.asarray(channel)),
+               fits.Column("E_MIN", code, array=np.asarray(e_min), unit="keV"),
+               fits.Column("E_MAX", code, array=np.asarray(e_max), unit="keV")]  # fmt: skip
+    words = {"HDUCLASS": "OGIP", "HDUCLAS1": "RESPONSE", "HDUCLAS2": "EBOUNDS", "HDUVERS": "1.3.0", "CHANTYPE": "PI",
+             "TELESCOP": "CHANDRA", "INSTRUME": "ACIS", "FILTER": "NONE", "DETCHANS": np.size(channel),
+             "TLMIN1": int(np.min(channel)), "TLMAX1": int(np.max(channel))}  # fmt: skip
+    return fits_bytes(matrix, table("EBOUNDS", columns, **words))
+
+
+plain_rmf = functools.cache(rmf)
+"""`rmf` for one detection and nothing else, kept: writing it takes longer than reducing it."""
+
+
+def poisson(mean: float, seed: int = 1, edge: float = 0.0) -> np.ndarray:
+    """Counts in 1024 channels, falling with energy, none below channel 20."""
+    shape = np.where(CHANNEL > 20, edge + np.exp(-CHANNEL / 200.0), 0.0)
+    return np.random.default_rng(seed).poisson(mean * shape)
+
+
+def products(detection: DetectionId = DETECTION, **bytes_of: bytes) -> Products:
+    """Products of good files but for those given as ``pha=``, ``arf=`` or ``rmf=``."""
+    good = {"pha": bytes_of.get("pha") or _plain_pha(detection), "arf": arf(detection), "rmf": plain_rmf(detection)}
+    return Products(detection, **{kind: File(product_name(detection, kind), data)
+                                  for kind, data in (good | bytes_of).items()})  # fmt: skip
+
+
+@functools.cache
+def _plain_pha(detection: DetectionId) -> bytes:
+    return pha(poisson(5.0, 1), poisson(3.0, 2), detection)
+
+
+def changed_card(data: bytes, keyword: str, value: str, extension: int) -> bytes:
+    """The file with the text after ``KEYWORD =`` replaced, in the header of one extension (0 is the primary one)."""
+    with fits.open(io.BytesIO(data)) as hdus:
+        start = hdus[extension].fileinfo()["hdrLoc"]
+        stop = hdus[extension].fileinfo()["datLoc"]
+    for position in range(start, stop, 80):
+        if data[position : position + 8] == keyword.encode().ljust(8):
+            card = f"{keyword:<8}= {value}".encode().ljust(80)
+            assert len(card) == 80
+            return data[:position] + card + data[position + 80 :]
+    raise AssertionError(f"no card {keyword}")

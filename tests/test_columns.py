@@ -1,0 +1,155 @@
+"""One declaration of the columns, and everything that is derived from it."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from builder.columns import CATALOG, COLUMNS, CONFIGS, EBOUNDS, RAGGED, arrow_schema, columns_of, features, markdown
+from builder.errors import SettingError
+from builder.rows import FULL_SCHEMA, public
+
+EVERY = (*COLUMNS, *EBOUNDS)
+
+
+@pytest.mark.parametrize("column", EVERY, ids=lambda column: column.name)
+def test_every_column_says_what_it_is_and_where_it_comes_from(column) -> None:  # type: ignore[no-untyped-def]
+    for text in (column.name, column.meaning, column.source):
+        assert text
+        assert text == text.strip()
+        assert text.isprintable()
+        assert "|" not in text  # it goes into a Markdown table
+    assert column.configs
+    assert set(column.configs) <= set(CONFIGS)
+
+
+UNITLESS = {"name", "detection_id", "object_id", "obsid", "obi", "region_id", "cycle", "instrument", "healpix",
+            "significance", "flux_significance_b", "hard_hm", "hard_hs", "hard_ms", "var_prob_b", "var_index_b",
+            "sat_src_flag", "streak_src_flag", "conf_code", "extent_code", "background_scale", "n_bins", "ebounds_id",
+            "pha_file", "arf_file", "rmf_file", "pha_sha256", "arf_sha256", "rmf_sha256"}  # fmt: skip
+
+
+def test_only_names_codes_and_ratios_have_no_unit() -> None:
+    assert {column.name for column in EVERY if not column.unit} == UNITLESS
+
+
+def test_units_are_those_of_the_catalogs_documentation() -> None:
+    """CSC 2.1 column descriptions; the spectrum's as Sherpa plots it."""
+    units = {column.name: column.unit for column in COLUMNS}
+    expected = {"ra": "deg", "dec": "deg", "src_cnts_aper_b": "count", "flux_aper_b": "erg s-1 cm-2", "theta": "arcmin",
+                "flux_bb_aper_b": "erg s-1 cm-2", "gti_mjd_obs": "d", "livetime": "s", "phi": "deg", "exposure": "s",
+                "spectrum.ene_center_bin": "keV", "spectrum.flux": "count s-1 keV-1",
+                "spectrum.flux_error": "count s-1 keV-1", "arf.specresp": "cm2"}  # fmt: skip
+    assert {name: units[name] for name in expected} == expected
+
+
+def test_units_are_valid_fits_units() -> None:
+    from astropy import units
+
+    for unit in {column.unit for column in EVERY if column.unit}:
+        units.Unit(unit, format="fits")
+
+
+def test_names_are_unique() -> None:
+    for config in CONFIGS:
+        names = [column.name for column in columns_of(config)]
+        assert len(names) == len(set(names))
+    for columns in (COLUMNS, EBOUNDS):
+        names = [column.hdf5_name for column in columns]
+        assert len(names) == len(set(names))
+        assert not [name for name in names if "/" in name or "." in name]
+    assert "ebounds" not in [column.hdf5_name for column in COLUMNS]  # the group of the grids
+
+
+def test_the_canonical_hdf5_names_are_there() -> None:
+    """The datasets that existing readers of this dataset's HDF5 layout look for, with their types."""
+    names = {column.hdf5_name: column for column in COLUMNS}
+    spectra = ["spectrum_ene", "spectrum_ene_lo", "spectrum_ene_hi", "spectrum_flux", "spectrum_flux_err"]
+    catalog = ["name", "ra", "dec", "obsid", "obi", "region_id", "src_cnts_aper_b", "flux_significance_b",
+               "flux_aper_b", "theta", "flux_bb_aper_b", "gti_mjd_obs", "hard_hm", "hard_hs", "hard_ms", "var_prob_b",
+               "var_index_b"]  # fmt: skip
+    assert {*spectra, *catalog, "object_id", "healpix"} <= set(names)
+    for name in spectra:
+        assert names[name].full_type == pa.list_(pa.float64())
+    for name in catalog:
+        column = names[name]
+        assert column.name == name
+        expected = {"string": pa.string(), "int32": pa.int32()}.get(column.dtype, pa.float64())
+        assert column.full_type == expected
+    assert names["object_id"].full_type == names["healpix"].full_type == pa.int64()
+
+
+def test_the_public_names_and_types_of_the_spectrum() -> None:
+    """Readers of the Arrow layout know these names, float32."""
+    spectrum = features("spectra").arrow_schema.field("spectrum").type
+    fields = {field.name: field.type for field in spectrum}
+    assert list(fields) == ["ene_center_bin", "ene_low_bin", "ene_high_bin", "flux", "flux_error"]
+    assert {str(kind.value_type) for kind in fields.values()} == {"float"}
+    types = {column.name: column.public_type for column in COLUMNS}
+    for name in ("flux_aper_b", "flux_bb_aper_b", "flux_significance_b", "hard_hm", "hard_hs", "hard_ms", "var_index_b",
+                 "var_prob_b"):  # fmt: skip
+        assert types[name] == pa.float32()
+
+
+def test_the_catalog_columns_are_those_of_the_query() -> None:
+    """Every column that the dataset takes from the service, from the table that has it."""
+    queries = {column.query for column in CATALOG}
+    assert queries == {
+        "m.name", "m.ra", "m.dec", "m.significance", "o.obsid", "o.obi", "o.region_id", "o.instrument",
+        "o.src_cnts_aper_b", "o.flux_significance_b", "o.flux_aper_b", "o.theta", "o.phi", "o.flux_bb_aper_b",
+        "o.gti_mjd_obs", "o.livetime", "o.hard_hm", "o.hard_hs", "o.hard_ms", "o.var_prob_b", "o.var_index_b",
+        "o.sat_src_flag", "o.streak_src_flag", "o.conf_code", "o.extent_code"}  # fmt: skip
+    for column in CATALOG:
+        assert column.query.partition(".")[2] == column.name
+        assert column.length is None
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_features_are_the_schema_of_the_public_rows(config: str) -> None:
+    schema = FULL_SCHEMA if config != "ebounds" else arrow_schema(EBOUNDS)
+    table = public(schema.empty_table(), config)
+    declared = features(config).arrow_schema
+    assert declared.names == table.schema.names
+    for field in table.schema:
+        assert declared.field(field.name).type == field.type, field.name
+    assert table.cast(declared).schema.equals(declared)
+
+
+def test_every_column_is_in_a_config_and_the_scalars_in_both() -> None:
+    both = {column.name for column in columns_of("spectra")} & {column.name for column in columns_of("counts")}
+    assert both == {column.name for column in COLUMNS if column.length is None and column.name != "ebounds_id"}
+    names = {column.name for config in CONFIGS for column in columns_of(config)}
+    assert names == {column.name for column in EVERY}
+
+
+def test_an_unknown_config_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"'images'.*spectra, counts, ebounds"):
+        columns_of("images")
+
+
+def test_the_store_rounds_nothing() -> None:
+    """Catalog values and spectra are kept as float64, whatever the public type."""
+    for column in COLUMNS:
+        value = column.full_type if column.length is None else column.full_type.value_type
+        if column.dtype == "float32" and not column.name.startswith("arf."):
+            assert value == pa.float64()
+        else:
+            assert str(value) == str(pa.type_for_alias(column.dtype))
+
+
+def test_lists_have_their_declared_length() -> None:
+    for column in EVERY:
+        if column.length == RAGGED:
+            assert pa.types.is_list(column.full_type)
+        elif column.length is not None:
+            assert column.full_type.list_size == column.public_type.list_size == 1024
+
+
+def test_the_markdown_table_has_a_line_a_column() -> None:
+    lines = markdown(EVERY).splitlines()
+    assert len(lines) == 2 + len(EVERY)
+    assert {line.count("|") for line in lines} == {6}
+    for line, column in zip(lines[2:], EVERY, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        shape = {None: "", RAGGED: "[n]"}.get(column.length, "[1024]")
+        assert cells == [f"`{column.name}`", column.dtype + shape, column.unit, column.meaning, column.source]

@@ -1,0 +1,291 @@
+"""Push against a hub on loopback, with the real client, and load_dataset from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import close_session, constants
+
+from builder.errors import HubError, OutputError, SettingError
+from builder.hub import Pushed, push
+from builder.prepare import manifest_digest, read_manifest
+from tests.hub_server import DROP, TOKEN, Hub
+
+NAME = "org/chandra_spectra"
+COMMIT = rf"POST /api/datasets/{NAME}/commit/"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with Hub() as server:
+        yield server
+    close_session()
+
+
+def upload(folder: Path, hub: Hub, name: str = NAME, **options: object) -> Pushed:
+    return push(folder, name, endpoint=hub.url, quick=True, **options)  # type: ignore[arg-type]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def on_hub(hub: Hub, revision: str = "main") -> dict[str, bytes]:
+    repo = hub.repos[NAME]
+    commit = repo.find(revision)
+    assert commit is not None
+    return {path: data for path, data in repo.commits[commit].items() if path != ".gitattributes"}
+
+
+def run(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own, with an empty cache, in which all but loopback is out of reach."""
+    wall = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False, cwd=cwd,
+        env={**os.environ, **wall, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HOME": str(cwd / "hf"),
+             "HF_HUB_DISABLE_XET": "1", **environment},
+    )  # fmt: skip
+
+
+def main(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command `chandra-spectra`, as `run` runs it."""
+    words = ["chandra-spectra", *map(str, arguments)]
+    return run(f"import sys; sys.argv = {words!r}; from builder.cli import main; main()", cwd,
+               PYTHONPATH=str(Path(__file__).parents[1]), **environment)  # fmt: skip
+
+
+def test_what_is_pushed_is_the_folder_in_one_commit(sample: Path, hub: Hub) -> None:
+    pushed = upload(sample, hub)
+    assert on_hub(hub) == files(sample)
+    assert dict(pushed.files) == {path: len(data) for path, data in files(sample).items()}
+    assert len(hub.repos[NAME].commits) == 2
+    assert pushed.commit == hub.repos[NAME].branches["main"]
+    assert not hub.repos[NAME].private
+
+
+LOAD = """
+import json
+from datasets import load_dataset
+found = {}
+for config, rows in (("spectra", 62), ("counts", 62), ("ebounds", 1)):
+    for streaming in (False, True):
+        data = load_dataset("org/chandra_spectra", config, split="train", streaming=streaming)
+        ids = [row.get("detection_id") for row in data]
+        assert len(ids) == rows, (config, streaming)
+        found[f"{config} {streaming}"] = ids
+default = load_dataset("org/chandra_spectra", split="train", revision=REVISION)
+lazy = load_dataset("org/chandra_spectra", split="train", streaming=True, columns=["name", "theta"],
+                    filters=[("theta", "<", 2)])
+found["columns"], found["theta"] = sorted(default.column_names), [row["theta"] for row in lazy]
+print(json.dumps(found))
+"""
+
+
+def test_load_dataset_reads_what_was_pushed_by_the_command(sample: Path, hub: Hub, tmp_path: Path) -> None:
+    result = main("push", sample, NAME, "--tag", "v1", cwd=tmp_path, HF_ENDPOINT=hub.url)
+    assert result.returncode == 0, result.stderr
+    assert f'load_dataset("{NAME}", revision="v1")' in result.stdout
+    assert TOKEN not in result.stdout + result.stderr
+    again = main("push", sample, NAME, "--tag", "v1", "--quick", cwd=tmp_path, HF_ENDPOINT=hub.url)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "all of it was there before" in again.stdout
+    assert on_hub(hub, "v1") == on_hub(hub) == files(sample)
+    loaded = run(LOAD.replace("REVISION", "'v1'"), tmp_path, HF_ENDPOINT=hub.url)
+    assert loaded.returncode == 0, loaded.stderr
+    found = json.loads(loaded.stdout.splitlines()[-1])
+    table = pq.read_table(sample / "data")
+    ids = table["detection_id"].to_pylist()
+    for config in ("spectra", "counts"):
+        assert found[f"{config} False"] == found[f"{config} True"] == ids
+    assert found["columns"] == sorted(table.column_names)
+    assert found["theta"] == [theta for theta in table["theta"].to_pylist() if theta is not None and theta < 2]
+
+
+def test_a_dry_run_lists_files_and_sizes_and_asks_the_hub_nothing(sample: Path, hub: Hub, tmp_path: Path) -> None:
+    result = main("push", sample, NAME, "--dry-run", cwd=tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN="")
+    assert result.returncode == 0, result.stderr
+    assert hub.requests == []
+    for path in files(sample):
+        assert path in result.stdout
+    assert "kB" in result.stdout
+
+
+@pytest.mark.parametrize("mode", ["regular", "lfs"])
+def test_pushing_again_changes_nothing(mode: str, sample: Path, hub: Hub) -> None:
+    hub.mode = mode
+    first, second = upload(sample, hub), upload(sample, hub)
+    assert first.changed and not second.changed
+    assert first.commit == second.commit
+    assert on_hub(hub) == files(sample)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [(COMMIT, DROP, {}), (COMMIT, 500, {}), (r"PUT /blobs/", 403, {}), (r"POST /api/datasets/.*preupload", 400, {})],
+)
+def test_a_push_that_is_cut_off_is_resumed_and_sends_nothing_twice(
+    fault: tuple[str, int, dict[str, str]], sample: Path, hub: Hub
+) -> None:
+    hub.mode = "lfs"
+    hub.faults = [fault]
+    with pytest.raises(HubError) as caught:
+        upload(sample, hub)
+    assert "\n" not in str(caught.value)
+    assert on_hub(hub) == {}
+    kept = dict(hub.blobs)
+    hub.requests.clear()
+    upload(sample, hub)
+    assert on_hub(hub) == files(sample)
+    sent = [request.rpartition("/")[2] for request in hub.requests if request.startswith("PUT ")]
+    assert not set(sent) & set(kept)
+    assert len(sent) + len(kept) == 6  # all but the card
+
+
+def test_a_killed_push_leaves_the_hub_as_it_was_and_is_resumed(sample: Path, hub: Hub, tmp_path: Path) -> None:
+    die = "import os, huggingface_hub.hf_api as h; h.HfApi.create_commit = lambda *_, **__: os._exit(9); "
+    code = (
+        f"import sys; sys.argv = ['chandra-spectra', 'push', {str(sample)!r}, {NAME!r}, '--quick']; {die}"
+        "from builder.cli import main; main()"
+    )
+    killed = run(code, tmp_path, HF_ENDPOINT=hub.url, PYTHONPATH=str(Path(__file__).parents[1]))
+    assert killed.returncode == 9, killed.stderr
+    assert on_hub(hub) == {}
+    upload(sample, hub)
+    assert on_hub(hub) == files(sample)
+
+
+def test_shards_that_are_no_more_go_in_the_same_commit_and_nothing_else_does(sample: Path, hub: Hub) -> None:
+    upload(sample, hub)
+    repo = hub.repos[NAME]
+    old = on_hub(hub) | {"data/train-00001-of-00002.parquet": b"old", "notes.md": b"mine", "data/notes.md": b"mine"}
+    repo.commit("main", old)
+    upload(sample, hub)
+    assert on_hub(hub) == files(sample) | {"notes.md": b"mine", "data/notes.md": b"mine"}
+    assert len(repo.commits) == 4
+
+
+def test_a_branch_and_a_private_repository_are_made(sample: Path, hub: Hub) -> None:
+    upload(sample, hub, revision="next", private=True)
+    assert hub.repos[NAME].private
+    assert on_hub(hub, "next") == files(sample)
+    assert on_hub(hub) == {}
+
+
+def test_nothing_private_goes_into_a_public_repository(sample: Path, hub: Hub) -> None:
+    upload(sample, hub)
+    with pytest.raises(HubError, match="is there and public"):
+        upload(sample, hub, private=True)
+
+
+def test_a_tag_of_another_commit_is_not_moved(sample: Path, hub: Hub, tmp_path: Path) -> None:
+    upload(sample, hub, tag="v1")
+    upload(sample, hub, tag="v1")
+    other = Path(shutil.copytree(sample, tmp_path / "other"))
+    manifest = read_manifest(other)
+    manifest["seconds"] = 1.0
+    (other / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    with pytest.raises(HubError, match="the tag v1 names another commit"):
+        upload(other, hub, tag="v1")
+    assert on_hub(hub, "v1") == files(sample)
+
+
+@pytest.mark.parametrize("damage", ["flip", "script", "extra"])
+def test_a_folder_that_is_not_what_its_manifest_says_is_not_pushed(
+    damage: str, sample: Path, hub: Hub, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(sample, tmp_path / "out"))
+    if damage == "flip":
+        (folder / "README.md").write_text("mine")
+    elif damage == "script":
+        (folder / "chandra_spectra.py").write_text("import os")
+    else:
+        (folder / "data" / "secret.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"is not pushed \(failures: 1\), the first: "):
+        upload(folder, hub)
+    assert NAME not in hub.repos
+
+
+def test_a_script_is_not_pushed_even_if_the_manifest_names_it(sample: Path, hub: Hub, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sample, tmp_path / "out"))
+    (folder / "chandra_spectra.py").write_bytes(b"")
+    manifest = read_manifest(folder)
+    manifest["files"].append({"path": "chandra_spectra.py", "rows": None, "bytes": 0,
+                              "sha256": hashlib.sha256().hexdigest()})  # fmt: skip
+    manifest["sha256"] = manifest_digest(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    with pytest.raises(OutputError, match="refuses a repository with a script"):
+        upload(folder, hub)
+    assert NAME not in hub.repos
+
+
+def test_a_repository_with_a_script_of_its_name_is_refused(sample: Path, hub: Hub) -> None:
+    upload(sample, hub)
+    hub.repos[NAME].commit("main", on_hub(hub) | {"chandra_spectra.py": b"import os"})
+    with pytest.raises(HubError, match=r"holds chandra_spectra\.py"):
+        upload(sample, hub)
+
+
+@pytest.mark.parametrize("name", ["chandra_spectra", "org/a/b", "org/", "org/a b"])
+def test_a_wrong_name_is_refused_before_anything_is_done(name: str, sample: Path, hub: Hub) -> None:
+    with pytest.raises(SettingError, match="is not organisation/name"):
+        upload(sample, hub, name)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ((r"GET /api/whoami", 429, {"Retry-After": "42"}), "too many requests: wait 42 s"),
+        ((r"POST /api/repos/create", 429, {}), "too many requests: wait some minutes"),
+        ((r"POST /api/repos/create", 402, {}), "answered 402 to POST /api/repos/create"),
+        ((COMMIT, 412, {}), "answered 412"),
+        ((COMMIT, 404, {"X-Error-Code": "RepoNotFound"}), "there is no org/chandra_spectra"),
+        (
+            (COMMIT, 403, {"X-Error-Message": "read-only token"}),
+            r"may not write to org/chandra_spectra .*read-only token",
+        ),
+        ((COMMIT, DROP, {}), "was cut off: .*run the same command again to go on"),
+    ],
+)
+def test_what_a_hub_refuses_is_one_clear_line(
+    fault: tuple[str, int, dict[str, str]], words: str, sample: Path, hub: Hub
+) -> None:
+    hub.faults = [fault]
+    with pytest.raises(HubError, match=words) as caught:
+        upload(sample, hub)
+    assert "\n" not in str(caught.value)
+    assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "words"),
+    [
+        ("hf_wrong", NAME, "refuses the token"),
+        ("", NAME, "no token: log in with `hf auth login`"),
+        (TOKEN, "stranger/chandra_spectra", 'the rights to create a dataset under the namespace "stranger"'),
+        (None, NAME, "was cut off"),
+    ],
+    ids=["wrong token", "no token", "foreign namespace", "no network"],
+)
+def test_the_command_says_one_clear_line_and_exits_with_1(
+    token: str | None, name: str, words: str, sample: Path, hub: Hub, tmp_path: Path
+) -> None:
+    endpoint = hub.url if token is not None else "http://127.0.0.1:9"
+    result = main("push", sample, name, "--quick", cwd=tmp_path, HF_ENDPOINT=endpoint, HF_TOKEN=token or "")
+    if token is None:
+        result = main("push", sample, name, "--quick", cwd=tmp_path, HF_ENDPOINT=endpoint, HF_TOKEN=TOKEN)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("chandra-spectra: ") and words in result.stderr
+    assert "hf_" not in result.stderr + result.stdout

@@ -1,0 +1,752 @@
+"""The reduction gives the numbers of Sherpa's session to the last bit, and a reason code for whatever it cannot use."""
+
+from __future__ import annotations
+
+import builtins
+import gzip
+import hashlib
+import io
+import logging
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from builder import ogip
+from builder.records import N_CHANNELS, REASONS, DetectionId, File, Products, Recipe, Rejection, Spectrum
+from builder.reduction import reduce_products
+from tests import fits_files as ff
+from tests.fits_files import DETECTION, KINDS, REAL, poisson, products, real_products, stable
+from tests.goldens import GOLDENS
+
+BRIGHT, FAINT = REAL
+DEFAULT = Recipe()
+
+
+@pytest.fixture
+def ui() -> Iterator[Any]:
+    """Sherpa's session API, empty and silent, and empty again afterwards."""
+    logger = logging.getLogger("sherpa")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    import sherpa.astro.ui
+
+    sherpa.astro.ui.clean()
+    yield sherpa.astro.ui
+    sherpa.astro.ui.clean()
+    logger.setLevel(level)
+
+
+def session(ui: Any, files: Products, recipe: Recipe, folder: Path) -> dict[str, np.ndarray]:
+    """The oracle: the same files, reduced by the documented session commands."""
+    for file in (files.pha, files.arf, files.rmf):
+        assert file is not None
+        (folder / file.name).write_bytes(file.data)
+    ui.clean()
+    ui.load_pha(str(folder / files.pha.name))  # type: ignore[union-attr]
+    assert ui.list_bkg_ids() == [1]
+    assert ui.get_analysis() == "energy"
+    ui.ignore(None, recipe.energy_min)
+    ui.ignore(recipe.energy_max, None)
+    if recipe.subtract:
+        ui.subtract()
+    if recipe.group:
+        ui.group_counts(recipe.min_counts)
+    plot = ui.get_data_plot()
+    arrays = {"energy": plot.x, "energy_lo": plot.xlo, "energy_hi": plot.xhi, "rate": plot.y, "rate_error": plot.yerr}
+    found = {name: np.array(array) for name, array in arrays.items()}
+    ui.clean()
+    return found
+
+
+def assert_equal_to_the_bit(spectrum: Spectrum | Rejection, expected: dict[str, np.ndarray]) -> None:
+    assert isinstance(spectrum, Spectrum), spectrum
+    for name, array in expected.items():
+        found = getattr(spectrum, name)
+        assert found.dtype == np.float64
+        assert array.dtype == np.float64
+        assert np.array_equal(found, array), name
+
+
+def reduced(files: Products, recipe: Recipe = DEFAULT) -> Spectrum:
+    outcome = reduce_products(files, recipe)
+    assert isinstance(outcome, Spectrum), outcome
+    return outcome
+
+
+def rejected(files: Products, reason: str, word: str = "", recipe: Recipe = DEFAULT) -> Rejection:
+    outcome = reduce_products(files, recipe, "https://archive.example/retrieve")
+    assert isinstance(outcome, Rejection)
+    assert outcome.reason == reason, outcome.message
+    assert word in outcome.message
+    assert "\n" not in outcome.message
+    assert outcome.detection == files.detection
+    assert outcome.stage == ("fetch" if reason.startswith("missing_") else "reduce")
+    assert outcome.url == "https://archive.example/retrieve"
+    return outcome
+
+
+def gzipped(files: Products) -> Products:
+    packed = {
+        kind: File(f"{file.name}.gz", gzip.compress(file.data, mtime=0))
+        for kind in KINDS
+        if (file := getattr(files, kind)) is not None
+    }
+    return replace(files, **packed)
+
+
+# --- equality with the session ---
+
+
+@pytest.mark.parametrize("pack", [lambda files: files, gzipped], ids=["plain", "gzip"])
+@pytest.mark.parametrize("detection", REAL, ids=str)
+def test_real_detection_equals_the_session(ui: Any, tmp_path: Path, detection: DetectionId, pack: Any) -> None:
+    files = real_products(detection)
+    assert_equal_to_the_bit(reduced(pack(files)), session(ui, files, DEFAULT, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(0.3, 7.0, 1),
+        Recipe(1.0, 2.0, 20),
+        Recipe(0.0, 20.0, 5),
+        Recipe(subtract=False),
+        Recipe(group=False),
+        Recipe(2.0, 10.0, 15, subtract=False, group=False),
+        Recipe(min_counts=100_000),  # more than there are: one bin
+    ],
+    ids=lambda r: f"{r.energy_min:g}-{r.energy_max:g}-{r.min_counts}-{r.subtract}-{r.group}",
+)
+@pytest.mark.parametrize("detection", REAL, ids=str)
+def test_real_detection_equals_the_session_with_other_recipes(
+    ui: Any, tmp_path: Path, detection: DetectionId, recipe: Recipe
+) -> None:
+    files = real_products(detection)
+    assert_equal_to_the_bit(reduced(files, recipe), session(ui, files, recipe, tmp_path))
+
+
+@pytest.mark.parametrize("detection", REAL, ids=str)
+def test_golden_numbers_of_the_real_detections(detection: DetectionId) -> None:
+    """Where the numbers are from: tests/goldens.py."""
+    golden = GOLDENS[str(detection)]
+    spectrum = reduced(real_products(detection))
+    assert spectrum.n_bins == golden["n_bins"]
+    assert spectrum.energy_lo[0] == pytest.approx(golden["low"], abs=5e-5)
+    assert spectrum.rate[:3] == pytest.approx(golden["rate"], rel=1e-6)
+    if golden["error"] is not None:
+        assert spectrum.rate_error[:3] == pytest.approx(golden["error"], rel=1e-6)
+
+
+seeds = st.integers(0, 2**32 - 1)
+scales = st.floats(1e-6, 1e6, allow_subnormal=False)
+scale_cards = st.fixed_dictionaries({"EXPOSURE": scales, "BACKSCAL": scales, "AREASCAL": st.floats(0.01, 10.0)})
+levels = st.sampled_from([0.02, 0.2, 2.0, 30.0, 3000.0])
+recipes = st.builds(
+    lambda low, width, counts, subtract, group: Recipe(low, min(low + width, 20.0), counts, subtract, group),
+    st.one_of(st.just(0.5), st.floats(0.0, 5.0)),
+    st.one_of(st.just(7.5), st.floats(0.05, 15.0)),
+    st.one_of(st.just(5), st.integers(1, 200)),
+    st.booleans(),
+    st.booleans(),
+)
+
+
+@stable(60)
+@given(seed=seeds, level=levels, background=st.one_of(st.just(0.0), levels), source_cards=scale_cards,
+       background_cards=scale_cards, edge=st.sampled_from([0.0, 0.5]), recipe=st.one_of(st.just(DEFAULT), recipes),
+       double=st.booleans())  # fmt: skip
+def test_simulated_spectra_equal_the_session(
+    ui_of_module: Any, tmp_path_factory: pytest.TempPathFactory, seed: int, level: float, background: float,
+    source_cards: dict[str, float], background_cards: dict[str, float], edge: float, recipe: Recipe, double: bool,
+) -> None:  # fmt: skip
+    """Faint or bright, with any scales, any recipe, no background counts, energies in either precision."""
+    rng = np.random.default_rng(seed)
+    counts, background_counts = (poisson(mean, seed + i, edge) for i, mean in enumerate((level, background)))
+    bounds = 0.0146 * np.arange(N_CHANNELS + 1) * rng.uniform(0.9, 1.1) + 0.001
+    response = ff.rmf(e_min=bounds[:-1], e_max=bounds[1:], code="D") if double else ff.plain_rmf()
+    content = ff.pha(counts, background_counts, source_cards=source_cards, background_cards=background_cards)
+    files = products(pha=content, rmf=response)
+    outcome = reduce_products(files, recipe)
+    with fits.open(io.BytesIO(response)) as hdus:
+        low, high = (hdus["EBOUNDS"].data[name].astype(float) for name in ("E_MIN", "E_MAX"))
+    if isinstance(outcome, Rejection):
+        assert outcome.reason == "no_counts"
+        assert not counts[(low >= recipe.energy_min) & (high <= recipe.energy_max)].any()
+        return
+    folder = tmp_path_factory.mktemp("session")
+    assert_equal_to_the_bit(outcome, session(ui_of_module, files, recipe, folder))
+    assert np.array_equal(outcome.counts, counts)
+    assert np.array_equal(outcome.background_counts, background_counts)
+
+
+@pytest.fixture(scope="module")
+def ui_of_module() -> Iterator[Any]:
+    """As `ui`, for tests that run many examples; each example clears the session itself."""
+    logger = logging.getLogger("sherpa")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    import sherpa.astro.ui
+
+    yield sherpa.astro.ui
+    sherpa.astro.ui.clean()
+    logger.setLevel(level)
+
+
+# --- what else a spectrum carries ---
+
+
+@stable(30)
+@given(source=scale_cards, background=scale_cards, seed=seeds, subtract=st.booleans())
+def test_background_scale_is_the_ratio_of_the_three_scales(
+    source: dict[str, float], background: dict[str, float], seed: int, subtract: bool
+) -> None:
+    content = ff.pha(poisson(9.0, seed), poisson(4.0, seed + 1), source_cards=source, background_cards=background)
+    spectrum = reduced(products(pha=content), Recipe(subtract=subtract))
+    assert spectrum.exposure == source["EXPOSURE"]
+    expected = np.prod(list(source.values())) / np.prod(list(background.values()))
+    assert spectrum.background_scale == pytest.approx(expected, rel=1e-12)
+
+
+def test_areascal_is_one_where_the_header_has_none() -> None:
+    content = ff.pha(poisson(9.0), poisson(4.0), source_cards={"AREASCAL": None}, background_cards={"AREASCAL": None})
+    assert reduced(products(pha=content)).background_scale == pytest.approx(0.1, rel=1e-12)
+
+
+def test_the_subtracted_rate_is_source_less_scaled_background() -> None:
+    """Ungrouped, in each channel: (source - scale x background) / exposure / width, and Gehrels' errors in squares."""
+    files = real_products(FAINT)
+    spectrum = reduced(files, Recipe(group=False))
+    kept = (spectrum.ebounds_lo >= 0.5) & (spectrum.ebounds_hi <= 8.0)
+    source, background = spectrum.counts[kept], spectrum.background_counts[kept]
+    width = spectrum.ebounds_hi[kept] - spectrum.ebounds_lo[kept]
+    net = source - spectrum.background_scale * background
+    assert spectrum.rate == pytest.approx(net / spectrum.exposure / width, rel=1e-9)
+    gehrels = [1 + np.sqrt(0.75 + counts) for counts in (source, background)]  # Gehrels 1986, equation 7
+    error = np.hypot(gehrels[0], spectrum.background_scale * gehrels[1])
+    assert spectrum.rate_error == pytest.approx(error / spectrum.exposure / width, rel=1e-9)
+
+
+@pytest.mark.parametrize("recipe", [DEFAULT, Recipe(1.0, 3.0, subtract=False), Recipe(group=False)])
+@pytest.mark.parametrize("detection", REAL, ids=str)
+def test_the_kept_counts_are_those_of_channels_within_the_range(detection: DetectionId, recipe: Recipe) -> None:
+    """Both totals, against the columns as astropy reads them."""
+    spectrum = reduced(real_products(detection), recipe)
+    with (
+        fits.open(ff.REAL_FOLDER / f"{REAL[detection]}_pha3.fits") as hdus,
+        fits.open(ff.REAL_FOLDER / f"{REAL[detection]}_rmf3.fits") as response,
+    ):
+        bounds = response["EBOUNDS"].data
+        kept = (bounds["E_MIN"] >= recipe.energy_min) & (bounds["E_MAX"] <= recipe.energy_max)
+        spectra = [hdu for hdu in hdus if hdu.name == "SPECTRUM"]
+        assert spectrum.source_counts == spectra[0].data["COUNTS"][kept].sum() > 0
+        assert spectrum.background_counts_total == spectra[1].data["COUNTS"][kept].sum() > 0
+        assert np.array_equal(spectrum.counts, spectra[0].data["COUNTS"])
+        assert np.array_equal(spectrum.background_counts, spectra[1].data["COUNTS"])
+        assert np.array_equal(spectrum.ebounds_lo, bounds["E_MIN"].astype(float))
+        assert np.array_equal(spectrum.ebounds_hi, bounds["E_MAX"].astype(float))
+    with fits.open(ff.REAL_FOLDER / f"{REAL[detection]}_arf3.fits") as hdus:
+        for name in ("ENERG_LO", "ENERG_HI", "SPECRESP"):
+            found = getattr(spectrum, {"SPECRESP": "specresp"}.get(name) or name.replace("ENERG", "arf_energy").lower())
+            assert np.array_equal(found, hdus["SPECRESP"].data[name])
+
+
+@pytest.mark.parametrize("detection", REAL, ids=str)
+def test_gzip_changes_nothing_but_the_names(detection: DetectionId) -> None:
+    """The checksums too: they are those of the inflated bytes."""
+    files = real_products(detection)
+    plain, packed = reduced(files), reduced(gzipped(files))
+    for name in Spectrum.__dataclass_fields__:
+        if name != "files":
+            assert np.array_equal(getattr(plain, name), getattr(packed, name)), name
+    names = [getattr(files, kind).name for kind in KINDS]
+    assert plain.files == tuple(names)
+    assert packed.files == tuple(f"{name}.gz" for name in names)
+    assert plain.sha256 == tuple(hashlib.sha256(getattr(files, kind).data).hexdigest() for kind in KINDS)
+
+
+def test_one_detection_leaves_no_trace_in_the_next() -> None:
+    """The channel energies are shared between detections; the order of reduction must not matter."""
+    first = reduced(products())
+    for recipe in (Recipe(1.0, 2.0), Recipe(group=False), Recipe(subtract=False)):
+        reduced(products(), recipe)
+        reduced(real_products(FAINT), recipe)
+    again = reduced(products())
+    assert np.array_equal(first.rate, again.rate)
+    assert np.array_equal(first.energy_lo, again.energy_lo)
+
+
+# --- rejections ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_file_is_named(kind: str) -> None:
+    rejected(replace(products(), **{kind: None}), f"missing_{kind}", kind.upper())
+
+
+def test_no_background_extension() -> None:
+    rejected(products(pha=ff.pha(poisson(5.0), None)), "no_background")
+
+
+def test_two_background_extensions() -> None:
+    two = ff.fits_bytes(*(ff.spectrum(kind, poisson(5.0)) for kind in ("TOTAL", "BKG", "BKG")))
+    rejected(products(pha=two), "no_background", "2 background")
+
+
+def test_no_counts_in_the_kept_range() -> None:
+    """Counts outside 0.5-8 keV, and in the background, do not help."""
+    outside = np.where((ff.E_MAX < 0.5) | (ff.E_MIN > 8.0), 10, 0)
+    rejected(products(pha=ff.pha(outside, poisson(5.0))), "no_counts", "0.5-8 keV")
+    rejected(products(pha=ff.pha(np.zeros(1024), poisson(5.0))), "no_counts")
+
+
+def test_no_channel_in_the_kept_range() -> None:
+    rejected(products(), "no_counts", recipe=Recipe(16.0, 17.0))
+
+
+def test_a_range_narrower_than_a_channel() -> None:
+    rejected(products(), "no_counts", recipe=Recipe(1.001, 1.002))
+
+
+def test_a_single_count_is_a_spectrum() -> None:
+    one = np.zeros(1024)
+    one[100] = 1
+    assert reduced(products(pha=ff.pha(one, np.zeros(1024)))).source_counts == 1
+
+
+@pytest.mark.parametrize("field", ["obsid", "obi", "region_id"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_of_another_detection(kind: str, field: str) -> None:
+    other = replace(DETECTION, **{field: getattr(DETECTION, field) + 1})
+    content = {"pha": lambda: ff.pha(poisson(5.0), poisson(3.0), other), "arf": lambda: ff.arf(other),
+               "rmf": lambda: ff.rmf(other)}[kind]()  # fmt: skip
+    message = rejected(products(**{kind: content}), "wrong_ids", ff.product_name(DETECTION, kind)).message
+    assert str(other) in message
+    assert str(DETECTION) in message
+
+
+def test_a_background_of_another_detection() -> None:
+    other = replace(DETECTION, region_id=8)
+    mixed = ff.fits_bytes(ff.spectrum("TOTAL", poisson(5.0)), ff.spectrum("BKG", poisson(3.0), other))
+    rejected(products(pha=mixed), "wrong_ids", str(other))
+
+
+@pytest.mark.parametrize(("keyword", "value"), [("OBS_ID", "'merged'"), ("OBI_NUM", "1.5"), ("REGIONID", "-7")])
+def test_ids_that_are_no_ids(keyword: str, value: str) -> None:
+    content = ff.changed_card(products().pha.data, keyword, value, 1)  # type: ignore[union-attr]
+    outcome = reduce_products(products(pha=content), DEFAULT)
+    assert isinstance(outcome, Rejection)
+    assert outcome.reason in ("wrong_ids", "unreadable_pha")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("cycle", "word"), [("e1", "'S'"), ("e2", "'P'"), ("e1", "'X'")])
+def test_a_file_of_the_other_cycle(kind: str, cycle: str, word: str) -> None:
+    detection = DETECTION.with_cycle(cycle)
+    files = products(detection)
+    assert reduced(files).detection == detection
+    content = ff.changed_card(getattr(files, kind).data, "CYCLE", word, 1)
+    rejected(products(detection, **{kind: content}), "wrong_ids", cycle)
+
+
+def test_half_as_many_channels() -> None:
+    half = np.arange(1, 513)
+    few = ff.pha(poisson(5.0)[:512], poisson(3.0)[:512], channel=half)
+    rejected(products(pha=few), "channel_mismatch", "512")
+    short = ff.rmf(channel=half, e_min=ff.E_MIN[:512], e_max=ff.E_MAX[:512])
+    rejected(products(rmf=short), "channel_mismatch", "512")
+    rejected(products(pha=few, rmf=short), "channel_mismatch")
+
+
+def test_shifted_channels() -> None:
+    """Channels 0 to 1023, in the PHA file, in the RMF file, or in both."""
+    shifted = ff.CHANNEL - 1
+    content, response = ff.pha(poisson(5.0), poisson(3.0), channel=shifted), ff.rmf(channel=shifted)
+    rejected(products(pha=content), "channel_mismatch")
+    rejected(products(rmf=response), "channel_mismatch")
+    rejected(products(pha=content, rmf=response), "channel_mismatch")
+
+
+def test_channels_out_of_order() -> None:
+    mixed = ff.CHANNEL[::-1]
+    files = products(pha=ff.pha(poisson(5.0), poisson(3.0), channel=mixed), rmf=ff.rmf(channel=mixed))
+    rejected(files, "channel_mismatch")
+
+
+def test_a_background_with_other_channels() -> None:
+    mixed = ff.fits_bytes(
+        ff.spectrum("TOTAL", poisson(5.0)), ff.spectrum("BKG", poisson(3.0)[:512], channel=np.arange(1, 513))
+    )
+    rejected(products(pha=mixed), "channel_mismatch")
+
+
+@pytest.mark.parametrize("extension", [1, 3], ids=["source", "background"])
+@pytest.mark.parametrize("value", ["0.0", "-1.0", "nan", "inf", "-inf", "1E999", "0"])
+@pytest.mark.parametrize("keyword", ["EXPOSURE", "BACKSCAL", "AREASCAL"])
+@pytest.mark.parametrize("subtract", [True, False])
+def test_a_scale_that_is_not_a_positive_number(keyword: str, value: str, extension: int, subtract: bool) -> None:
+    content = ff.changed_card(products().pha.data, keyword, value, extension)  # type: ignore[union-attr]
+    rejected(products(pha=content), "not_finite", keyword, Recipe(subtract=subtract))
+
+
+@pytest.mark.parametrize("subtract", [True, False])
+@pytest.mark.parametrize("value", ["1E-320", "1E-300", "1E300"])
+@pytest.mark.parametrize("extension", [1, 3])
+@pytest.mark.parametrize("keyword", ["EXPOSURE", "BACKSCAL", "AREASCAL"])
+def test_a_scale_out_of_all_proportion(keyword: str, extension: int, value: str, subtract: bool) -> None:
+    """Whatever overflows or vanishes on the way: what comes out is finite, or is rejected."""
+    content = ff.changed_card(products().pha.data, keyword, value, extension)  # type: ignore[union-attr]
+    outcome = reduce_products(products(pha=content), Recipe(subtract=subtract))
+    if isinstance(outcome, Spectrum):
+        numbers = [outcome.background_scale, outcome.exposure, *outcome.rate, *outcome.rate_error]
+        assert np.isfinite(numbers).all()
+        assert outcome.background_scale > 0
+    else:
+        assert outcome.reason == "not_finite"
+
+
+@pytest.mark.parametrize("extension", [1, 3], ids=["source", "background"])
+@pytest.mark.parametrize("keyword", ["EXPOSURE", "BACKSCAL"])
+def test_a_scale_that_is_not_there(keyword: str, extension: int) -> None:
+    cards = {"source_cards" if extension == 1 else "background_cards": {keyword: None}}
+    rejected(products(pha=ff.pha(poisson(5.0), poisson(3.0), **cards)), "unreadable_pha", keyword)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_of_the_responses_that_are_not_finite(value: float) -> None:
+    rejected(products(arf=ff.arf(fault=value)), "not_finite", "SPECRESP")
+    for name, array in (("e_min", ff.E_MIN), ("e_max", ff.E_MAX)):
+        bad = array.copy()
+        bad[500] = value
+        rejected(products(rmf=ff.rmf(**{name: bad})), "not_finite", name.upper())
+
+
+def test_channel_energies_that_do_not_rise() -> None:
+    for low, high in ((ff.E_MIN[::-1], ff.E_MAX[::-1]), (ff.E_MAX, ff.E_MIN), (np.ones(1024), np.ones(1024))):
+        outcome = reduce_products(products(rmf=ff.rmf(e_min=low, e_max=high)), DEFAULT)
+        assert isinstance(outcome, Rejection)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.5, np.nan, np.inf, 1e20])
+def test_counts_that_are_no_counts(value: float) -> None:
+    counts = poisson(5.0).astype(float)
+    counts[77] = value
+    outcome = reduce_products(products(pha=ff.pha(counts, poisson(3.0), code="D")), DEFAULT)
+    assert isinstance(outcome, Rejection)
+    assert outcome.reason in ("not_finite", "unreadable_pha")
+
+
+def test_whole_counts_in_a_column_of_floats_are_counts() -> None:
+    counts = poisson(5.0)
+    assert np.array_equal(reduced(products(pha=ff.pha(counts, poisson(3.0), code="D"))).counts, counts)
+
+
+# --- damage ---
+
+
+def test_a_gzip_cut_short_where_sherpa_would_not_notice() -> None:
+    """Cut within the background, where a lenient reader sees a whole source spectrum."""
+    files = gzipped(real_products(BRIGHT))
+    assert files.pha is not None
+    for cut in (0.5, 0.7, 0.9, 0.99):
+        data = files.pha.data[: int(cut * len(files.pha.data))]
+        rejected(replace(files, pha=File(files.pha.name, data)), "damaged_gzip", files.pha.name)
+
+
+PACKED = gzipped(products())
+
+
+@stable(150)
+@given(kind=st.sampled_from(KINDS), keep=st.floats(0.0, 1.0, exclude_max=True))
+def test_a_gzip_cut_short_anywhere(kind: str, keep: float) -> None:
+    file = getattr(PACKED, kind)
+    data = file.data[: int(keep * len(file.data))]
+    reason = "damaged_gzip" if len(data) >= 2 else f"unreadable_{kind}"
+    rejected(replace(PACKED, **{kind: File(file.name, data)}), reason, file.name)
+
+
+@pytest.mark.parametrize("missing", range(1, 10))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gzip_cut_within_its_trailer(kind: str, missing: int) -> None:
+    """Its last eight bytes are the CRC and the length: all data are there, but nothing proves it."""
+    file = getattr(PACKED, kind)
+    rejected(replace(PACKED, **{kind: File(file.name, file.data[:-missing])}), "damaged_gzip", file.name)
+
+
+@pytest.mark.parametrize("position", range(1, 9))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gzip_with_a_wrong_crc_or_length(kind: str, position: int) -> None:
+    file = getattr(PACKED, kind)
+    data = bytearray(file.data)
+    data[-position] ^= 0x10
+    rejected(replace(PACKED, **{kind: File(file.name, bytes(data))}), "damaged_gzip", file.name)
+
+
+@pytest.mark.parametrize("tail", [b"<html>", b"\0" * 100 + b"x", gzip.compress(b"more")])
+def test_a_gzip_followed_by_something_else(tail: bytes) -> None:
+    data = PACKED.pha.data + tail  # type: ignore[union-attr]
+    rejected(replace(PACKED, pha=File("x_pha3.fits.gz", data)), "damaged_gzip", "follow")
+
+
+def test_a_gzip_padded_with_zeros_is_whole() -> None:
+    """As `gzip` itself has it: zeros after the stream are padding."""
+    data = PACKED.pha.data + bytes(512)  # type: ignore[union-attr]
+    assert np.array_equal(reduced(replace(PACKED, pha=File("x", data))).counts, reduced(PACKED).counts)
+
+
+@stable(250)
+@given(kind=st.sampled_from(KINDS), place=st.floats(0.0, 1.0, exclude_max=True), mask=st.integers(1, 255))
+def test_a_changed_byte_in_a_gzip_never_changes_the_numbers(kind: str, place: float, mask: int) -> None:
+    """It is a rejection, or it was in a part of the gzip header that says nothing."""
+    file = getattr(PACKED, kind)
+    data = bytearray(file.data)
+    data[int(place * len(data))] ^= mask
+    outcome = reduce_products(replace(PACKED, **{kind: File(file.name, bytes(data))}), DEFAULT)
+    if isinstance(outcome, Spectrum):
+        assert int(place * len(data)) < 10  # RFC 1952: ten bytes of header
+        assert outcome.sha256 == reduced(PACKED).sha256
+
+
+def test_a_gzip_bomb_is_refused_without_inflating_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = gzip.compress(bytes(10**7))
+    for limit in (10**6, 10**7 - 1):
+        monkeypatch.setattr(ogip, "MAX_INFLATED_BYTES", limit)
+        rejected(products(arf=bomb), "damaged_gzip", str(limit))
+
+
+def test_a_product_of_just_the_largest_size_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = max(len(getattr(products(), kind).data) for kind in KINDS)
+    monkeypatch.setattr(ogip, "MAX_INFLATED_BYTES", size)
+    reduced(PACKED)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n", b"<!DOCTYPE html><html><body>Error</body></html>", b"Error executing query: no such file\n",
+     b"SIMPLE  =", b"SIMPLE  =                    T", b"SIMPLE  = T".ljust(80), bytes(5000), b"\x1f", b"\x1f\x8b",
+     zlib.compress(b"SIMPLE  =")],
+    ids=["empty", "newline", "html", "text", "word", "half card", "card", "zeros", "half magic", "magic", "zlib"],
+)  # fmt: skip
+def test_something_else_in_place_of_a_file(kind: str, content: bytes) -> None:
+    files = replace(products(), **{kind: File("some_name", content)})
+    rejected(files, "damaged_gzip" if content == b"\x1f\x8b" else f"unreadable_{kind}", "some_name")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fits_file_without_extensions(kind: str) -> None:
+    rejected(products(**{kind: ff.fits_bytes()}), f"unreadable_{kind}", ff.product_name(DETECTION, kind))
+
+
+def test_files_in_each_others_places() -> None:
+    files = products()
+    assert files.arf is not None
+    assert files.rmf is not None
+    rejected(replace(files, arf=files.rmf), "unreadable_arf", "SPECRESP")
+    rejected(replace(files, rmf=files.arf), "unreadable_rmf", "EBOUNDS")
+    rejected(replace(files, pha=files.arf), "unreadable_pha")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("HDUCLAS2", "'TOTAL?'"), ("HDUCLAS1", "'SPECTR'"), ("XTENSION", "'X'")]
+)
+def test_a_garbled_first_header_is_not_taken_for_the_background(keyword: str, value: str) -> None:
+    """Sherpa would read the background as the source."""
+    for files in (products(), real_products(BRIGHT)):
+        assert files.pha is not None
+        garbled = File(files.pha.name, ff.changed_card(files.pha.data, keyword, value, 1))
+        rejected(replace(files, pha=garbled), "unreadable_pha", "0 source spectra")
+
+
+@stable(120)
+@given(kind=st.sampled_from(KINDS), keep=st.floats(0.0, 1.0, exclude_max=True))
+def test_a_plain_file_cut_short_anywhere(kind: str, keep: float) -> None:
+    """A rejection, unless only the padding of the last block went."""
+    whole = products()
+    data = getattr(whole, kind).data[: int(keep * len(getattr(whole, kind).data))]
+    outcome = reduce_products(products(**{kind: data}), DEFAULT)
+    if isinstance(outcome, Spectrum):
+        assert not getattr(whole, kind).data[len(data) :].strip(b"\0")
+        expected = reduced(whole)
+        assert np.array_equal(outcome.rate, expected.rate)
+        assert np.array_equal(outcome.specresp, expected.specresp)
+    else:
+        assert outcome.reason in (f"unreadable_{kind}", "no_background")
+
+
+def header_positions(data: bytes) -> list[int]:
+    with fits.open(io.BytesIO(data)) as hdus:
+        spans = [(hdu.fileinfo()["hdrLoc"], hdu.fileinfo()["datLoc"]) for hdu in hdus]
+    return [position for start, stop in spans for position in range(start, stop) if data[position] != ord(" ")]
+
+
+WHOLE = products()
+HEADERS = {kind: header_positions(getattr(WHOLE, kind).data) for kind in KINDS}
+
+
+def assert_no_exception(kind: str, data: bytes, recipe: Recipe = DEFAULT) -> None:
+    outcome = reduce_products(replace(WHOLE, **{kind: File(f"x_{kind}3.fits", data)}), recipe)
+    if isinstance(outcome, Spectrum):
+        assert np.isfinite([*outcome.rate, *outcome.rate_error, outcome.background_scale]).all()
+    else:
+        assert outcome.reason in REASONS
+        assert outcome.message.isprintable()
+
+
+@stable(600)
+@given(kind=st.sampled_from(KINDS), place=st.floats(0.0, 1.0, exclude_max=True),
+       value=st.one_of(st.sampled_from(b"0123456789EDT'-+. /"), st.integers(0, 255)))  # fmt: skip
+def test_no_changed_byte_in_a_header_is_an_exception(kind: str, place: float, value: int) -> None:
+    data = bytearray(getattr(WHOLE, kind).data)
+    data[HEADERS[kind][int(place * len(HEADERS[kind]))]] = value
+    assert_no_exception(kind, bytes(data))
+
+
+@stable(250)
+@given(kind=st.sampled_from(KINDS), changes=st.lists(st.tuples(st.floats(0.0, 1.0, exclude_max=True),
+       st.integers(0, 255)), min_size=1, max_size=8), recipe=recipes)  # fmt: skip
+def test_no_changed_bytes_anywhere_are_an_exception(
+    kind: str, changes: list[tuple[float, int]], recipe: Recipe
+) -> None:
+    data = bytearray(getattr(WHOLE, kind).data)
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    assert_no_exception(kind, bytes(data), recipe)
+
+
+STRUCTURE = [("pha", 1), ("pha", 3), ("arf", 1), ("rmf", 1), ("rmf", 2)]
+WORDS = ["BITPIX", "NAXIS", "NAXIS1", "NAXIS2", "PCOUNT", "TFIELDS", "TFORM1", "TFORM2", "TFORM3", "TTYPE1", "EXTNAME",
+         "XTENSION", "DETCHANS"]  # fmt: skip
+VALUES = ["0", "1", "-1", "2", "4", "3", "-5", "1024", "1023", "1025", "2147483647", "99999999999999999999", "1E24",
+          "1E308", "1E400", "nan", "-inf", "1.5", "T", "''", "'1J'", "'2J'", "'0J'", "'J'", "'1K'", "'1PE(3)'",
+          "'99999999X'", "'é'", "'CHANNEL'", "'\0'", "4294967296", "9223372036854775807",
+          "-9223372036854775808"]  # fmt: skip
+
+
+@stable(700)
+@given(where=st.sampled_from(STRUCTURE), changes=st.dictionaries(st.sampled_from(WORDS), st.sampled_from(VALUES),
+       min_size=1, max_size=3))  # fmt: skip
+@example(("pha", 1), {"NAXIS2": "1E24"})
+@example(("pha", 1), {"BITPIX": "4"})
+@example(("pha", 1), {"NAXIS": "1"})
+@example(("arf", 1), {"NAXIS": "0"})
+@example(("rmf", 2), {"NAXIS1": "4294967296", "NAXIS2": "4294967296"})
+def test_no_value_of_a_structural_keyword_is_an_exception(where: tuple[str, int], changes: dict[str, str]) -> None:
+    kind, extension = where
+    data = getattr(WHOLE, kind).data
+    for keyword, value in changes.items():
+        data = changed(data, keyword, value, extension)
+    assert_no_exception(kind, data)
+
+
+def changed(data: bytes, keyword: str, value: str, extension: int) -> bytes:
+    """As `fits_files.changed_card`, at the place that the card has in the whole file."""
+    position = CARDS[extension, len(data)].get(keyword)
+    if position is None:
+        return data
+    return data[:position] + f"{keyword:<8}= {value}".encode().ljust(80)[:80] + data[position + 80 :]
+
+
+def _card_positions() -> dict[tuple[int, int], dict[str, int]]:
+    places: dict[tuple[int, int], dict[str, int]] = {}
+    for kind in KINDS:
+        data = getattr(WHOLE, kind).data
+        with fits.open(io.BytesIO(data)) as hdus:
+            for number, hdu in enumerate(hdus):
+                start, stop = hdu.fileinfo()["hdrLoc"], hdu.fileinfo()["datLoc"]
+                cards = {data[p : p + 8].decode().strip(): p for p in range(start, stop, 80)}
+                places[number, len(data)] = cards
+    return places
+
+
+CARDS = _card_positions()
+
+
+# --- manners ---
+
+
+def test_nothing_is_printed_logged_or_warned(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    logging.getLogger("sherpa").addHandler(caplog.handler)
+    try:
+        for files in (real_products(BRIGHT), gzipped(real_products(FAINT)), products(), PACKED):
+            for recipe in (DEFAULT, Recipe(group=False), Recipe(0.0, 20.0, 10**6), Recipe(16.0, 17.0)):
+                reduce_products(files, recipe)
+        reduce_products(products(pha=ff.pha(poisson(0.01), np.zeros(1024))), DEFAULT)
+        reduce_products(products(rmf=ff.rmf(e_min=ff.E_MIN * 0)), DEFAULT)
+    finally:
+        logging.getLogger("sherpa").removeHandler(caplog.handler)
+    assert capfd.readouterr() == ("", "")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert [str(warning.message) for warning in recwarn.list] == []
+
+
+def test_the_level_of_sherpas_logger_is_as_it_was() -> None:
+    logger = logging.getLogger("sherpa")
+    before = logger.level
+    try:
+        for level in (logging.NOTSET, logging.DEBUG, logging.WARNING):
+            logger.setLevel(level)
+            reduced(products())
+            rejected(products(), "no_counts", recipe=Recipe(16.0, 17.0))
+            assert logger.level == level
+    finally:
+        logger.setLevel(before)
+
+
+def test_no_file_is_opened_or_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = real_products(BRIGHT)
+    reduced(products())  # whatever is imported late
+
+    def refuse(*args: object, **keywords: object) -> None:
+        raise AssertionError(f"opened {args}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(builtins, "open", refuse)
+    monkeypatch.setattr(io, "open", refuse)
+    reduced(files)
+    reduced(gzipped(files))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sherpas_session_is_not_touched(ui: Any) -> None:
+    """Neither when it is empty nor when the user has data in it."""
+    reduced(real_products(BRIGHT))
+    rejected(products(), "no_counts", recipe=Recipe(16.0, 17.0))
+    assert ui.list_data_ids() == []
+    ui.load_arrays("mine", [1, 2, 3], [4, 5, 6])
+    ui.set_stat("cash")
+    reduced(real_products(BRIGHT))
+    assert ui.list_data_ids() == ["mine"]
+    assert ui.get_stat_name() == "cash"
+
+
+@stable(60)
+@given(seed=seeds, level=levels, background=levels, recipe=recipes)
+def test_bins_rise_and_hold_the_least_number_of_counts(
+    seed: int, level: float, background: float, recipe: Recipe
+) -> None:
+    """All groups but the last hold `min_counts`; the bins' widths, rates and counts add up."""
+    content = ff.pha(poisson(level, seed), poisson(background, seed + 1))
+    outcome = reduce_products(products(pha=content), replace(recipe, subtract=False))
+    if isinstance(outcome, Rejection):
+        assert outcome.reason == "no_counts"
+        return
+    assert np.all(outcome.energy_lo < outcome.energy)
+    assert np.all(outcome.energy < outcome.energy_hi)
+    assert np.array_equal(outcome.energy_hi[:-1], outcome.energy_lo[1:])
+    assert np.all(outcome.rate_error > 0)
+    counts = outcome.rate * outcome.exposure * (outcome.energy_hi - outcome.energy_lo)
+    assert counts.sum() == pytest.approx(outcome.source_counts, rel=1e-9)
+    if recipe.group:
+        assert np.all(counts[:-1] > recipe.min_counts - 1e-6 * level)

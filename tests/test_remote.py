@@ -1,0 +1,437 @@
+"""The archive over HTTP, through all that goes wrong: nothing is lost, and nothing is fetched twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from builder.errors import CatalogError
+from builder.faults import PERMANENT, TRANSIENT, Faults
+from builder.prepare import prepare, read_manifest
+from builder.records import DetectionId
+from builder.selection import Cone, Selection
+from builder.server import ArchiveServer
+from builder.settings import Settings
+from builder.simulation import SimulatedArchive
+from builder.sources import open_source, plan_for
+from tests.conftest import command
+from tests.impatient import impatient
+
+KINDS = sorted(TRANSIENT)
+
+
+@pytest.fixture(scope="module")
+def archive() -> SimulatedArchive:
+    return SimulatedArchive(500)
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    """The address is written into the files, so servers that must give the same bytes share one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    import builder.remote
+    import builder.sources
+
+    monkeypatch.setattr(builder.remote, "Client", builder.remote.Client)
+    monkeypatch.setattr(builder.sources, "plan", builder.sources.plan)
+    impatient()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.suffix in (".parquet", ".hdf5") and path.name != "rejections.parquet"
+    }
+
+
+def impatient_command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "tests.impatient", *map(str, words)]
+
+
+PERMANENT_FAULTS = dict.fromkeys(PERMANENT, 0.03)
+
+
+def test_every_good_detection_is_a_row_and_every_bad_one_a_rejection_with_the_right_reason(
+    archive: SimulatedArchive, port: int, tmp_path: Path
+) -> None:
+    faults = Faults(1, dict.fromkeys(TRANSIENT, 0.1), PERMANENT_FAULTS, stall_seconds=2)
+    with ArchiveServer(archive, port=port, faults=faults) as server:
+        settings = Settings(server.url)
+        manifest, _ = prepare(tmp_path / "faulty", settings, cache=tmp_path / "a", workers=2)
+        met = Counter(request.fault for request in server.log if request.fault)
+        assert set(met) & set(TRANSIENT) == set(TRANSIENT), "the run met every kind of transient fault"
+        assert server.max_connections <= 4
+    with ArchiveServer(archive, port=port, faults=Faults(1, {}, PERMANENT_FAULTS)) as server:
+        prepare(tmp_path / "calm", settings, cache=tmp_path / "b", workers=2)
+    assert contents(tmp_path / "faulty") == contents(tmp_path / "calm")
+    assert len(contents(tmp_path / "calm")) == 4
+
+    ids = [DetectionId(row["obsid"], row["obi"], row["region_id"]) for row in archive.rows]
+    expected = {str(one): reason for one in ids if (reason := faults.reason_of(one))}
+    rejections = pq.read_table(tmp_path / "faulty" / "rejections.parquet").to_pylist()
+    found = {".".join(row["detection_id"].split(".")[:3]): row["reason"] for row in rejections}
+    assert found == expected
+    rows = pq.read_table(tmp_path / "faulty" / "data", columns=["detection_id"])["detection_id"].to_pylist()
+    assert {".".join(name.split(".")[:3]) for name in rows} == {str(one) for one in ids} - set(expected)
+    counts = manifest["counts"]
+    assert counts["selected"] == counts["rows"] + counts["rejected"] == len(rows) + len(rejections)
+
+
+def test_a_run_killed_ten_times_ends_with_the_same_bytes_and_fetches_no_finished_package_again(
+    archive: SimulatedArchive, port: int, tmp_path: Path
+) -> None:
+    chance = random.Random(5)
+    with ArchiveServer(archive, port=port, bytes_per_second=25e6) as server:
+        words = impatient_command(
+            "prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--workers", 1
+        )
+        finished: set[tuple[str, ...]] = set()
+        for _ in range(10):
+            start = len(server.log)
+            process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            wait_for(lambda start=start: asked(server, start))
+            time.sleep(chance.uniform(0, 1.5))
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+            assert not asked(server, start) & finished
+            stored = {path.name for path in (tmp_path / "cache" / "store").rglob("*.arrows")}
+            finished |= {detections for detections in asked(server, 0) if key_of(detections) in stored}
+        start = len(server.log)
+        result = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert asked(server, start), "the last run had work left"
+        assert not asked(server, start) & finished
+        assert len(finished) > 5, "runs that were killed finished packages"
+        prepare(tmp_path / "whole", Settings(server.url), cache=tmp_path / "fresh", workers=2)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    left = [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".partial", ".tar")]
+    assert left == []
+
+
+def asked(server: ArchiveServer, start: int) -> set[tuple[str, ...]]:
+    """The packages that were asked for since an entry of the log."""
+    return {request.detections for request in server.log[start:] if request.service == "retrieve"}
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def key_of(detections: tuple[str, ...]) -> str:
+    from builder.catalog import Package
+    from builder.records import Recipe
+
+    ids = tuple(dict.fromkeys(DetectionId.parse(text) for text in detections))
+    return f"{Package(0, ids).key('rel2.1', Recipe())}.arrows"
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_archive_never_sees_more_connections_than_the_budget(
+    workers: int, archive: SimulatedArchive, tmp_path: Path
+) -> None:
+    with ArchiveServer(archive) as server:
+        settings = Settings(server.url, selection=Selection(limit=150))
+        prepare(tmp_path / "out", settings, cache=tmp_path / "cache", workers=workers, connections=3)
+        assert 1 < server.max_connections <= 3
+
+
+def test_two_runs_that_share_a_cache_share_the_budget(archive: SimulatedArchive, tmp_path: Path) -> None:
+    with ArchiveServer(archive) as server:
+        runs = [
+            subprocess.Popen(
+                impatient_command("prepare", tmp_path / str(number), "--archive", server.url, "--limit", limit,
+                                  "--cache", tmp_path / "cache", "--connections", 2),
+                stdout=subprocess.DEVNULL,
+            )
+            for number, limit in enumerate((150, 155))
+        ]  # fmt: skip
+        assert [run.wait() for run in runs] == [0, 0]
+        assert server.max_connections <= 2
+
+
+def test_a_finished_run_that_is_run_again_asks_nothing(archive: SimulatedArchive, tmp_path: Path) -> None:
+    with ArchiveServer(archive) as server:
+        settings = Settings(server.url, selection=Selection(limit=30))
+        prepare(tmp_path / "out", settings, cache=tmp_path / "cache")
+        before = len(server.log)
+        prepare(tmp_path / "out", settings, cache=tmp_path / "cache")
+        assert len(server.log) == before
+        prepare(tmp_path / "other", settings, cache=tmp_path / "cache")
+        assert [request.service for request in server.log[before:] if request.service == "retrieve"] == []
+
+
+def test_an_answer_cut_at_the_row_limit_is_asked_for_in_parts_until_it_is_whole(
+    archive: SimulatedArchive, tmp_path: Path
+) -> None:
+    with ArchiveServer(archive, max_rows=60) as server:
+        settings = Settings(server.url)
+        planned = plan_for(open_source(settings, tmp_path), settings)
+        queries = [request for request in server.log if request.service == "sync"]
+    assert len(planned.catalog) == 500
+    assert len(queries) > 9
+
+
+@pytest.mark.parametrize("words", [{"names": ("X'; --",)}, {"obsids": (-1,)}, {"limit": 0}])
+def test_wrong_words_of_a_selection_are_refused(words: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Selection(**words)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        Selection(min_cnts=1000, min_sig=20, max_theta=4),
+        Selection(cone=Cone(0.5, 10, 40)),
+        Selection(cone=Cone(200, 80, 35)),
+        Selection(cone=Cone(10, -90, 50)),
+        Selection(obsids=(90000, 90003)),
+        Selection(limit=7),
+    ],
+)
+def test_each_way_to_select_gives_what_a_cut_over_all_rows_gives(
+    selection: Selection, archive: SimulatedArchive, tmp_path: Path
+) -> None:
+    with ArchiveServer(archive) as server:
+        settings = Settings(server.url, selection=selection)
+        planned = plan_for(open_source(settings, tmp_path), settings)
+    expected = sorted(
+        (row["obsid"], row["obi"], row["region_id"]) for row in archive.rows if selection.keeps(row)
+    )  # fmt: skip
+    found = [(row["obsid"], row["obi"], row["region_id"]) for row in planned.catalog.to_pylist()]
+    assert found == expected[: selection.limit]
+    assert found
+
+
+def test_names_and_a_list_of_detections_select_just_those(archive: SimulatedArchive, tmp_path: Path) -> None:
+    wanted = [row for row in archive.rows if archive.rows.index(row) % 50 == 3]
+    ids = frozenset(DetectionId(row["obsid"], row["obi"], row["region_id"]) for row in wanted)
+    with ArchiveServer(archive) as server:
+        for selection in (
+            Selection(detections=ids),
+            Selection(names=tuple(row["name"] for row in wanted), detections=ids),
+        ):
+            settings = Settings(server.url, selection=selection)
+            planned = plan_for(open_source(settings, tmp_path), settings)
+            assert {d for package in planned.packages for d in package.detections} == ids
+            assert planned.duplicates == 0
+
+
+def test_a_mirror_is_downloaded_in_pieces_and_builds_the_same_dataset_offline(
+    archive: SimulatedArchive, port: int, tmp_path: Path
+) -> None:
+    mirror, limit = tmp_path / "mirror", ("--limit", 120)
+    with ArchiveServer(archive, port=port, bytes_per_second=20e6) as server:
+        words = impatient_command("download", mirror, "--archive", server.url, "--cache", tmp_path / "cache", *limit)
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        index = mirror / "packages.jsonl"
+        wait_for(lambda: index.exists() and index.stat().st_size)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        whole = {tuple(json.loads(line)["detections"]) for line in index.read_text().splitlines(True) if "\n" in line}
+        with index.open("a") as torn:
+            torn.write('{"file": "packages/torn')
+        start = len(server.log)
+        result = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert not whole & asked(server, start)
+        online = Settings(server.url, selection=Selection(limit=120))
+        prepare(tmp_path / "online", online, cache=tmp_path / "cache")
+    offline, _ = prepare(tmp_path / "offline", Settings(str(mirror)), cache=tmp_path / "cache")
+    assert offline["counts"]["rows"] == read_manifest(tmp_path / "online")["counts"]["rows"]
+    one, two = contents(tmp_path / "online"), contents(tmp_path / "offline")
+    for name in one:
+        assert name.endswith(".hdf5") or one[name] == two[name]  # the HDF5 file names the archive
+    assert list(mirror.rglob("*.partial")) == []
+
+
+def test_the_options_that_notes_and_scripts_use_work_as_they_are(archive: SimulatedArchive, tmp_path: Path) -> None:
+    import h5py
+
+    cuts = ("--min_cnts", 4000, "--min_sig", 80, "--max_theta", 5)
+    with ArchiveServer(archive) as server:
+        result = command(
+            "download", *cuts, "--output_file", "catalog.hdf5", "--file_path", "DIR", "--archive", server.url,
+            cwd=tmp_path,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+    result = command(
+        "prepare", "--cat_file", "catalog.hdf5", "--file_path", "DIR", "--output_file", "spectra.hdf5", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    with h5py.File(tmp_path / "catalog.hdf5") as catalog, h5py.File(tmp_path / "spectra.hdf5") as spectra:
+        rows = [(row["obsid"], row["region_id"]) for row in archive.rows if Selection(4000, 80, 5).keeps(row)]
+        assert list(zip(catalog["obsid"], catalog["region_id"], strict=True)) == sorted(rows)
+        assert set(spectra["name"].asstr()) == set(catalog["name"].asstr())
+        assert catalog["theta"][:].max() < 5
+
+
+def test_downloads_are_kept_when_asked_for(archive: SimulatedArchive, tmp_path: Path) -> None:
+    with ArchiveServer(archive) as server:
+        settings = Settings(server.url, selection=Selection(limit=20))
+        prepare(tmp_path / "out", settings, cache=tmp_path / "c", keep_downloads=tmp_path / "kept")
+    assert list((tmp_path / "c" / "downloads").rglob("*.tar")) == []
+    prepare(tmp_path / "again", Settings(str(tmp_path / "kept")), cache=tmp_path / "d")
+    assert contents(tmp_path / "again").keys() == contents(tmp_path / "out").keys()
+
+
+def test_what_was_rejected_is_tried_again_when_asked_for(archive: SimulatedArchive, port: int, tmp_path: Path) -> None:
+    faults = Faults(3, {}, {"missing_rmf": 0.2})
+    words = ("prepare", tmp_path / "out", "--limit", 50, "--cache", tmp_path / "cache")
+    with ArchiveServer(archive, port=port, faults=faults) as server:
+        result = command(*words, "--archive", server.url)
+        assert result.returncode == 3
+        assert "are rejected" in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert read_manifest(tmp_path / "out")["counts"]["rejected"] > 2
+    with ArchiveServer(archive, port=port) as server:
+        assert command(*words, "--archive", server.url).returncode == 3
+        result = command(*words, "--archive", server.url, "--retry-rejected")
+        assert result.returncode == 0, result.stderr
+        assert read_manifest(tmp_path / "out")["counts"]["rejected"] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_run_within_seconds_with_one_line(
+    number: signal.Signals, archive: SimulatedArchive, tmp_path: Path
+) -> None:
+    with ArchiveServer(archive, bytes_per_second=2e6) as server:
+        words = impatient_command("prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache")
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: server.max_connections == 4)  # packages are under way
+        start = time.monotonic()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+        assert time.monotonic() - start < 5
+    assert process.returncode == 130
+    assert errors.count("\n") == 1
+    assert "run the same command again to go on" in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_network_is_one_line_that_names_the_host_within_a_minute(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        result = command("prepare", tmp_path / "out", "--archive", url, "--cache", tmp_path / "cache")
+    assert time.monotonic() - start < 60
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert url.removeprefix("http://") in result.stderr
+    assert "check the network" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_one_line_and_what_was_finished_is_kept(archive: SimulatedArchive, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: the same error path, another errno."""
+    with ArchiveServer(archive) as server:
+        words = ["prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--limit", 60]
+        limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000,) * 2);"
+        limited += "sys.argv = sys.argv[1:]; runpy.run_module('tests.impatient', run_name='__main__')"
+        result = subprocess.run(
+            [sys.executable, "-c", limited, "impatient", *map(str, words)], capture_output=True, text=True, check=False
+        )
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+        assert "cannot write" in result.stderr
+        assert not (tmp_path / "out").exists()
+        assert command(*words).returncode == 0
+
+
+@pytest.mark.parametrize("what", ["cache", "output"])
+def test_a_place_that_cannot_be_written_is_one_line(what: str, mirror: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")  # root may write into any folder, but nobody into a file
+    places = {"cache": tmp_path / "cache", "output": tmp_path / "out"} | {what: tmp_path / "file" / "below"}
+    result = command("prepare", places["output"], "--archive", mirror, "--cache", places["cache"])
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+    assert str(tmp_path / "file") in result.stderr
+
+
+def test_the_workers_of_a_killed_run_do_not_stay(archive: SimulatedArchive, tmp_path: Path) -> None:
+    with ArchiveServer(archive, bytes_per_second=20e6) as server:
+        words = impatient_command(
+            "prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--workers", 2
+        )
+        process = subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(lambda: len(asked(server, 0)) > 6)  # so the workers have reduced some
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    wait_for(lambda: not group_lives(process.pid))
+
+
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def workers_of(process: int) -> list[int]:
+    """Processes started by a run to reduce."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = status.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == process and b"spawn_main" in (status.parent / "cmdline").read_bytes():
+                found.append(int(status.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers in /proc, which Linux has")
+def test_a_worker_that_is_killed_ends_the_run_with_one_line_and_costs_nothing_that_was_finished(
+    archive: SimulatedArchive, tmp_path: Path
+) -> None:
+    with ArchiveServer(archive, bytes_per_second=15e6) as server:
+        words = impatient_command(
+            "prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--workers", 2,
+            "--limit", 200,
+        )  # fmt: skip
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: list((tmp_path / "cache").rglob("*.arrows")))
+        os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors.count("\n")) == (1, 1), errors
+        assert "a worker process was killed" in errors
+        finished = {path.name for path in (tmp_path / "cache").rglob("*.arrows")}
+        start = len(server.log)
+        assert subprocess.run(words, capture_output=True, check=False).returncode == 0
+        assert not {key_of(detections) for detections in asked(server, start)} & finished
+
+
+def test_a_catalog_that_does_not_add_up_to_its_own_count_builds_nothing(
+    archive: SimulatedArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builder.remote.count_of", lambda content, origin: 501)
+    with ArchiveServer(archive) as server, pytest.raises(CatalogError, match="counts 501 rows but answered 500"):
+        prepare(tmp_path / "out", Settings(server.url), cache=tmp_path / "cache")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_services_own_words_are_shown_when_it_refuses_a_query(
+    archive: SimulatedArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builder.selection._FROM", "FROM csc21.nowhere n")
+    with ArchiveServer(archive) as server, pytest.raises(CatalogError, match=r"the catalog says: .*nowhere"):
+        prepare(tmp_path / "out", Settings(server.url), cache=tmp_path / "cache")
