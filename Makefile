@@ -7,10 +7,10 @@ PYTHON ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help sample test format setup clean
+.PHONY: help sample test test-legacy format setup clean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 sample: setup  ## prepare ./chandra_spectra from the embedded archive, offline
 	@$(BIN)/chandra-spectra prepare chandra_spectra --archive embedded
@@ -22,6 +22,10 @@ test: setup  ## check everything: ruff, mypy, pytest
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+test-legacy: setup  ## check that datasets 3.6 runs chandra_spectra.py, in .venv-legacy
+	@sh tools/setup_legacy.sh
+	$(BIN)/pytest tests/test_legacy.py
+
 format: setup  ## mend what ruff can mend, then lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -30,6 +34,6 @@ setup:  ## make or refresh the environment in .venv
 	@PYTHON='$(PYTHON)' sh tools/setup.sh
 
 # A prepared ./chandra_spectra may hold days of downloads, so it is left alone.
-clean:  ## remove .venv, caches and builds (never a prepared dataset)
-	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean:  ## remove .venv, .venv-legacy, caches and builds (never a prepared dataset)
+	rm -rf .venv .venv-legacy build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

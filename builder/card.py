@@ -2,98 +2,276 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import shlex
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from builder import __version__
 from builder.columns import COLUMNS, CONFIGS, EBOUNDS, features, markdown
+from builder.pictures import SCALARS, Picture, draw_pictures
 from builder.records import REASONS
 from builder.settings import EMBEDDED, Settings
 
-__all__ = ["DATA_FILES", "render_card"]
+__all__ = ["CARD_FILE", "DATA_FILES", "DETECTIONS_FILE", "write_card"]
+
+CARD_FILE = "README.md"
+DETECTIONS_FILE = "detections.txt"
+"""The list of detections of a selection by list, so that the folder can be made again."""
 
 TEMPLATE = Path(__file__).parent / "dataset_card.md"
 
 DATA_FILES = {config: ("data" if config == "spectra" else config) for config in CONFIGS}
 """Folder of each config's shards."""
 
+_LONG = 5
+"""Names or observations that a sentence of the card lists."""
 
-def render_card(settings: Settings, counts: dict[str, Any], files: list[dict[str, Any]], sources: int) -> str:
-    """Fill the template.
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """Rows of a config, bytes of its Parquet files, and bytes in memory: what `datasets` calls num_bytes."""
+
+    rows: int
+    parquet: int
+    memory: int
+
+
+def write_card(folder: Path, settings: Settings, counts: dict[str, Any], files: list[dict[str, Any]]) -> list[Path]:
+    """Write the card, its pictures and, for a selection by list, the list.
+
+    Without matplotlib the card has no pictures, and a warning is logged.
 
     Parameters
     ----------
+    folder : Path
+        Holds the shards.
     settings : Settings
     counts : dict
         The manifest's ``counts``.
     files : list of dict
-        The manifest's ``files``: path, rows, bytes.
-    sources : int
-        Number of distinct names.
+        The manifest's entries of the shards: path, rows, bytes.
 
     Returns
     -------
-    str
-        The card. The same data give the same text.
+    list of Path
+        What was written. The same data give the same bytes.
     """
-    recipe, selection = settings.recipe, settings.selection
-    embedded = settings.archive == EMBEDDED
-    table = [("selected", counts["selected"]), ("rows", counts["rows"]), ("rejected", counts["rejected"])]
-    table += [(f"rejected: {REASONS[reason]}", number) for reason, number in counts["reasons"].items()]
+    sizes, shards = {}, {}
+    for config, name in DATA_FILES.items():
+        entries = [file for file in files if file["path"].startswith(f"{name}/")]
+        shards[config] = [folder / file["path"] for file in entries]
+        rows, parquet = (sum(file[key] for file in entries) for key in ("rows", "bytes"))
+        sizes[config] = _Size(rows, parquet, sum(map(_memory, shards[config])))
+    flags = ("name", "sat_src_flag", "streak_src_flag")
+    scalars = pa.concat_tables(pq.ParquetFile(path).read([*flags, *SCALARS]) for path in shards["spectra"])
+    pictures: list[Picture] = []
+    try:
+        pictures = draw_pictures(folder, shards["spectra"], scalars)
+    except ImportError:
+        logger.warning("the card has no pictures, for they need matplotlib: pip install 'chandra-spectra[plots]'")
+    written = [folder / CARD_FILE, *(folder / picture.path for picture in pictures)]
+    written[0].write_text(_render(settings, counts, sizes, scalars, pictures), encoding="utf-8")
+    if settings.selection.detections:
+        written.append(folder / DETECTIONS_FILE)
+        lines = [f"{detection}\n" for detection in sorted(settings.selection.detections)]
+        written[-1].write_text("".join(lines), encoding="utf-8")
+    return written
+
+
+def _memory(path: Path) -> int:
+    """Bytes of the rows of a Parquet file in Arrow's memory, one row group at a time."""
+    with pq.ParquetFile(path) as file:
+        return sum(file.read_row_group(group).nbytes for group in range(file.num_row_groups))
+
+
+def _render(
+    settings: Settings, counts: dict[str, Any], sizes: dict[str, _Size], scalars: pa.Table, pictures: list[Picture]
+) -> str:
+    recipe = settings.recipe
+    names = Counter(scalars["name"].to_pylist())
+    several = [number for number in names.values() if number > 1]
+    columns, rate = markdown(COLUMNS), "background-subtracted count rate density"
+    if not recipe.subtract:  # the declarations are those of the default recipe
+        columns, rate = (text.replace("background-subtracted ", "") for text in (columns, rate))
     words = {
-        "front_matter": _front_matter(settings, files),
-        "rows": f"{counts['rows']:,}",
-        "sources": f"{sources:,}",
+        "front_matter": _front_matter(sizes),
+        "spectra": "1 X-ray spectrum" if counts["rows"] == 1 else f"{counts['rows']:,} X-ray spectra",
+        "sources": "1 source" if len(names) == 1 else f"{len(names):,} sources",
         "release": settings.release.removeprefix("rel"),
-        "min_cnts": f"{selection.min_cnts:g}",
-        "min_sig": f"{selection.min_sig:g}",
-        "max_theta": f"{selection.max_theta:g}",
-        "nulls": " (a value that is not known passes a cut in this sample)" if embedded else "",
+        "version": __version__,
+        "embedded": _EMBEDDED if settings.archive == EMBEDDED else "",
+        "pictures": "".join(f"\n![{picture.title}]({picture.path})\n\n{picture.caption}\n" for picture in pictures),
+        "configs": "\n".join(
+            f"| `{config}` | {CONFIGS[config].removeprefix('one row ')} | {size.rows:,} | {_megabytes(size.parquet)} |"
+            for config, size in sizes.items()
+        ),
+        "several": f"{len(several):,} of the {len(names):,} sources",
+        "repeated": f"{sum(several):,}",
+        "selected": _selected(settings),
         "energy_min": f"{recipe.energy_min:g}",
         "energy_max": f"{recipe.energy_max:g}",
         "subtracted": "background subtracted" if recipe.subtract else "background not subtracted",
         "grouped": f"grouped to at least {recipe.min_counts} counts a bin" if recipe.group else "not grouped",
-        "counts": "\n".join(f"| {name} | {number:,} |" for name, number in table),
-        "columns": markdown(COLUMNS),
+        "counts": _counts(counts),
+        "reasons": _reasons(counts["reasons"]),
+        "rate": rate,
+        "columns": columns,
         "ebounds": markdown(EBOUNDS),
-        "embedded": "- **Only two rows are real** (4938.0.43 and 7867.0.2, which come with Sherpa): the rest, named"
-        " `SIM J…`, are simulated, for trying the code.\n" if embedded else "",
+        "negative": " Background-subtracted rates can be negative." if recipe.subtract else "",
+        "saturated": _rows(pc.sum(scalars["sat_src_flag"]).as_py() or 0),
+        "streaked": _rows(pc.sum(scalars["streak_src_flag"]).as_py() or 0),
+        "inputs": _inputs(settings),
         "command": _command(settings),
     }  # fmt: skip
     return re.sub(r"@(\w+)@", lambda match: words[match[1]], TEMPLATE.read_text(encoding="utf-8"))
 
 
+_EMBEDDED = """
+**This is the embedded sample, for trying the code: only two of its rows are real** (4938.0.43 and 7867.0.2, whose files
+come with Sherpa). The rest, named `SIM J…`, are simulated; some are damaged on purpose, and rejected.
+"""
+
+
+def _rows(number: int) -> str:
+    return f"{number:,} row{'' if number == 1 else 's'}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _number(value: float) -> str:
+    """A number as short as it can be without becoming another."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def _selected(settings: Settings) -> str:
+    selection = settings.selection
+    cuts = (selection.min_cnts, selection.min_sig, selection.max_theta)
+    given = settings.archive == EMBEDDED or settings.catalog
+    whole = given and cuts == (0, 0, 60)
+    parts = [
+        "detections with more than {} net counts and a flux significance above {} (both 0.5-7 keV), less than {} arcmin"
+        " from the optical axis".format(*map(_number, cuts))
+    ]
+    if whole:
+        parts = ["the whole embedded sample" if settings.archive == EMBEDDED else "all detections"]
+    if settings.catalog:
+        parts.append(f"listed in the catalog file `{_last(settings.catalog)}`")
+    if not given:
+        parts.append(
+            "matched uniquely to a source (`match_type` u), with a black-body flux (`flux_bb_aper_b` not null)"
+        )
+    if cone := selection.cone:
+        ra, dec, radius = map(_number, (cone.ra, cone.dec, cone.radius))
+        parts.append(f"within {radius} deg of right ascension {ra} and declination {dec} deg")
+    for what, chosen in (("source", selection.names), ("observation", selection.obsids)):
+        if chosen:
+            several = "s" if len(chosen) > 1 else ""
+            listed = ", ".join(map(str, chosen)) if len(chosen) <= _LONG else "named below"
+            parts.append(f"of {len(chosen):,} {what}{several} ({listed})")
+    if selection.detections:
+        parts.append(f"among the {len(selection.detections):,} in [{DETECTIONS_FILE}]({DETECTIONS_FILE})")
+    if selection.limit:
+        parts.append(f"of these the first {selection.limit:,} by obsid, obi and region_id")
+    nulls = " A detection without a value passes the cut on it." if given and not whole else ""
+    return f"{', '.join(parts)}.{nulls}"
+
+
+def _counts(counts: dict[str, Any]) -> str:
+    table = [("detections", counts["detections"]), ("their spectra", counts["selected"]), ("rows", counts["rows"]),
+             ("rejected", counts["rejected"])]  # fmt: skip
+    if counts["duplicates"]:
+        table.append(
+            ("listed a second time by the catalog, under another source, and passed over", counts["duplicates"])
+        )
+    return "\n".join(f"| {name} | {number:,} |" for name, number in table)
+
+
+def _reasons(reasons: dict[str, int]) -> str:
+    if not reasons:
+        return ""
+    lines = [f"| `{reason}` | {REASONS[reason]} | {number:,} |" for reason, number in reasons.items()]
+    return "\n".join(["", "| rejected for | meaning | |", "| --- | --- | ---: |", *lines, ""])
+
+
+def _last(path: str) -> str:
+    """A local path without the folders that are no one's business."""
+    return Path(path).name or path
+
+
+def _is_local(archive: str) -> bool:
+    return archive != EMBEDDED and not archive.startswith(("http://", "https://"))
+
+
+def _inputs(settings: Settings) -> str:
+    """What the command needs beside the archive."""
+    made = "that it was made from, as `chandra-spectra"
+    lines = []
+    if _is_local(settings.archive):
+        lines.append(f"`{_last(settings.archive)}` is the mirror folder {made} download` writes it.\n")
+    if settings.catalog:
+        lines.append(f"`{_last(settings.catalog)}` is the catalog file {made} catalog` writes it.\n")
+    if settings.selection.detections:
+        lines.append(f"`{DETECTIONS_FILE}` is the file beside this card.\n")
+    return "".join(lines)
+
+
 def _command(settings: Settings) -> str:
+    """The command whose settings are these; local paths by their last part."""
     selection, recipe = settings.selection, settings.recipe
-    words = ["chandra-spectra prepare", f"--archive {settings.archive}", f"--release {settings.release}",
-             f"--min-cnts {selection.min_cnts:g}", f"--min-sig {selection.min_sig:g}",
-             f"--max-theta {selection.max_theta:g}", f"--energy-min {recipe.energy_min:g}",
-             f"--energy-max {recipe.energy_max:g}", f"--min-counts {recipe.min_counts}"]  # fmt: skip
+    options = {
+        "archive": _last(settings.archive) if _is_local(settings.archive) else settings.archive,
+        "release": settings.release,
+        "cat-file": _last(settings.catalog) if settings.catalog else None,
+        "min-cnts": selection.min_cnts,
+        "min-sig": selection.min_sig,
+        "max-theta": selection.max_theta,
+        "cone": ",".join(map(_number, (cone.ra, cone.dec, cone.radius))) if (cone := selection.cone) else None,
+        "name": selection.names,
+        "obsid": selection.obsids,
+        "detections": DETECTIONS_FILE if selection.detections else None,
+        "limit": selection.limit,
+        "energy-min": recipe.energy_min,
+        "energy-max": recipe.energy_max,
+        "min-counts": recipe.min_counts,
+    }
+    words = ["chandra-spectra prepare chandra_spectra"]
+    for name, given in options.items():
+        values = given if isinstance(given, tuple) else () if given is None else (given,)
+        texts = (_number(value) if isinstance(value, float) else str(value) for value in values)
+        words += [f"--{name} {shlex.quote(text)}" for text in texts]
     words += [] if recipe.subtract else ["--no-subtract"]
     words += [] if recipe.group else ["--no-group"]
     return " \\\n  ".join(words)
 
 
-def _front_matter(settings: Settings, files: list[dict[str, Any]]) -> str:
+def _front_matter(sizes: dict[str, _Size]) -> str:
     from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCardData
 
-    rows: dict[str, int] = {}
-    size: dict[str, int] = {}
-    for file in files:
-        folder = file["path"].partition("/")[0]
-        rows[folder] = rows.get(folder, 0) + file["rows"]
-        size[folder] = size.get(folder, 0) + file["bytes"]
     infos, configs = {}, {}
-    for config, folder in DATA_FILES.items():
-        split = SplitInfo("train", num_bytes=size[folder], num_examples=rows[folder], dataset_name="chandra_spectra")
+    for config, size in sizes.items():
+        split = SplitInfo("train", num_bytes=size.memory, num_examples=size.rows, dataset_name="chandra_spectra")
         infos[config] = DatasetInfo(
             features=features(config), splits=SplitDict({"train": split}), config_name=config,
-            download_size=size[folder], dataset_size=size[folder],
+            download_size=size.parquet, dataset_size=size.memory,
         )  # fmt: skip
-        configs[config] = {"data_files": [{"split": "train", "path": f"{folder}/train-*.parquet"}]}
+        path = f"{DATA_FILES[config]}/train-*.parquet"
+        configs[config] = {"data_files": [{"split": "train", "path": path}]}
         if config == next(iter(CONFIGS)):
             configs[config]["default"] = True  # type: ignore[assignment]
     card = DatasetCardData(
@@ -103,9 +281,9 @@ def _front_matter(settings: Settings, files: list[dict[str, Any]]) -> str:
         license_link="https://cxc.cfa.harvard.edu/csc/cite.html",
         annotations_creators=["machine-generated"],
         source_datasets=["original"],
-        size_categories=[_size_category(rows[DATA_FILES["spectra"]])],
+        size_categories=[_size_category(sizes["spectra"].rows)],
         task_categories=["tabular-regression", "tabular-classification"],
-        tags=["astronomy", "x-ray", "spectra", "chandra"],
+        tags=["astronomy", "astrophysics", "x-ray", "spectra", "spectroscopy", "chandra", "csc"],
     )
     MetadataConfigs(configs).to_dataset_card_data(card)
     DatasetInfosDict(infos).to_dataset_card_data(card)

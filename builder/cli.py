@@ -21,9 +21,10 @@ from builder import __version__
 from builder.errors import ChandraSpectraError
 
 if TYPE_CHECKING:
-    from builder.catalog import Package, Plan
+    from builder.catalog import Plan
     from builder.prepare import Progress
     from builder.selection import Selection
+    from builder.settings import Settings
     from builder.verify import Report
 
 __all__ = ["app", "main"]
@@ -175,6 +176,16 @@ def prepare(
     cat_file: Annotated[
         Path | None, typer.Option(help="Catalog file (.vot, .parquet, .hdf5) in place of the archive's catalog.")
     ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Folder or fsspec URL for finished packages, in place of one in the cache.")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only fill the store, with share I (from 0) of N; then prepare without it."),
+    ] = None,
+    dask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Let the workers of this Dask scheduler make the packages.")
+    ] = None,
     file_path: Annotated[Path | None, typer.Option(help="The same as --archive, for a mirror folder.")] = None,
     output_file: Annotated[Path | None, typer.Option(help="Give the HDF5 file under this name as well.")] = None,
 ) -> None:
@@ -189,6 +200,9 @@ def prepare(
     selection = _selection(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
     recipe = Recipe(energy_min, energy_max, min_counts, subtract, group)
     settings = Settings(str(file_path or archive), release, str(cat_file or ""), selection, recipe)
+    if shard:
+        _fill_share(settings, shard, cache=cache, workers=workers, connections=connections, store=store)
+        return
     folder = output or (output_file.with_suffix("") if output_file else Path("chandra_spectra"))
     with _bars() as progress:
         from builder.prepare import copy_hdf5, prepare
@@ -202,6 +216,8 @@ def prepare(
             force=force,
             retry_rejected=retry_rejected,
             keep_downloads=keep_downloads,
+            store=store,
+            dask=dask,
             progress=progress,
         )
         if output_file:
@@ -215,6 +231,19 @@ def prepare(
             f"{folder / 'rejections.parquet'}; --retry-rejected tries them again",
             3,
         )
+
+
+def _fill_share(settings: Settings, shard: str, **options: Any) -> None:
+    from builder.errors import SettingError
+
+    index, _, number = shard.partition("/")
+    if not (index.isdecimal() and number.isdecimal() and int(index) < int(number)):
+        raise SettingError(f"shard {shard!r} is not I/N with I from 0 to N - 1, such as 0/4")
+    with _bars() as progress:
+        from builder.prepare import prepare_share
+
+        packages = prepare_share(settings, (int(index), int(number)), progress=progress, **options)
+    print(f"share {shard}: {packages:,} packages are in the store; prepare without --shard assembles them")
 
 
 @app.command(epilog="Example:  chandra-spectra catalog bright.parquet --min-cnts 4000 --min-sig 80 --max-theta 1")
@@ -288,6 +317,7 @@ def download(
     with _bars() as progress:
         from builder.engine import download
         from builder.mirror import Mirror
+        from builder.prepare import counter
         from builder.sources import open_source, plan_for
 
         source = open_source(settings, cache, connections)
@@ -296,13 +326,7 @@ def download(
             write_catalog(output_file, planned.catalog)
         target = Mirror(folder)
         target.write_catalog(planned)
-        count = 0
-
-        def done(package: Package) -> None:
-            nonlocal count
-            count += len(package.detections)
-            progress("download", count, len(planned.catalog))
-
+        done = counter(progress, "download", len(planned.catalog))
         download(planned.packages, source.archive, target, connections=connections, done=done)
     print(f"{len(planned.catalog):,} detections in {folder}")
     print(f"Next:  chandra-spectra prepare --archive {folder}")
@@ -431,6 +455,34 @@ def push(
     print(f"{'pushed to' if pushed.changed else 'all of it was there before:'} {pushed.url} ({pushed.commit[:10]})")
     at = f', revision="{tag or revision}"' if tag or revision else ""
     print(f"Next:  python -c 'from datasets import load_dataset; print(load_dataset(\"{repo_id}\"{at}))'")
+
+
+@app.command(
+    epilog="Examples:  chandra-spectra export chandra_spectra --layout hats   |   "
+    "chandra-spectra export chandra_spectra --layout fits --detection 4938.0.43"
+)
+def export(
+    folder: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    output: Annotated[
+        Path | None, typer.Argument(help="Folder to write.", show_default="the folder's name and the layout")
+    ] = None,
+    layout: Annotated[str, typer.Option(help="healpix (HDF5 by sky pixel), hats (for LSDB) or fits (PHA files).")] = "",
+    detections: Annotated[
+        list[str] | None, typer.Option("--detection", help="For fits: of this detection; may be repeated.")
+    ] = None,
+    archive: Annotated[
+        str, typer.Option(help="For fits: archive with the response files.", show_default="that of the manifest")
+    ] = "",
+    cache: Cache = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an export that is there.")] = False,
+) -> None:
+    """Write a prepared folder in another layout, for readers of HDF5, HATS or FITS files."""
+    with _bars() as progress:
+        from builder.export import export
+
+        done = export(folder, output, layout=layout, detections=detections or (), archive=archive, cache=cache,
+                      force=force, progress=progress)  # fmt: skip
+    print(f"{done.files:,} files, {_size(done.size)}, in {done.folder}")
 
 
 def _checks(report: Report) -> None:

@@ -198,13 +198,13 @@ def columns_of(config: str) -> tuple[Column, ...]:
 
 def features(config: str) -> Features:
     """The `datasets.Features` of one configuration."""
-    from datasets import Features, List, Value
+    from datasets import Features, Sequence, Value  # Sequence gives a List; datasets 3 has no other word for it
 
     tree: dict[str, Any] = {}
     for column in columns_of(config):
         value: Any = Value(column.dtype)
         if column.length is not None:
-            value = List(value, length=column.length)
+            value = Sequence(value, length=column.length)
         struct, _, field = column.name.rpartition(".")
         (tree.setdefault(struct, {}) if struct else tree)[field] = value
     return Features(tree)

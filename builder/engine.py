@@ -14,7 +14,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
 from builder.archive import Archive, Fetched
@@ -22,17 +22,18 @@ from builder.catalog import Package
 from builder.errors import ChandraSpectraError, StoreError
 from builder.mirror import Mirror
 from builder.records import Rejection, Spectrum
-from builder.store import PackageResult, Store, package_result
+from builder.store import PackageResult, RemoteStore, Store, package_result
 
-__all__ = ["download", "fill", "make", "reduce_package", "results"]
+__all__ = ["AnyStore", "download", "fill", "fill_by", "make", "reduce_package", "results"]
 
 logger = logging.getLogger(__name__)
 
-Reduce = Callable[[Package, Fetched, Store], None]
+AnyStore = Store | RemoteStore
+Reduce = Callable[[Package, Fetched, AnyStore], None]
 Done = Callable[[Package], None]
 
 
-def reduce_package(package: Package, fetched: Fetched, store: Store) -> None:
+def reduce_package(package: Package, fetched: Fetched, store: AnyStore) -> None:
     """Reduce the files of a package and keep the result in the store.
 
     Raises
@@ -58,7 +59,7 @@ def reduce_package(package: Package, fetched: Fetched, store: Store) -> None:
 
 
 def make(
-    package: Package, archive: Archive, store: Store, reduce: Reduce = reduce_package, mirror: Mirror | None = None
+    package: Package, archive: Archive, store: AnyStore, reduce: Reduce = reduce_package, mirror: Mirror | None = None
 ) -> None:
     """Fetch, reduce and store one package, and keep its files in `mirror` where one is given."""
     with archive.fetch(package) as fetched:
@@ -67,7 +68,7 @@ def make(
         reduce(package, fetched, store)
 
 
-def results(packages: Iterable[Package], archive: Archive, store: Store) -> Iterator[tuple[Package, PackageResult]]:
+def results(packages: Iterable[Package], archive: Archive, store: AnyStore) -> Iterator[tuple[Package, PackageResult]]:
     """Every package's result, in the order given: read from the store, or made where it is missing or damaged."""
     for package in packages:
         try:
@@ -83,7 +84,7 @@ def results(packages: Iterable[Package], archive: Archive, store: Store) -> Iter
 def fill(
     packages: Iterable[Package],
     archive: Archive,
-    store: Store,
+    store: AnyStore,
     *,
     workers: int = 1,
     connections: int = 4,
@@ -126,6 +127,26 @@ def fill(
         reducer.shutdown(wait=False, cancel_futures=True)
 
 
+def fill_by(
+    executor: Executor,
+    packages: Iterable[Package],
+    archive: Archive,
+    store: AnyStore,
+    *,
+    done: Done = lambda package: None,
+) -> None:
+    """`fill`, with every package made by a worker of an executor, such as that of a Dask cluster.
+
+    Each worker fetches, reduces and writes to the store, which it must share, as it must the cache with the locks of
+    the connections; nothing but the word that it is done comes back.
+    """
+    missing = _missing(packages, store, done)
+    futures = {executor.submit(make, package, archive, store): package for package in missing}
+    for future in as_completed(futures):
+        future.result()
+        done(futures[future])
+
+
 def download(
     packages: Iterable[Package],
     archive: Archive,
@@ -143,7 +164,7 @@ def download(
     _each(_missing(packages, mirror, done), fetch, connections, done)
 
 
-def _missing(packages: Iterable[Package], there: Store | Mirror, done: Done) -> list[Package]:
+def _missing(packages: Iterable[Package], there: AnyStore | Mirror, done: Done) -> list[Package]:
     missing = []
     for package in packages:
         if package in there:
@@ -209,7 +230,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _reduce_in(reducer: Executor, package: Package, fetched: Fetched, store: Store) -> None:
+def _reduce_in(reducer: Executor, package: Package, fetched: Fetched, store: AnyStore) -> None:
     try:
         reducer.submit(reduce_package, package, fetched, store).result()
     except BrokenProcessPool as error:

@@ -10,13 +10,17 @@ from typing import Any
 import h5py
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from builder.columns import COLUMNS, EBOUNDS, RAGGED, Column
 
-__all__ = ["HDF5Writer", "read_columns"]
+__all__ = ["HDF5Writer", "read_columns", "read_rows"]
 
 _CHUNK = 256
 """Rows in a chunk: few enough to hold one of each column in memory, enough to read fast."""
+
+_BATCH = 4 * _CHUNK
+"""Rows that are written at once: each of the fifty datasets costs a call, whatever the number of rows."""
 
 _INTEGER_NULL = -1
 """What a null becomes in an integer or boolean dataset, which has no NaN; no such column is negative otherwise."""
@@ -58,12 +62,19 @@ class HDF5Writer:
         What the tables hold; `builder.columns.COLUMNS` by default.
     attributes : dict, optional
         Written to the file as attributes, dicts as JSON.
+    chunk : int
+        Rows in a chunk, which takes its whole room in the file: no more than there are rows.
     """
 
     def __init__(
-        self, path: Path, attributes: dict[str, Any] | None = None, columns: tuple[Column, ...] = COLUMNS
+        self,
+        path: Path,
+        attributes: dict[str, Any] | None = None,
+        columns: tuple[Column, ...] = COLUMNS,
+        chunk: int = _CHUNK,
     ) -> None:
         self._columns = columns
+        self._waiting: list[pa.Table] = []
         self._file = h5py.File(path, "w", libver=("v110", "v110"))
         for name, value in (attributes or {}).items():
             self._file.attrs[name] = json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
@@ -74,7 +85,7 @@ class HDF5Writer:
                 column.hdf5_name,
                 shape=(0, *shape),
                 maxshape=(None, *shape),
-                chunks=(_CHUNK, *shape),
+                chunks=(min(chunk, _CHUNK), *shape),
                 dtype=_type(column),
                 track_times=False,
                 **({"compression": "gzip", "compression_opts": 1, "shuffle": True} if channels else {}),
@@ -86,6 +97,14 @@ class HDF5Writer:
 
     def append(self, rows: pa.Table) -> None:
         """Add the rows of a table that has every column under its public name, nothing rounded."""
+        self._waiting.append(rows)
+        if sum(map(len, self._waiting)) >= _BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        rows, self._waiting = pa.concat_tables(self._waiting), []
         for column in self._columns:
             dataset = self._file[column.hdf5_name]
             start = len(dataset)
@@ -118,7 +137,11 @@ class HDF5Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            if kind is None:
+                self._flush()
+        finally:
+            self._file.close()
 
 
 def read_columns(path: Path, columns: tuple[Column, ...]) -> pa.Table:
@@ -126,17 +149,48 @@ def read_columns(path: Path, columns: tuple[Column, ...]) -> pa.Table:
 
     Fixed-length bytes are read as text too: older files hold strings so.
     """
-    arrays = {}
     with h5py.File(path) as file:
-        for column in columns:
-            if column.hdf5_name not in file:
-                continue
-            values = file[column.hdf5_name][:]
-            if column.dtype == "string":
-                texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
-                arrays[column.name] = pa.array([text or None for text in texts], pa.string())
-            elif values.dtype.kind == "f":
-                arrays[column.name] = pa.array(values, mask=~np.isfinite(values)).cast(column.full_type)
-            else:
-                arrays[column.name] = pa.array(values, mask=values == _INTEGER_NULL).cast(column.full_type)
-    return pa.table(arrays)
+        found = [column for column in columns if column.hdf5_name in file]
+        return pa.table({column.name: _array(column, file[column.hdf5_name][:]) for column in found})
+
+
+def read_rows(file: h5py.File, columns: tuple[Column, ...], rows: NDArray[np.int64]) -> pa.Table:
+    """Read some rows of a canonical file, each run of neighbours in one go.
+
+    Parameters
+    ----------
+    file : h5py.File
+    columns : tuple of Column
+    rows : ndarray of int64
+        Row numbers; they rise.
+
+    Returns
+    -------
+    pyarrow.Table
+        The columns under their public names, nothing rounded; what stands for a null is null.
+    """
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+    return pa.table(
+        {
+            column.name: pa.chunked_array(
+                [_array(column, dataset[run[0] : run[-1] + 1]) for run in runs], column.full_type
+            ).combine_chunks()
+            for column in columns
+            for dataset in (file[column.hdf5_name],)
+        }
+    )
+
+
+def _array(column: Column, values: Any) -> pa.Array:
+    """The values of a dataset as Arrow has them."""
+    if column.length == RAGGED:
+        offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+        return pa.ListArray.from_arrays(offsets, np.concatenate(values))
+    if column.length is not None:
+        return pa.FixedSizeListArray.from_arrays(values.reshape(-1), column.length)
+    if column.dtype == "string":
+        texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+        # What the catalog does not say is null; a cycle or a file name is never unknown.
+        return pa.array([text or (None if column.query else "") for text in texts], pa.string())
+    missing = ~np.isfinite(values) if values.dtype.kind == "f" else values == _INTEGER_NULL
+    return pa.array(values, mask=missing).cast(column.full_type)

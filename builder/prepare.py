@@ -13,6 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder import __version__
-from builder.card import DATA_FILES, render_card
-from builder.catalog import Plan
+from builder.card import DATA_FILES, write_card
+from builder.catalog import Package, Plan
 from builder.columns import CONFIGS, features
-from builder.engine import fill, results
-from builder.errors import OutputError, StoreError
+from builder.engine import fill, fill_by, results
+from builder.errors import OutputError, SettingError, StoreError
 from builder.hdf5 import HDF5Writer
 from builder.mirror import Mirror
 from builder.rows import join, public
@@ -33,7 +34,19 @@ from builder.shards import ShardWriter
 from builder.sources import Source, open_source, plan_for
 from builder.store import EBOUNDS_SCHEMA, PackageResult, rejections_table
 
-__all__ = ["HDF5_FILE", "MANIFEST_FILE", "REJECTIONS_FILE", "copy_hdf5", "manifest_digest", "prepare", "read_manifest"]
+__all__ = [
+    "HDF5_FILE",
+    "MANIFEST_FILE",
+    "REJECTIONS_FILE",
+    "copy_hdf5",
+    "counter",
+    "manifest_digest",
+    "prepare",
+    "prepare_share",
+    "read_manifest",
+    "recover_folder",
+    "staging_folder",
+]
 
 HDF5_FILE = "chandra_spectra.hdf5"
 MANIFEST_FILE = "manifest.json"
@@ -75,6 +88,8 @@ def prepare(
     force: bool = False,
     retry_rejected: bool = False,
     keep_downloads: Path | None = None,
+    store: str | None = None,
+    dask: str | None = None,
     progress: Progress = lambda step, done, total: None,
 ) -> tuple[dict[str, Any], bool]:
     """Build a folder that `load_dataset` reads.
@@ -94,6 +109,10 @@ def prepare(
         Make packages that hold rejections again.
     keep_downloads : Path, optional
         A mirror folder in which to keep what is downloaded.
+    store : str, optional
+        Folder or fsspec URL for finished packages, in place of one in the cache.
+    dask : str, optional
+        Address of a Dask scheduler whose workers make the packages, in place of `workers` processes.
     progress : callable
 
     Returns
@@ -109,28 +128,24 @@ def prepare(
     """
     started = time.monotonic()
     output = Path(output)
-    _recover(output)
+    recover_folder(output)
     if (finished := _finished(output, settings, force)) is not None and not retry_rejected:
         return finished, False
-    source = open_source(settings, cache, connections)
+    source = open_source(settings, cache, connections, store)
     planned = plan_for(source, settings)
-    total = len(planned.catalog)
-    count = 0
-
-    def done(package: Any) -> None:
-        nonlocal count
-        count += len(package.detections)
-        progress("reduce", count, total)
-
-    progress("reduce", 0, total)
+    done = counter(progress, "reduce", len(planned.catalog))
     if retry_rejected:
         _discard_rejected(planned, source)
     mirror = Mirror(keep_downloads) if keep_downloads else None
     if mirror:
         mirror.write_catalog(planned)
-    fill(planned.packages, source.archive, source.store, workers=workers, connections=connections, mirror=mirror,
-         done=done)  # fmt: skip
-    with _staging(output) as staging:
+    if dask:
+        with dask_executor(dask) as executor:
+            fill_by(executor, planned.packages, source.archive, source.store, done=done)
+    else:
+        fill(planned.packages, source.archive, source.store, workers=workers, connections=connections, mirror=mirror,
+             done=done)  # fmt: skip
+    with staging_folder(output) as staging:
         manifest = _assemble(staging, settings, planned, source, progress)
         manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest["seconds"] = round(time.monotonic() - started, 1)
@@ -138,6 +153,61 @@ def prepare(
         text = json.dumps(manifest, indent=2, ensure_ascii=False)
         (staging / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
     return manifest, True
+
+
+def prepare_share(
+    settings: Settings,
+    share: tuple[int, int],
+    *,
+    cache: Path | None = None,
+    workers: int = 1,
+    connections: int = 4,
+    store: str | None = None,
+    progress: Progress = lambda step, done, total: None,
+) -> int:
+    """Fill the store with one share of the packages, for a `prepare` that follows; returns their number.
+
+    Parameters
+    ----------
+    settings : Settings
+    share : (int, int)
+        Which share, from 0 up, of how many.
+    cache, workers, connections, store, progress
+        As for `prepare`; all shares must have the same cache and store.
+    """
+    source = open_source(settings, cache, connections, store)
+    packages = plan_for(source, settings).packages[share[0] :: share[1]]
+    done = counter(progress, "reduce", sum(len(package.detections) for package in packages))
+    fill(packages, source.archive, source.store, workers=workers, connections=connections, done=done)
+    return len(packages)
+
+
+def counter(progress: Progress, step: str, total: int) -> Callable[[Package], None]:
+    """Turn finished packages into progress in detections."""
+    count = 0
+
+    def done(package: Package) -> None:
+        nonlocal count
+        count += len(package.detections)
+        progress(step, count, total)
+
+    progress(step, 0, total)
+    return done
+
+
+@contextlib.contextmanager
+def dask_executor(address: str) -> Iterator[Executor]:
+    """The executor of a Dask cluster; SettingError where Dask is not installed or does not answer."""
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise SettingError("--dask needs Dask: pip install 'chandra-spectra[dask]'") from error
+    try:
+        client = Client(address, timeout=30)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise SettingError(f"no Dask scheduler at {address}: {error}") from error
+    with client:
+        yield client.get_executor()
 
 
 def copy_hdf5(folder: Path, path: Path) -> None:
@@ -190,14 +260,14 @@ def _old(output: Path) -> Path:
     return output.with_name(f".{output.name}.old")
 
 
-def _recover(output: Path) -> None:
+def recover_folder(output: Path) -> None:
     """Bring the old folder back where a run was killed between the two renames of the swap."""
     if _old(output).exists() and not output.exists():
         _old(output).replace(output)
 
 
 @contextlib.contextmanager
-def _staging(output: Path) -> Iterator[Path]:
+def staging_folder(output: Path) -> Iterator[Path]:
     """A folder beside `output` that takes its place when the block ends well, and is removed when it does not."""
     staging = output.with_name(f".{output.name}.{os.getpid()}.incomplete")
     try:
@@ -216,7 +286,7 @@ def _staging(output: Path) -> Iterator[Path]:
             shutil.rmtree(old)
     except OSError as error:
         name = error.filename or output
-        raise OutputError(f"cannot write {name}: {error.strerror or error}; finished packages are kept") from error
+        raise OutputError(f"cannot write {name}: {error.strerror or error}; what was there before is kept") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -225,7 +295,6 @@ def _assemble(staging: Path, settings: Settings, planned: Plan, source: Source, 
     """Write everything but the manifest, one package at a time, and return the manifest."""
     attributes = {**settings.as_dict(), "dataset": "chandra_spectra", "builder": __version__, "versions": _versions()}
     schemas = {config: features(config).arrow_schema for config in CONFIGS}
-    names: set[str] = set()
     rejections = [rejections_table(planned.rejections)]
     grids = EBOUNDS_SCHEMA.empty_table()
     rows, detections = 0, len(planned.catalog) + len(planned.rejections)
@@ -242,7 +311,6 @@ def _assemble(staging: Path, settings: Settings, planned: Plan, source: Source, 
                 shards[config].append(public(table, config))
             hdf5.append(table)
             rows += len(table)
-            names.update(table["name"].to_pylist())
             rejections.append(result.rejections)
             grids = _distinct(pa.concat_tables([grids, result.ebounds]))
             progress("write", package.start + len(package.detections), len(planned.catalog))
@@ -265,10 +333,9 @@ def _assemble(staging: Path, settings: Settings, planned: Plan, source: Source, 
         for config in CONFIGS
         for path, number in zip(shards[config].paths, shards[config].rows, strict=True)
     ]
-    card = render_card(settings, counts, files, len(names))
-    (staging / "README.md").write_text(card, encoding="utf-8")
-    others = ((HDF5_FILE, rows), (REJECTIONS_FILE, len(rejected)), ("README.md", None))
-    files += [_entry(staging / name, staging, number) for name, number in others]
+    written = write_card(staging, settings, counts, files)
+    files += [_entry(staging / HDF5_FILE, staging, rows), _entry(staging / REJECTIONS_FILE, staging, len(rejected))]
+    files += [_entry(path, staging, None) for path in written]
     return {
         "dataset": "chandra_spectra",
         "builder": __version__,
@@ -293,7 +360,7 @@ def _distinct(grids: pa.Table) -> pa.Table:
     first: dict[str, int] = {}
     for index, name in enumerate(grids["ebounds_id"].to_pylist()):
         first.setdefault(name, index)
-    return grids.take([first[name] for name in sorted(first)])
+    return grids.take(pa.array([first[name] for name in sorted(first)], pa.int64()))
 
 
 def _versions() -> dict[str, str]:
@@ -302,8 +369,9 @@ def _versions() -> dict[str, str]:
 
 def _sha256_of_table(table: pa.Table) -> str:
     digest = hashlib.sha256()
-    for row in table.to_pylist():
-        digest.update(json.dumps(row, sort_keys=True).encode())
+    for batch in table.to_batches(max_chunksize=1000):  # all rows as dicts at once would take gigabytes
+        for row in batch.to_pylist():
+            digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -15,7 +15,7 @@ from builder.catalog import Plan, plan
 from builder.errors import OutputError, SettingError
 from builder.mirror import CATALOG_FILE, INDEX_FILE, MirrorArchive
 from builder.settings import EMBEDDED, Settings
-from builder.store import Store
+from builder.store import RemoteStore, Store
 
 if TYPE_CHECKING:
     from builder.holdings import Holdings
@@ -28,7 +28,7 @@ class Source:
     """Where packages come from and where finished ones are kept."""
 
     archive: Archive
-    store: Store
+    store: Store | RemoteStore
 
 
 def default_cache() -> Path:
@@ -38,7 +38,9 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chandra_spectra"
 
 
-def open_source(settings: Settings, cache: Path | None = None, connections: int = 4) -> Source:
+def open_source(
+    settings: Settings, cache: Path | None = None, connections: int = 4, store: str | None = None
+) -> Source:
     """Open the archive and the store that the settings name.
 
     Parameters
@@ -48,6 +50,8 @@ def open_source(settings: Settings, cache: Path | None = None, connections: int 
         Folder for finished packages and for what is downloaded or made.
     connections : int
         Connections at once, of all runs that share `cache`.
+    store : str, optional
+        Folder or fsspec URL for finished packages, in place of one in the cache.
 
     Raises
     ------
@@ -62,8 +66,11 @@ def open_source(settings: Settings, cache: Path | None = None, connections: int 
     except OSError as error:
         raise OutputError(f"cannot use the cache {cache}: {error.strerror}; choose another with --cache") from error
     # Two archives may hold different files under the same ids.
-    root = cache / "store" / hashlib.sha256(archive.identity.encode()).hexdigest()[:16]
-    return Source(archive, Store(root, settings.release, settings.recipe))
+    identity = hashlib.sha256(archive.identity.encode()).hexdigest()[:16]
+    if store and "://" in store:
+        return Source(archive, RemoteStore(f"{store}/{identity}", settings.release, settings.recipe))
+    root = Path(store).expanduser() if store else cache / "store"
+    return Source(archive, Store(root / identity, settings.release, settings.recipe))
 
 
 def _open_archive(settings: Settings, cache: Path, connections: int) -> Archive:
@@ -102,7 +109,8 @@ def query(source: Source, settings: Settings, dl_manager: Any) -> Plan:
     else:
         answer = source.archive.catalog(settings.selection, dl_manager)
     nulls = source.archive.nulls or bool(settings.catalog)
-    keep = [settings.selection.keeps(row, nulls=nulls) for row in answer.to_pylist()]
+    batches = answer.to_batches(max_chunksize=1000)  # all rows as dicts at once would take gigabytes
+    keep = [settings.selection.keeps(row, nulls=nulls) for batch in batches for row in batch.to_pylist()]
     if not any(keep):
         raise SettingError(f"no detection of {settings.catalog or settings.archive} passes the cuts: widen them")
     return plan(answer.filter(pa.array(keep, pa.bool_())), limit=settings.selection.limit)

@@ -13,15 +13,17 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+from fsspec.core import url_to_fs
 
 from builder.catalog import Package
 from builder.columns import COLUMNS, EBOUNDS, arrow_schema
 from builder.errors import StoreError
 from builder.records import DetectionId, Recipe, Rejection, Spectrum
 
-__all__ = ["PackageResult", "Store", "package_result"]
+__all__ = ["PackageResult", "RemoteStore", "Store", "package_result"]
 
 _MAGIC = b"chandra-spectra package 1 "
 _MEASURED = tuple(column for column in COLUMNS if not column.query and column.name not in ("detection_id", "healpix"))
@@ -87,7 +89,7 @@ def package_result(detections: tuple[DetectionId, ...], outcomes: Iterable[Spect
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Finished packages of one release and recipe.
+    """Finished packages of one release and recipe, in a local folder.
 
     Attributes
     ----------
@@ -101,9 +103,13 @@ class Store:
     release: str
     recipe: Recipe
 
+    def name(self, package: Package) -> str:
+        """Name of the package's file, below the root."""
+        return f"{self.release}/{self.recipe.key}/{package.key(self.release, self.recipe)}.arrows"
+
     def path(self, package: Package) -> Path:
         """Where the package's file is or will be."""
-        return self.root / self.release / self.recipe.key / f"{package.key(self.release, self.recipe)}.arrows"
+        return self.root / self.name(package)
 
     def __contains__(self, package: Package) -> bool:
         return self.path(package).exists()
@@ -120,19 +126,12 @@ class Store:
         StoreError
             If the file system refuses.
         """
-        sink = pa.BufferOutputStream()
-        options = pa.ipc.IpcWriteOptions(compression="zstd")
-        for table in (result.spectra, result.rejections, result.ebounds):
-            with pa.ipc.new_stream(sink, table.schema, options=options) as stream:
-                stream.write_table(table)
-        payload = sink.getvalue()
         path = self.path(package)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
-                file.write(_MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n")
-                file.write(payload)
+                file.write(_pack(result))
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
@@ -151,10 +150,74 @@ class Store:
         """
         path = self.path(package)
         try:
-            head, _, payload = path.read_bytes().partition(b"\n")
+            content = path.read_bytes()
         except OSError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}") from error
-        if head != _MAGIC + hashlib.sha256(payload).hexdigest().encode():
-            raise StoreError(f"{path} is damaged: its checksum is wrong")
-        source = pa.BufferReader(payload)
-        return PackageResult(*(pa.ipc.open_stream(source).read_all() for _ in range(3)))
+            raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+        return _unpack(content, str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteStore:
+    """The same on any file system of fsspec, such as an object store; an object is there whole or not at all.
+
+    Attributes
+    ----------
+    url : str
+        Such as ``s3://bucket/store``.
+    release : str
+    recipe : Recipe
+    """
+
+    url: str
+    release: str
+    recipe: Recipe
+
+    def _place(self, package: Package) -> tuple[Any, str]:
+        fs, root = url_to_fs(self.url)
+        return fs, f"{root.rstrip('/')}/{Store(Path(), self.release, self.recipe).name(package)}"
+
+    def __contains__(self, package: Package) -> bool:
+        fs, path = self._place(package)
+        return bool(fs.exists(path))
+
+    def discard(self, package: Package) -> None:
+        """See `Store.discard`."""
+        fs, path = self._place(package)
+        if fs.exists(path):
+            fs.rm_file(path)
+
+    def write(self, package: Package, result: PackageResult) -> None:
+        """See `Store.write`."""
+        fs, path = self._place(package)
+        try:
+            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            fs.pipe_file(path, _pack(result))
+        except OSError as error:
+            raise StoreError(f"cannot write {path} in {self.url}: {error}; finished packages are kept") from error
+
+    def read(self, package: Package) -> PackageResult:
+        """See `Store.read`."""
+        fs, path = self._place(package)
+        try:
+            content = fs.cat_file(path)
+        except OSError as error:
+            raise StoreError(f"cannot read {path} in {self.url}: {error}") from error
+        return _unpack(content, path)
+
+
+def _pack(result: PackageResult) -> bytes:
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    for table in (result.spectra, result.rejections, result.ebounds):
+        with pa.ipc.new_stream(sink, table.schema, options=options) as stream:
+            stream.write_table(table)
+    payload: bytes = sink.getvalue().to_pybytes()
+    return _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
+
+
+def _unpack(content: bytes, origin: str) -> PackageResult:
+    head, _, payload = content.partition(b"\n")
+    if head != _MAGIC + hashlib.sha256(payload).hexdigest().encode():
+        raise StoreError(f"{origin} is damaged: its checksum is wrong")
+    source = pa.BufferReader(payload)
+    return PackageResult(*(pa.ipc.open_stream(source).read_all() for _ in range(3)))

@@ -1,0 +1,44 @@
+"""datasets 3.6, the last that runs loading scripts, gives the same rows; `make test-legacy` makes its environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from builder.card import DATA_FILES
+
+CHECKOUT = Path(__file__).parent.parent
+PYTHON = CHECKOUT / ".venv-legacy" / "bin" / "python"
+
+pytestmark = pytest.mark.skipif(
+    not PYTHON.exists(), reason="no .venv-legacy: `make test-legacy` makes it and runs this"
+)
+
+LOAD = """
+import sys
+from pathlib import Path
+from datasets import load_dataset
+
+for config in ("spectra", "counts", "ebounds"):
+    rows = load_dataset(sys.argv[1], config, archive="embedded", trust_remote_code=True)["train"]
+    rows.to_parquet(Path(sys.argv[2]) / f"{config}.parquet")
+    lazy = load_dataset(sys.argv[1], config, archive="embedded", trust_remote_code=True, streaming=True)["train"]
+    assert next(iter(lazy)) == rows[0]
+"""
+
+
+def test_the_loading_script_gives_the_rows_of_the_prepared_folder(sample: Path, tmp_path: Path) -> None:
+    words = [PYTHON, "-c", LOAD, CHECKOUT / "chandra_spectra.py", tmp_path]
+    run = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"HF_HOME": str(tmp_path)}
+    )
+    assert run.returncode == 0, run.stderr
+    for config, name in DATA_FILES.items():
+        found = pq.read_table(tmp_path / f"{config}.parquet")
+        expected = pq.read_table(sample / name)
+        assert found.column_names == expected.column_names
+        assert found.to_pylist() == expected.to_pylist()

@@ -1,0 +1,141 @@
+"""However the store is filled, the folder is the same bytes; a lost worker costs a package, not the run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from builder.prepare import prepare, prepare_share
+from builder.server import ArchiveServer
+from builder.settings import Settings
+from builder.simulation import SimulatedArchive
+from builder.sources import open_source, plan_for
+from builder.store import RemoteStore
+from tests.conftest import command
+
+N = 220
+
+
+@pytest.fixture(scope="module")
+def server() -> ArchiveServer:
+    with ArchiveServer(SimulatedArchive(N), bytes_per_second=80e6) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def expected(server: ArchiveServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The folder of a run with one worker."""
+    folder = tmp_path_factory.mktemp("one")
+    prepare(folder / "out", Settings(server.url), cache=folder / "cache", workers=1)
+    return contents(folder / "out")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "manifest.json"
+    }
+
+
+def test_four_workers_give_the_same_bytes_as_one(
+    server: ArchiveServer, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    prepare(tmp_path / "out", Settings(server.url), cache=tmp_path / "cache", workers=4)
+    assert contents(tmp_path / "out") == expected
+
+
+def test_three_shards_and_then_an_assembly_give_the_same_bytes_and_fetch_nothing_twice(
+    server: ArchiveServer, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    start = len(server.log)
+    words = ("--archive", server.url, "--cache", tmp_path / "cache")
+    for index in range(3):
+        result = command("prepare", "--shard", f"{index}/3", *words, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    result = command("prepare", tmp_path / "out", *words)
+    assert result.returncode == 0, result.stderr
+    asked = [request.detections for request in server.log[start:] if request.service == "retrieve"]
+    assert len(asked) == len(set(asked)) == 5
+    assert contents(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("shard", ["3/3", "1", "a/b", "-1/2"])
+def test_a_wrong_shard_is_one_clear_line(shard: str, tmp_path: Path) -> None:
+    result = command("prepare", "--shard", shard, "--archive", "embedded", cwd=tmp_path)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "is not I/N" in result.stderr
+
+
+def test_a_store_on_a_file_system_of_fsspec_gives_the_same_bytes(
+    server: ArchiveServer, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    settings, store = Settings(server.url), "memory://store"
+    start = len(server.log)
+    assert prepare_share(settings, (0, 2), cache=tmp_path / "cache", store=store) == 3
+    prepare(tmp_path / "out", settings, cache=tmp_path / "cache", store=store)
+    asked = [request.detections for request in server.log[start:] if request.service == "retrieve"]
+    assert len(asked) == len(set(asked)) == 5
+    assert contents(tmp_path / "out") == expected
+    source = open_source(settings, tmp_path / "cache", store=store)
+    assert isinstance(source.store, RemoteStore)
+    package = plan_for(source, settings).packages[0]
+    assert package in source.store
+    source.store.discard(package)
+    assert package not in source.store
+
+
+CLUSTER = """
+import sys
+from distributed import LocalCluster
+if __name__ == "__main__":
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        print(cluster.scheduler_address, *(w.process.pid for w in cluster.workers.values()), flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_a_dask_cluster_that_loses_a_worker_half_way_gives_the_same_bytes(
+    server: ArchiveServer, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    pytest.importorskip("distributed", reason="the extra [dask] is not installed")
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True, cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        address, *workers = cluster.stdout.readline().split()
+        run = subprocess.Popen(
+            [sys.executable, "-m", "builder", "prepare", tmp_path / "out", "--archive", server.url,
+             "--cache", tmp_path / "cache", "--dask", address],
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "cache").rglob("*.arrows")):
+            assert time.monotonic() < deadline and run.poll() is None
+            time.sleep(0.02)
+        os.kill(int(workers[0]), signal.SIGKILL)
+        _, errors = run.communicate(timeout=120)
+        assert run.returncode == 0, errors
+    finally:
+        with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
+            cluster.communicate("", timeout=20)
+        cluster.kill()
+        cluster.wait()
+    assert contents(tmp_path / "out") == expected
+    assert server.max_connections <= 4
+
+
+def test_a_dask_scheduler_that_does_not_answer_is_one_clear_line(tmp_path: Path) -> None:
+    pytest.importorskip("distributed", reason="the extra [dask] is not installed")
+    result = command("prepare", tmp_path / "out", "--archive", "embedded", "--dask", "nonsense://x")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+    assert "nonsense://x" in result.stderr
