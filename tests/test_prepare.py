@@ -32,12 +32,13 @@ EMBEDDED = Settings(archive="embedded")
 def load(folder: Path, *arguments: str, **options: object) -> datasets.Dataset:
     """`load_dataset("chandra_spectra")` in the folder's parent, with an empty cache."""
     code = (
-        "import json, sys; from datasets import load_dataset\n"
+        "import json, os, sys; from datasets import load_dataset\n"
         "args, options = json.loads(sys.argv[1])\n"
         "d = load_dataset('chandra_spectra', *args, split='train', **options)\n"
         "d = d.with_format('numpy') if not options.get('streaming') else d\n"
         "rows = [(r.get('detection_id', r.get('ebounds_id')), sorted(r)) for r in d]\n"
-        "print(json.dumps(rows))\n"
+        "print(json.dumps(rows), flush=True)\n"
+        "os._exit(0)  # pyarrow's threads, left from streaming, now and then abort the interpreter's own way out\n"
     )
     cache = folder.parent / f"cache-{time.monotonic_ns()}"
     run = subprocess.run(
