@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -19,13 +18,11 @@ import typer
 
 from builder import __version__
 from builder.errors import ChandraSpectraError
+from builder.terminal import bars, show_checks, show_estimate, show_row, show_summary, size_text, waiting
 
 if TYPE_CHECKING:
-    from builder.catalog import Plan
-    from builder.prepare import Progress
     from builder.selection import Selection
     from builder.settings import Settings
-    from builder.verify import Report
 
 __all__ = ["app", "main"]
 
@@ -204,7 +201,7 @@ def prepare(
         _fill_share(settings, shard, cache=cache, workers=workers, connections=connections, store=store)
         return
     folder = output or (output_file.with_suffix("") if output_file else Path("chandra_spectra"))
-    with _bars() as progress:
+    with bars() as progress:
         from builder.prepare import copy_hdf5, prepare
 
         manifest, done = prepare(
@@ -222,7 +219,7 @@ def prepare(
         )
         if output_file:
             copy_hdf5(folder, output_file)
-    _summary(folder, manifest, done)
+    show_summary(folder, manifest, done)
     counts = manifest["counts"]
     share = 100 * counts["rejected"] / counts["selected"]
     if share > max_rejected:
@@ -239,7 +236,7 @@ def _fill_share(settings: Settings, shard: str, **options: Any) -> None:
     index, _, number = shard.partition("/")
     if not (index.isdecimal() and number.isdecimal() and int(index) < int(number)):
         raise SettingError(f"shard {shard!r} is not I/N with I from 0 to N - 1, such as 0/4")
-    with _bars() as progress:
+    with bars() as progress:
         from builder.prepare import prepare_share
 
         packages = prepare_share(settings, (int(index), int(number)), progress=progress, **options)
@@ -270,12 +267,12 @@ def catalog(
     check_ending(output)
     selection = _selection(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
     settings = Settings(archive, release, selection=selection)
-    with _waiting("asking the catalog"):
+    with waiting("asking the catalog"):
         from builder.sources import open_source, plan_for
 
         planned = plan_for(open_source(settings, cache, connections), settings)
         write_catalog(output, planned.catalog)
-    _estimate(planned, bandwidth)
+    show_estimate(planned, bandwidth)
     print(f"written to {output}")
 
 
@@ -314,7 +311,7 @@ def download(
         check_ending(output_file)
     selection = _selection(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
     settings = Settings(archive, release, selection=selection)
-    with _bars() as progress:
+    with bars() as progress:
         from builder.engine import download
         from builder.mirror import Mirror
         from builder.prepare import counter
@@ -378,8 +375,8 @@ def info(
 
     manifest = read_manifest(folder)
     row = plots.find_row(folder, detection)
-    _summary(folder, manifest, None)
-    _row(row)
+    show_summary(folder, manifest, None)
+    show_row(row)
     if plot is None:
         print(plots.terminal_plot(row))
     else:
@@ -407,11 +404,11 @@ def verify(
     from builder.errors import OutputError
 
     disable_progress_bars()
-    with _bars() as progress:
+    with bars() as progress:
         from builder.verify import verify
 
         report = verify(folder, load=load, recheck=recheck, archive=archive, seed=seed, cache=cache, progress=progress)
-    _checks(report)
+    show_checks(report)
     if report.failed:
         raise OutputError(f"{folder} is not what it should be (failures: {report.failed:,})")
 
@@ -441,14 +438,14 @@ def push(
     logging.getLogger("huggingface_hub.hf_api").setLevel(logging.ERROR)  # that nothing changed is said below
     if not sys.stderr.isatty():
         disable_progress_bars()
-    with _bars() as progress:
+    with bars() as progress:
         from builder.hub import push
 
         pushed = push(folder, repo_id, private=private, revision=revision, tag=tag, dry_run=dry_run, quick=quick,
                       progress=progress)  # fmt: skip
     for path, size in pushed.files:
-        print(f"{_size(size):>9}  {path}")
-    print(f"{_size(sum(size for _, size in pushed.files)):>9}  in {len(pushed.files)} files")
+        print(f"{size_text(size):>9}  {path}")
+    print(f"{size_text(sum(size for _, size in pushed.files)):>9}  in {len(pushed.files)} files")
     if dry_run:
         print(f"nothing was uploaded to {repo_id}")
         return
@@ -477,144 +474,9 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace an export that is there.")] = False,
 ) -> None:
     """Write a prepared folder in another layout, for readers of HDF5, HATS or FITS files."""
-    with _bars() as progress:
+    with bars() as progress:
         from builder.export import export
 
         done = export(folder, output, layout=layout, detections=detections or (), archive=archive, cache=cache,
                       force=force, progress=progress)  # fmt: skip
-    print(f"{done.files:,} files, {_size(done.size)}, in {done.folder}")
-
-
-def _checks(report: Report) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False, markup=False)
-    table = Table(title=f"{report.folder}", title_justify="left", box=None, pad_edge=False, show_header=False)
-    for style in ("", "bold", "dim"):
-        table.add_column(style=style)
-    for check in report.checks:
-        mark = Text("✗", "red") if check.failed else Text("✓", "green") if check.scope else Text("–", "dim")
-        table.add_row(mark, check.claim, check.scope or ("" if check.failed else "not looked at"))
-    console.print(table)
-    for check in report.checks:
-        for line in check.failures:
-            print(line)
-        if check.failed > len(check.failures):
-            print(f"... and {check.failed - len(check.failures):,} more: {check.claim}")
-
-
-def _summary(folder: Path, manifest: dict[str, Any], done: bool | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    counts = manifest["counts"]
-    table = Table(title=f"{folder}", title_justify="left", box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    table.add_column(style="dim")
-    table.add_row("rows", f"{counts['rows']:,}", "spectra")
-    reasons = ", ".join(f"{reason} {number:,}" for reason, number in counts["reasons"].items())
-    table.add_row("rejected", f"{counts['rejected']:,}", reasons)
-    table.add_row("selected", f"{counts['selected']:,}", f"from {counts['detections']:,} detections")
-    for file in manifest["files"]:
-        rows = "" if file["rows"] is None else f"{file['rows']:,} rows"
-        table.add_row(file["path"], _size(file["bytes"]), rows)
-    if done:
-        table.add_row("time", f"{manifest['seconds']:.1f} s", "")
-    console.print(table)
-    if done is False:
-        console.print("\nThe folder was finished before: nothing to do.")
-    if done is not None:
-        name = str(folder)
-        console.print(
-            f'\nNext:  python -c \'from datasets import load_dataset; print(load_dataset("{name}")["train"][0])\''
-            f"\n       chandra-spectra info {name}",
-            soft_wrap=True,
-        )
-
-
-def _row(row: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from builder.columns import columns_of
-
-    table = Table(title=f"\ndetection {row['detection_id']}", title_justify="left", box=None, pad_edge=False,
-                  show_header=False)  # fmt: skip
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_column(style="dim")
-    for column in columns_of("spectra"):
-        if column.length is None and not column.name.endswith("sha256"):
-            value = row[column.name]
-            text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-            table.add_row(column.name, text, column.unit)
-    Console(highlight=False).print(table)
-
-
-def _size(size: int) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000  # type: ignore[assignment]
-    return f"{size:.1f} TB"
-
-
-@contextlib.contextmanager
-def _bars() -> Iterator[Progress]:
-    """A progress bar on stderr for each step, silent where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def progress(step: str, done: int, total: int) -> None:
-            if step not in tasks:
-                tasks[step] = bars.add_task(step, total=total)
-            bars.update(tasks[step], completed=done)
-
-        yield progress
-
-
-@contextlib.contextmanager
-def _waiting(text: str) -> Iterator[None]:
-    """A spinner on stderr, silent where stderr is no terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status(text) if console.is_terminal else contextlib.nullcontext():
-        yield
-
-
-def _estimate(planned: Plan, bandwidth: float) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from builder.catalog import DETECTION_BYTES
-
-    size = len(planned.catalog) * DETECTION_BYTES
-    hours = size / (bandwidth * 1e6) / 3600
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    table.add_column(style="dim")
-    table.add_row("detections", f"{len(planned.catalog):,}", f"in {len(planned.packages):,} packages")
-    if planned.rejections:
-        table.add_row("without spectra", f"{len(planned.rejections):,}", "not ACIS")
-    table.add_row("download", _size(size), "about 1.1 MB a detection")
-    table.add_row("time", f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.0f} min", f"at {bandwidth:g} MB/s")
-    Console(highlight=False).print(table)
+    print(f"{done.files:,} files, {size_text(done.size)}, in {done.folder}")
