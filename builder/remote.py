@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
+import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +26,6 @@ from builder.selection import COLUMNS_QUERIED, Selection
 
 __all__ = ["ArchiveDownloadManager", "HttpArchive"]
 
-logger = logging.getLogger(__name__)
 
 _FILETYPES = {"pha": "spectrum", "arf": "arf", "rmf": "rmf"}  # the service's words for the products
 _BAND = "b"
@@ -159,7 +158,8 @@ class HttpArchive(Archive):
     def download_catalog(self, url: str) -> Path:
         """Download one catalog answer, checked to be a VOTable that ends."""
         with self._slot() as (folder, session):
-            kept = self.folder / f"{folder.name}-catalog.vot"
+            # Out of the slot, which whoever takes it next empties; named so that no other process has the same.
+            kept = self.folder / f"{folder.name}-{os.getpid()}.vot"
             self.client.download(session, url, folder / "catalog.vot", _check_votable, _MAX_CATALOG_BYTES)
             return (folder / "catalog.vot").replace(kept)
 
