@@ -1,0 +1,46 @@
+"""Throughput of 1 worker and of N, turn by turn, from a mirror on this machine (no server takes part)."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from builder.engine import download, fill
+from builder.mirror import Mirror
+from builder.server import ArchiveServer
+from builder.settings import Settings
+from builder.simulation import SimulatedArchive
+from builder.sources import open_source, plan_for
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--detections", type=int, default=9000, help="each takes 0.4 MB of disk (default: 9000)")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        mirror = Mirror(Path(folder) / "mirror")
+        with ArchiveServer(SimulatedArchive(options.detections)) as server:
+            settings = Settings(server.url)
+            source = open_source(settings, Path(folder))
+            planned = plan_for(source, settings)
+            mirror.write_catalog(planned)
+            download(planned.packages, source.archive, mirror)
+        settings = Settings(str(mirror.folder))
+        for number in range(options.rounds):
+            seconds = {}
+            for workers in (1, options.workers):
+                cache = Path(folder) / f"{number}-{workers}"
+                source = open_source(settings, cache)
+                start = time.perf_counter()
+                fill(plan_for(source, settings).packages, source.archive, source.store, workers=workers)
+                seconds[workers] = time.perf_counter() - start
+            rates = ", ".join(f"{workers}: {options.detections / taken:.0f}" for workers, taken in seconds.items())
+            print(f"spectra a second by workers {rates}; ratio {seconds[1] / seconds[options.workers]:.2f}")
+
+
+if __name__ == "__main__":
+    main()
