@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -52,7 +53,8 @@ def write_catalog(path: Path, catalog: pa.Table) -> None:
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def read_catalog(path: Path) -> pa.Table:
@@ -68,7 +70,10 @@ def read_catalog(path: Path) -> pa.Table:
     check_ending(path)
     try:
         if path.suffix in _VOTABLE:
-            return read_votable(path.read_bytes(), str(path))[0]
+            table, overflow = read_votable(path.read_bytes(), str(path))
+            if overflow:
+                raise CatalogError(f"{path} was cut at the service's row limit; write it again")
+            return table
         if path.suffix in _HDF5:
             from builder.hdf5 import read_columns
 
@@ -81,5 +86,8 @@ def read_catalog(path: Path) -> pa.Table:
         if name not in table.column_names:
             raise CatalogError(f"the catalog {path} has no column {name}")
     have = set(table.column_names)
-    columns = [table[f.name].cast(f.type) if f.name in have else pa.nulls(len(table), f.type) for f in SCHEMA]
+    try:
+        columns = [table[f.name].cast(f.type) if f.name in have else pa.nulls(len(table), f.type) for f in SCHEMA]
+    except pa.ArrowException as error:
+        raise CatalogError(f"the catalog {path} has a column of another type: {error}") from error
     return pa.Table.from_arrays(columns, schema=SCHEMA)

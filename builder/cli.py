@@ -191,13 +191,20 @@ def prepare(
     The embedded sample and a catalog file are taken whole unless cuts are given. An interrupted run goes on where it
     was when the same command is given again.
     """
+    from builder.errors import SettingError
     from builder.records import Recipe
     from builder.settings import Settings
 
     selection = _selection(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
     recipe = Recipe(energy_min, energy_max, min_counts, subtract, group)
     settings = Settings(str(file_path or archive), release, str(cat_file or ""), selection, recipe)
+    if keep_downloads and (dask or shard):
+        raise SettingError("--keep-downloads goes with one machine: not with --dask or --shard")
     if shard:
+        if dask or retry_rejected or output_file or force:
+            raise SettingError(
+                "--shard only fills the store: not with --dask, --retry-rejected, --output-file or --force"
+            )
         _fill_share(settings, shard, cache=cache, workers=workers, connections=connections, store=store)
         return
     folder = output or (output_file.with_suffix("") if output_file else Path("chandra_spectra"))
@@ -326,7 +333,7 @@ def download(
         done = counter(progress, "download", len(planned.catalog))
         download(planned.packages, source.archive, target, connections=connections, done=done)
     print(f"{len(planned.catalog):,} detections in {folder}")
-    print(f"Next:  chandra-spectra prepare --archive {folder}")
+    print(f"Next:  chandra-spectra prepare --archive {folder}   (with the same cuts)")
 
 
 @app.command("serve-archive", epilog="Example:  chandra-spectra serve-archive --simulated 1000 --port 8000")

@@ -206,11 +206,13 @@ class Client:
                         raise RefusedError(f"{url[:100]} answered more than {max_bytes} bytes")
                     file.write(chunk)
                 announced = response.headers.get("Content-Length", "")
-                if announced.isdigit() and "Content-Encoding" not in response.headers and size != int(announced):
+                if announced.isdecimal() and "Content-Encoding" not in response.headers and size != int(announced):
                     raise TransientError(f"an answer was cut short: {size} of {announced} bytes")
             check(partial)
             partial.replace(path)
         except requests.exceptions.SSLError as error:
+            if "CERTIFICATE_VERIFY_FAILED" not in str(error):  # requests keeps OpenSSL's name of the failure only there
+                raise TransientError(_reason(error)) from error
             raise ArchiveError(f"{self.host}: the certificate is not trusted: {error}") from error
         except requests.RequestException as error:
             raise TransientError(_reason(error)) from error
@@ -266,7 +268,7 @@ def _checked(response: requests.Response) -> requests.Response:
 
 def _retry_after(value: str) -> float | None:
     """Seconds to wait, from either form of Retry-After (RFC 9110, section 10.2.3)."""
-    if value.strip().isdigit():
+    if value.strip().isascii() and value.strip().isdecimal():
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())

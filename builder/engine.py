@@ -89,6 +89,7 @@ def fill(
     workers: int = 1,
     connections: int = 4,
     mirror: Mirror | None = None,
+    again: frozenset[Package] = frozenset(),
     done: Done = lambda package: None,
 ) -> None:
     """Make every package that the store lacks.
@@ -106,7 +107,9 @@ def fill(
     connections : int
         Packages in hand at once.
     mirror : Mirror, optional
-        Where to keep the files as well.
+        Where to keep the files as well; a package that it lacks is made again.
+    again : frozenset of Package
+        Packages to make again, though they are finished.
     done : callable
         Called with each package as it is finished, those that were there already included.
 
@@ -115,7 +118,7 @@ def fill(
     ChandraSpectraError
         The first that a package raises; what was finished is kept, what was not begun is left.
     """
-    missing = _missing(packages, store, done)
+    missing = _missing(packages, lambda p: p in store and p not in again and (mirror is None or p in mirror), done)
     workers = min(workers, len(missing)) or 1
     reducer = _reducer(workers)
     try:
@@ -133,6 +136,7 @@ def fill_by(
     archive: Archive,
     store: AnyStore,
     *,
+    again: frozenset[Package] = frozenset(),
     done: Done = lambda package: None,
 ) -> None:
     """`fill`, with every package made by a worker of an executor, such as that of a Dask cluster.
@@ -140,7 +144,7 @@ def fill_by(
     Each worker fetches, reduces and writes to the store, which it must share, as it must the cache with the locks of
     the connections; nothing but the word that it is done comes back.
     """
-    missing = _missing(packages, store, done)
+    missing = _missing(packages, lambda package: package in store and package not in again, done)
     futures = {executor.submit(make, package, archive, store): package for package in missing}
     for future in as_completed(futures):
         future.result()
@@ -161,13 +165,13 @@ def download(
         with archive.fetch(package) as fetched:
             mirror.add(package, fetched)
 
-    _each(_missing(packages, mirror, done), fetch, connections, done)
+    _each(_missing(packages, lambda package: package in mirror, done), fetch, connections, done)
 
 
-def _missing(packages: Iterable[Package], there: AnyStore | Mirror, done: Done) -> list[Package]:
+def _missing(packages: Iterable[Package], there: Callable[[Package], bool], done: Done) -> list[Package]:
     missing = []
     for package in packages:
-        if package in there:
+        if there(package):
             done(package)
         else:
             missing.append(package)

@@ -1,8 +1,8 @@
 """Mirrors: folders with what the archive answered, to build from later and without a network.
 
 A mirror holds ``catalog.vot``, ``packages/*.tar`` and ``packages.jsonl``, the index: for each tar, one line with its
-size, SHA-256 and detections. A tar is renamed into place before its line is written, so whatever the index names is
-whole, and a download that is interrupted goes on after the last line.
+size, SHA-256, detections, and those of them that were refused. A tar is renamed into place before its line is written,
+so whatever the index names is whole, and a download that is interrupted goes on after the last line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import tarfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from builder.archive import Archive, Fetched
-from builder.catalog import Package, Plan, read_votable, write_votable
+from builder.catalog import Package, Plan, plan, read_votable, write_votable
 from builder.errors import ArchiveError, CatalogError, StoreError
 from builder.products import members
 from builder.records import DetectionId
@@ -73,6 +73,7 @@ class MirrorArchive(Archive):
     release: str
     nulls: bool = False
     _index: dict[str, dict[str, int]] = field(default_factory=dict, compare=False, repr=False)
+    _unserved: dict[DetectionId, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def identity(self) -> str:
@@ -97,9 +98,16 @@ class MirrorArchive(Archive):
     def fetch(self, package: Package) -> Iterator[Fetched]:
         """See `Archive.fetch`."""
         if not self._index:
+            index: dict[str, dict[str, int]] = {}
+            unserved: dict[DetectionId, str] = {}
             for line in read_index(self.folder):
                 for detection in line["detections"]:
-                    self._index.setdefault(detection, {})[line["file"]] = line["bytes"]
+                    index.setdefault(detection, {})[line["file"]] = line["bytes"]
+                    # A later download may have brought what an earlier one was refused.
+                    unserved.pop(DetectionId.parse(detection), None)
+                unserved |= {DetectionId.parse(text): words for text, words in _refused(line).items()}
+            self._unserved.update(unserved)
+            self._index.update(index)  # at once: other threads look into it
         sizes: dict[str, int] = {}
         for detection in map(str, package.detections):
             if detection not in self._index:
@@ -112,7 +120,8 @@ class MirrorArchive(Archive):
                 what = "is missing" if found is None else f"has {found} bytes instead of {size}"
                 raise ArchiveError(f"{path} {what}; download the mirror again")
         # Relative, so that the same mirror in another place gives the same rejections.
-        yield Fetched(tuple(self.folder / name for name in sizes), " ".join(sizes))
+        refused = {d: self._unserved[d] for d in package.detections if d in self._unserved}
+        yield Fetched(tuple(self.folder / name for name in sizes), " ".join(sizes), refused)
 
 
 class Mirror:
@@ -152,16 +161,20 @@ class Mirror:
             partial = index.with_name(f"{index.name}.partial")
             partial.write_text(text, encoding="utf-8")
             partial.replace(index)
-        return {detection for line in whole for detection in line["detections"]}
+        return {detection for line in whole for detection in line["detections"] if detection not in _refused(line)}
 
     def __contains__(self, package: Package) -> bool:
         return all(str(detection) in self._held for detection in package.detections)
 
     def write_catalog(self, planned: Plan) -> None:
-        """Keep the selection's rows as the mirror's catalog."""
-        content = write_votable(planned.catalog.to_pylist())
+        """Add the selection's rows to the mirror's catalog."""
         partial = self.folder / f"{CATALOG_FILE}.partial"
+        catalog = planned.catalog
         try:
+            if (self.folder / CATALOG_FILE).exists():
+                held, _ = read_votable((self.folder / CATALOG_FILE).read_bytes(), str(self.folder / CATALOG_FILE))
+                catalog = plan(pa.concat_tables([catalog, held])).catalog
+            content = write_votable(catalog.to_pylist())
             partial.write_bytes(content)
             partial.replace(self.folder / CATALOG_FILE)
         except OSError as error:
@@ -187,15 +200,23 @@ class Mirror:
             with partial.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             partial.replace(path)
-            line = {"file": name, "bytes": path.stat().st_size, "sha256": digest, "detections": ids}
+            line: dict[str, Any] = {"file": name, "bytes": path.stat().st_size, "sha256": digest, "detections": ids}
+            if fetched.unserved:
+                line["unserved"] = {str(detection): words for detection, words in fetched.unserved.items()}
             with self._lock, (self.folder / INDEX_FILE).open("a", encoding="utf-8") as index:
                 index.write(json.dumps(line) + "\n")
                 index.flush()
                 os.fsync(index.fileno())
-                self._held.update(ids)
+                self._held.update(set(ids) - _refused(line).keys())
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
             raise StoreError(f"cannot write {path}: {error.strerror}; what was finished is kept") from error
+
+
+def _refused(line: dict[str, Any]) -> dict[str, str]:
+    """Detections of an index line that the archive refused to serve, to be asked for again, and its words."""
+    return dict(line.get("unserved", {}))
 
 
 def _pack(parts: tuple[Path, ...], file: io.BufferedWriter) -> None:

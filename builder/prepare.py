@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections import Counter
@@ -127,24 +128,23 @@ def prepare(
         See the stages. Nothing is left behind but finished packages in the store.
     """
     started = time.monotonic()
-    output = Path(output)
+    output = Path(output).resolve()  # where a link points to is what is replaced, not the link
     recover_folder(output)
     if (finished := _finished(output, settings, force)) is not None and not retry_rejected:
         return finished, False
     source = open_source(settings, cache, connections, store)
     planned = plan_for(source, settings)
     done = counter(progress, "reduce", len(planned.catalog))
-    if retry_rejected:
-        _discard_rejected(planned, source)
+    again = _rejected(planned, source) if retry_rejected else frozenset()
     mirror = Mirror(keep_downloads) if keep_downloads else None
     if mirror:
         mirror.write_catalog(planned)
     if dask:
         with dask_executor(dask) as executor:
-            fill_by(executor, planned.packages, source.archive, source.store, done=done)
+            fill_by(executor, planned.packages, source.archive, source.store, again=again, done=done)
     else:
         fill(planned.packages, source.archive, source.store, workers=workers, connections=connections, mirror=mirror,
-             done=done)  # fmt: skip
+             again=again, done=done)  # fmt: skip
     with staging_folder(output) as staging:
         manifest = _assemble(staging, settings, planned, source, progress)
         manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -218,15 +218,19 @@ def copy_hdf5(folder: Path, path: Path) -> None:
         shutil.copyfile(folder / HDF5_FILE, partial)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _discard_rejected(planned: Plan, source: Source) -> None:
+def _rejected(planned: Plan, source: Source) -> frozenset[Package]:
+    """The finished packages that hold rejections."""
+    found = set()
     for package in planned.packages:
         with contextlib.suppress(StoreError):  # one that is missing or damaged is made anyway
             if len(source.store.read(package).rejections):
-                source.store.discard(package)
+                found.add(package)
+    return frozenset(found)
 
 
 def _finished(output: Path, settings: Settings, force: bool) -> dict[str, Any] | None:
@@ -242,7 +246,7 @@ def _finished(output: Path, settings: Settings, force: bool) -> dict[str, Any] |
     try:
         manifest = read_manifest(output)
     except OutputError:
-        if force:
+        if force and (output / HDF5_FILE).is_file():  # damaged, but plainly one of ours
             return None
         raise
     if force:
@@ -272,8 +276,9 @@ def staging_folder(output: Path) -> Iterator[Path]:
     staging = output.with_name(f".{output.name}.{os.getpid()}.incomplete")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        for left in output.parent.glob(f".{output.name}.*.incomplete"):
-            shutil.rmtree(left)  # of a run that was killed
+        for left in output.parent.iterdir():
+            if re.fullmatch(rf"\.{re.escape(output.name)}\.\d+\.incomplete", left.name):
+                shutil.rmtree(left)  # of a run that was killed
         staging.mkdir()
         yield staging
         old = _old(output)

@@ -207,7 +207,7 @@ class Selection:
             if not passes:
                 return False
         return (
-            (self.cone is None or self.cone.holds(row["ra"], row["dec"]))
+            (self.cone is None or (None not in (row["ra"], row["dec"]) and self.cone.holds(row["ra"], row["dec"])))
             and (not self.names or row["name"] in self.names)
             and (not self.obsids or row["obsid"] in self.obsids)
             and (not self.detections or DetectionId(row["obsid"], row["obi"], row["region_id"]) in self.detections)

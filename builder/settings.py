@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from builder.errors import SettingError
@@ -63,7 +65,15 @@ class Settings:
         return {
             "archive": self.archive,
             "release": self.release,
-            **({"catalog": self.catalog} if self.catalog else {}),
+            **({"catalog": self.catalog, "catalog_sha256": _sha256(self.catalog)} if self.catalog else {}),
             "selection": self.selection.as_dict(),
             "recipe": self.recipe.as_dict(),
         }
+
+
+def _sha256(path: str) -> str:
+    """SHA-256 of a file, empty if it cannot be read; whoever reads it next says why."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from fsspec.core import url_to_fs
 
 from builder.archive import Archive
 from builder.catalog import Plan, plan
@@ -68,6 +69,10 @@ def open_source(
     # Two archives may hold different files under the same ids.
     identity = hashlib.sha256(archive.identity.encode()).hexdigest()[:16]
     if store and "://" in store:
+        try:
+            url_to_fs(store)
+        except (ValueError, ImportError) as error:
+            raise SettingError(f"cannot use the store {store}: {error}") from error
         return Source(archive, RemoteStore(f"{store}/{identity}", settings.release, settings.recipe))
     root = Path(store).expanduser() if store else cache / "store"
     return Source(archive, Store(root / identity, settings.release, settings.recipe))

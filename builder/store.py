@@ -114,10 +114,6 @@ class Store:
     def __contains__(self, package: Package) -> bool:
         return self.path(package).exists()
 
-    def discard(self, package: Package) -> None:
-        """Forget a finished package, so that it is made again."""
-        self.path(package).unlink(missing_ok=True)
-
     def write(self, package: Package, result: PackageResult) -> None:
         """Keep a finished package: written beside its place, flushed, then renamed.
 
@@ -179,12 +175,6 @@ class RemoteStore:
     def __contains__(self, package: Package) -> bool:
         fs, path = self._place(package)
         return bool(fs.exists(path))
-
-    def discard(self, package: Package) -> None:
-        """See `Store.discard`."""
-        fs, path = self._place(package)
-        if fs.exists(path):
-            fs.rm_file(path)
 
     def write(self, package: Package, result: PackageResult) -> None:
         """See `Store.write`."""

@@ -259,3 +259,61 @@ def test_the_card_is_what_the_hub_accepts(sample: Path) -> None:
     assert "62 X-ray spectra" in card.text
     assert "simulated" in card.text
     assert "@" not in card.text.replace("@article", "")
+
+
+def test_force_never_replaces_a_folder_with_somebody_elses_manifest(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "app"}')
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not the manifest of a prepared folder"):
+        prepare(tmp_path, EMBEDDED, force=True)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_an_output_that_is_a_link_is_replaced_where_it_points_to(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "scratch")
+    for force in (False, True):
+        prepare(tmp_path / "out", EMBEDDED, force=force)
+    assert (tmp_path / "out").is_symlink()
+    assert read_manifest(tmp_path / "scratch")["counts"]["rows"] == 62
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scratch"]
+
+
+def test_a_run_does_not_touch_the_unfinished_folder_of_another_output(tmp_path: Path) -> None:
+    (tmp_path / ".out.v2.123.incomplete").mkdir()
+    (tmp_path / ".out.123.incomplete").mkdir()
+    prepare(tmp_path / "out", EMBEDDED)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.v2.123.incomplete", "out"]
+
+
+def test_a_catalog_file_that_changed_is_not_taken_for_finished(mirror: Path, tmp_path: Path) -> None:
+    from builder.catalog_files import read_catalog, write_catalog
+
+    rows = read_catalog(mirror / "catalog.vot")
+    write_catalog(tmp_path / "catalog.parquet", rows)
+    prepare(tmp_path / "out", Settings(str(mirror), catalog=str(tmp_path / "catalog.parquet")), cache=tmp_path / "c")
+    write_catalog(tmp_path / "catalog.parquet", rows.slice(0, 10))
+    with pytest.raises(OutputError, match="--force"):
+        prepare(
+            tmp_path / "out", Settings(str(mirror), catalog=str(tmp_path / "catalog.parquet")), cache=tmp_path / "c"
+        )
+
+
+def test_threads_that_open_a_mirror_at_once_find_all_of_it(mirror: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from builder.catalog import Package
+    from builder.mirror import read_index
+
+    lines = read_index(mirror) * 200
+    (mirror / "packages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    packages = [Package(0, (DetectionId.parse(name),)) for name in lines[-1]["detections"]]
+    for _ in range(5):
+        archive = MirrorArchive(mirror, "rel2.1")
+
+        def parts(package: Package, archive: MirrorArchive = archive) -> int:
+            with archive.fetch(package) as fetched:
+                return len(fetched.parts)
+
+        with ThreadPoolExecutor(8) as threads:
+            assert set(threads.map(parts, packages)) == {1}

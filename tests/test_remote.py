@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from builder.errors import CatalogError
+from builder.errors import ArchiveError, CatalogError
 from builder.faults import PERMANENT, TRANSIENT, Faults
 from builder.prepare import prepare, read_manifest
 from builder.records import DetectionId
@@ -439,3 +439,44 @@ def test_the_services_own_words_are_shown_when_it_refuses_a_query(
     monkeypatch.setattr("builder.selection._FROM", "FROM csc21.nowhere n")
     with ArchiveServer(archive) as server, pytest.raises(CatalogError, match=r"the catalog says: .*nowhere"):
         prepare(tmp_path / "out", Settings(server.url), cache=tmp_path / "cache")
+
+
+def test_a_second_download_adds_to_a_mirror_and_asks_again_for_what_was_refused(
+    archive: SimulatedArchive, tmp_path: Path
+) -> None:
+    from builder.archive import Fetched
+    from builder.catalog import Package
+    from builder.mirror import Mirror, MirrorArchive
+
+    first, second = (DetectionId(row["obsid"], row["obi"], row["region_id"]) for row in archive.rows[:2])
+    package = Package(0, (first, second))
+    mirror = Mirror(tmp_path / "mirror")
+    with ArchiveServer(archive) as server:
+        for limit in (5, 2):
+            settings = Settings(server.url, selection=Selection(limit=limit))
+            mirror.write_catalog(plan_for(open_source(settings, tmp_path), settings))
+    held = plan_for(open_source(Settings(str(tmp_path / "mirror")), tmp_path), Settings(str(tmp_path / "mirror")))
+    assert len(held.catalog) == 5
+    (tmp_path / "a.tar").write_bytes(b"\0" * 10240)
+    mirror.add(package, Fetched((tmp_path / "a.tar",), "", {second: "404"}))
+    assert package not in Mirror(tmp_path / "mirror")
+    assert Package(0, (first,)) in Mirror(tmp_path / "mirror")
+    with MirrorArchive(tmp_path / "mirror", "rel2.1").fetch(package) as fetched:
+        assert fetched.unserved == {second: "404"}
+    mirror.add(Package(0, (second,)), Fetched((tmp_path / "a.tar",), ""))
+    assert package in Mirror(tmp_path / "mirror")
+    with MirrorArchive(tmp_path / "mirror", "rel2.1").fetch(package) as fetched:
+        assert fetched.unserved == {}
+
+
+def test_trying_the_rejected_again_keeps_what_was_finished_where_the_archive_fails(
+    mirror: Path, tmp_path: Path
+) -> None:
+    settings = Settings(str(mirror))
+    prepare(tmp_path / "out", settings, cache=tmp_path / "cache")
+    before = sorted((tmp_path / "cache").rglob("*.arrows"))
+    for tar in (mirror / "packages").iterdir():
+        tar.unlink()
+    with pytest.raises(ArchiveError, match="is missing"):
+        prepare(tmp_path / "again", settings, cache=tmp_path / "cache", retry_rejected=True)
+    assert sorted((tmp_path / "cache").rglob("*.arrows")) == before
