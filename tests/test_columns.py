@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
@@ -153,3 +155,9 @@ def test_the_markdown_table_has_a_line_a_column() -> None:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         shape = {None: "", RAGGED: "[n]"}.get(column.length, "[1024]")
         assert cells == [f"`{column.name}`", column.dtype + shape, column.unit, column.meaning, column.source]
+
+
+def test_the_tables_of_the_readme_are_the_declarations() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert markdown(COLUMNS) in text, "write the tables between the marks anew"
+    assert markdown(EBOUNDS) in text

@@ -93,7 +93,11 @@ os._exit(0)  # pyarrow's threads, left from streaming, now and then abort the in
 """
 
 
-def test_load_dataset_reads_what_was_pushed_by_the_command(sample: Path, hub: Hub, tmp_path: Path) -> None:
+def test_prepare_verify_push_and_load_from_the_hub_with_a_fresh_cache(hub: Hub, tmp_path: Path) -> None:
+    sample = tmp_path / "chandra_spectra_new"
+    for step in (("prepare", sample, "--archive", "embedded"), ("verify", sample, "--recheck", 3)):
+        result = main(*step, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
     result = main("push", sample, NAME, "--tag", "v1", cwd=tmp_path, HF_ENDPOINT=hub.url)
     assert result.returncode == 0, result.stderr
     assert f'load_dataset("{NAME}", revision="v1")' in result.stdout
