@@ -147,7 +147,14 @@ def fill_by(
     missing = _missing(packages, lambda package: package in store and package not in again, done)
     futures = {executor.submit(make, package, archive, store): package for package in missing}
     for future in as_completed(futures):
-        future.result()
+        try:
+            future.result()
+        except ChandraSpectraError:
+            raise
+        except Exception as error:  # what a cluster says of workers that it lost is its own business
+            raise ChandraSpectraError(
+                f"the workers could not make a package: {error}; run the same command again to go on"
+            ) from error
         done(futures[future])
 
 
