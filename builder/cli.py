@@ -109,6 +109,7 @@ Detections = Annotated[
 Limit = Annotated[
     int | None, typer.Option(rich_help_panel=_CUTS, help="The first so many, by obsid, obi and region_id.")
 ]
+# That of `builder.settings`, spelt out: importing it would load pyarrow for --help. A test holds the two together.
 ARCHIVE = "https://cda.cfa.harvard.edu"
 
 

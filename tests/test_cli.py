@@ -116,3 +116,10 @@ def test_info_of_what_is_not_there_is_one_clear_line(
 
 def test_an_unknown_option_is_wrong_usage() -> None:
     assert command("prepare", "--min-count-rate", "3").returncode == 2
+
+
+def test_the_default_archive_is_that_of_the_settings() -> None:
+    from builder.cli import ARCHIVE
+    from builder.settings import DEFAULT_ARCHIVE
+
+    assert ARCHIVE == DEFAULT_ARCHIVE
