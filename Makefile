@@ -7,16 +7,18 @@ PYTHON ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help sample test test-legacy format setup clean
+.PHONY: help sample test test-legacy format docs setup setup-sample clean
+.NOTPARALLEL:  # both setups write to .venv
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' Makefile
 
-sample: setup  ## prepare ./chandra_spectra from the embedded archive, offline
+sample: setup-sample  ## prepare ./chandra_spectra from the embedded archive, offline
 	@$(BIN)/chandra-spectra prepare chandra_spectra --archive embedded
 	@echo "In this shell, first: . $(BIN)/activate"
 
 test: setup  ## check everything: ruff, mypy, pytest
+	@sh tools/setup_browser.sh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -30,8 +32,15 @@ format: setup  ## mend what ruff can mend, then lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: setup-sample  ## write the generated pages of docs/: columns and command line
+	$(BIN)/python tools/reference.py
+
 setup:  ## make or refresh the environment in .venv
-	@PYTHON='$(PYTHON)' sh tools/setup.sh
+	@PYTHON='$(PYTHON)' sh tools/setup.sh test
+
+# The sample needs far less than the tests do.
+setup-sample:
+	@PYTHON='$(PYTHON)' sh tools/setup.sh plots,report
 
 # A prepared ./chandra_spectra may hold days of downloads, so it is left alone.
 clean:  ## remove .venv, .venv-legacy, caches and builds (never a prepared dataset)

@@ -1,18 +1,18 @@
 #!/bin/sh
-# Make the environment in .venv, or do nothing when it is up to date.
+# Make the environment in .venv, or do nothing when it is up to date: tools/setup.sh EXTRA
 #
+# EXTRA names what pyproject.toml offers besides the dependencies: plots,report to prepare the sample, test for all.
 # Python packages come pinned from constraints.txt. Sherpa is published only as
 # source, so whatever its build needs is looked for first: a missing piece is
 # installed with apt-get where that is possible without a password, else named.
 # PYTHON chooses the interpreter.
 set -eu
 cd "$(dirname "$0")/.."
+. tools/apt.sh
 
+extra=$1
 venv=.venv
 stamp=$venv/setup.done
-log=.setup.log # kept only when something fails
-
-say() { printf '%s\n' "$*" >&2; }
 
 die() {
     say "$@"
@@ -42,10 +42,12 @@ fi
 
 # --- is there anything to do? ------------------------------------------------
 
-# The place counts too: scripts in a virtual environment hold its full path.
+# The place counts too: scripts in a virtual environment hold its full path. What holds all of `test` has the rest.
 state="$version $(pwd) $(cat pyproject.toml constraints.txt tools/setup.sh | cksum)"
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ] && "$venv/bin/python" -c '' 2>/dev/null; then
-    exit 0
+if [ -f "$stamp" ] && "$venv/bin/python" -c '' 2>/dev/null; then
+    case $(cat "$stamp") in
+    "$state $extra" | "$state test") exit 0 ;;
+    esac
 fi
 
 # --- what the machine must have ----------------------------------------------
@@ -72,8 +74,6 @@ python_header_works() {
 sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())'
 }
 
-has() { command -v "$1" >/dev/null 2>&1; }
-
 # need <what a reader calls it> <Debian's package>
 need() {
     missing="${missing:+$missing, }$1"
@@ -95,43 +95,20 @@ look() {
     fftw_works || need "FFTW's header fftw3.h" libfftw3-dev
 }
 
-# Runs its arguments with all they print in the log.
-logged() { "$@" >>"$log" 2>&1 </dev/null; }
-
 show_log() {
     say "The last lines of $log:"
     tail -n 25 "$log" | sed 's/^/    /' >&2
 }
 
-# $root is what to put before a command to run it as root: nothing, or sudo.
-apt() {
-    # shellcheck disable=SC2086
-    logged $root env DEBIAN_FRONTEND=noninteractive apt-get --yes -o DPkg::Lock::Timeout=120 "$@"
-}
-
-apt_install() {
-    # shellcheck disable=SC2086
-    apt install --no-install-recommends $packages
-}
-
 rm -f "$log"
 
 look
-if [ -n "$missing" ] && has apt-get; then
-    root=none
-    if [ "$(id -u)" = 0 ]; then
-        root=
-    elif has sudo && sudo -n true 2>/dev/null; then
-        root="sudo -n"
-    fi
-    if [ "$root" != none ]; then
-        say "Installing with apt-get: $packages …"
-        # A fresh machine has no package lists, an old one has lists of packages that are gone.
-        if apt_install || { apt update && apt_install; }; then
-            look
-        else
-            show_log
-        fi
+if [ -n "$missing" ] && can_install; then
+    # shellcheck disable=SC2086
+    if apt_install $packages; then
+        look
+    else
+        show_log
     fi
 fi
 if [ -n "$missing" ]; then
@@ -166,12 +143,15 @@ else
         die "Setting up $venv failed."
     fi
 fi
+if [ "$extra" = test ] && [ "$(uname)" = Linux ] && [ ! -d "$venv/lib/python$version/site-packages/torch" ]; then
+    say "PyTorch belongs to it: gigabytes where pip finds only the CUDA build; a CPU build put into $venv first is kept."
+fi
 # The variables, unlike -c, reach the isolated builds too, so Sherpa is always built with the same tools:
 # PIP_CONSTRAINT up to pip 25, PIP_BUILD_CONSTRAINT after it. Relative, since pip splits them at spaces.
 if ! PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt logged "$venv/bin/python" -m pip install \
-    --disable-pip-version-check --no-input --progress-bar off --editable '.[test]'; then
+    --disable-pip-version-check --no-input --progress-bar off --editable ".[$extra]"; then
     show_log
     die "Setting up $venv failed."
 fi
 rm -f "$log"
-printf '%s\n' "$state" >"$stamp"
+printf '%s\n' "$state $extra" >"$stamp"
