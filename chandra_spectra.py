@@ -24,10 +24,15 @@ from builder.errors import SettingError
 from builder.records import Recipe
 from builder.selection import Selection
 from builder.settings import DEFAULT_ARCHIVE, Settings
+from builder.shards import parts
+from builder.splits import Splits
 
 __all__ = ["ChandraSpectra", "ChandraSpectraConfig"]
 
 logger = logging.getLogger(__name__)
+
+_DISTINCT = {"ebounds": "ebounds_id", "responses": "rmf_sha256"}
+"""Configs whose rows many spectra share, and their keys."""
 
 _VERSION = datasets.Version(__version__)
 
@@ -45,7 +50,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
 
     Attributes
     ----------
-    table : {'spectra', 'counts', 'ebounds'}
+    table : {'spectra', 'counts', 'ebounds', 'responses'}
         Which columns; by default the first word of the config's name.
     min_cnts, min_sig, max_theta : float
         Cuts, see `builder.selection.Selection`; the embedded sample is taken whole unless they are changed.
@@ -55,6 +60,9 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
         Version word of the catalog.
     recipe : Recipe
         The reduction's settings.
+    splits : str
+        ``none``: all rows are `train`; ``source``, or with other shares ``source:70/20/10``: train, validation and
+        test, see `builder.splits`.
 
     Raises
     ------
@@ -70,6 +78,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     archive: str = DEFAULT_ARCHIVE
     release: str = "rel2.1"
     recipe: Recipe = field(default_factory=Recipe)
+    splits: str = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,15 +91,16 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     def settings(self) -> Settings:
         """The settings as the stages take them."""
         selection = Selection(self.min_cnts, self.min_sig, self.max_theta)
-        return Settings(self.archive, self.release, selection=selection, recipe=self.recipe)
+        return Settings(self.archive, self.release, selection=selection, recipe=self.recipe,
+                        splits=Splits.parse(self.splits), responses=self.table == "responses")  # fmt: skip
 
 
 class ChandraSpectra(datasets.GeneratorBasedBuilder):
     """The builder: asks the catalog, fetches, reduces and yields one row a spectrum.
 
-    Configs ``spectra`` (default), ``counts`` and ``ebounds`` hold the columns of `builder.columns`; ``spectra_short``
-    and so on take only the brightest detections (more than 4000 counts, significance above 80, within 1 arcmin), for
-    a quick try.
+    Configs ``spectra`` (default), ``counts``, ``ebounds`` and ``responses`` hold the columns of `builder.columns`;
+    ``spectra_short`` and so on take only the brightest detections (more than 4000 counts, significance above 80, within
+    1 arcmin), for a quick try.
     """
 
     VERSION = _VERSION
@@ -104,6 +114,7 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         ),
     ]  # fmt: skip
     DEFAULT_CONFIG_NAME = "spectra"
+    DEFAULT_WRITER_BATCH_SIZE = 100  # rows in memory: one of `responses` takes 1 to 2 MB
 
     def _info(self) -> datasets.DatasetInfo:
         _ = self.config.settings  # keyword arguments reach a named config past its own checks
@@ -115,30 +126,40 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        from builder.rows import healpix
         from builder.sources import open_source, query
 
         source = open_source(self.config.settings)
         plan = query(source, self.config.settings, dl_manager)
-        # datasets shares lists out among its processes, but a grid must be met by one process to be unique
-        packages = tuple(plan.packages) if self.config.table == "ebounds" else list(plan.packages)
-        return [datasets.SplitGenerator("train", {"packages": packages, "catalog": plan.catalog, "source": source})]
+        # datasets shares lists out among its processes, but what is distinct must be met by one process
+        packages = tuple(plan.packages) if self.config.table in _DISTINCT else list(plan.packages)
+        found = {"packages": packages, "catalog": plan.catalog, "source": source}
+        splits = self.config.settings.splits
+        names = [split for config, split in parts(splits, True) if config == self.config.table]
+        if len(names) > 1:  # datasets refuses a split without rows
+            there = set(splits.of(healpix(plan.catalog["ra"], plan.catalog["dec"])).to_pylist())
+            names = [split for split in names if split in there]
+        own = [{"split": split, "warn": split == names[0]} for split in names]
+        return [datasets.SplitGenerator(options["split"], found | options) for options in own]
 
     def _generate_examples(
-        self, packages: list[Package], catalog: pa.Table, source: Any
+        self, packages: list[Package], catalog: pa.Table, source: Any, split: str, warn: bool
     ) -> Iterator[tuple[int | str, dict[str, Any]]]:
         from builder.engine import results
         from builder.rows import examples, join, public
 
-        rejected, grids = 0, set()
+        table, splits = self.config.table, self.config.settings.splits
+        rejected, known = 0, set()
         for package, result in results(packages, source.archive, source.store):
             rejected += len(result.rejections)
-            if self.config.table == "ebounds":
-                for grid in examples(result.ebounds):
-                    if grid["ebounds_id"] not in grids:
-                        grids.add(grid["ebounds_id"])
-                        yield grid["ebounds_id"], grid
+            if key := _DISTINCT.get(table):
+                for row in examples(public(getattr(result, table), table)):
+                    if row[key] not in known:
+                        known.add(row[key])
+                        yield row[key], row
             else:
-                for row in examples(public(join(catalog, package, result), self.config.table)):
-                    yield row["object_id"], row
-        if rejected:
+                for row in examples(public(join(catalog, package, result, splits), table)):
+                    if row["split"] == split or not splits.divided:
+                        yield row["object_id"], row
+        if rejected and warn:  # each split goes through all packages
             logger.warning("%d detections have no usable spectrum and are left out", rejected)

@@ -15,12 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from builder import __version__
-from builder.columns import COLUMNS, CONFIGS, EBOUNDS, features, markdown
+from builder.columns import CONFIGS, EBOUNDS, RESPONSES, columns_when, features, markdown
 from builder.pictures import SCALARS, Picture, draw_pictures
 from builder.records import REASONS
 from builder.settings import EMBEDDED, Settings
+from builder.shards import parts
+from builder.splits import SPLITS, Splits
 
-__all__ = ["CARD_FILE", "DATA_FILES", "DETECTIONS_FILE", "write_card"]
+__all__ = ["CARD_FILE", "DATA_FILES", "DETECTIONS_FILE", "command_line", "selection_words", "write_card"]
 
 CARD_FILE = "README.md"
 DETECTIONS_FILE = "detections.txt"
@@ -39,11 +41,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Size:
-    """Rows of a config, bytes of its Parquet files, and bytes in memory: what `datasets` calls num_bytes."""
+    """Rows of a split, bytes of its Parquet files, and bytes in memory: what `datasets` calls num_bytes."""
 
     rows: int
     parquet: int
     memory: int
+
+
+def _sum(splits: dict[str, _Size]) -> _Size:
+    return _Size(*(sum(getattr(size, name) for size in splits.values()) for name in _Size.__slots__))
 
 
 def write_card(folder: Path, settings: Settings, counts: dict[str, Any], files: list[dict[str, Any]]) -> list[Path]:
@@ -66,14 +72,18 @@ def write_card(folder: Path, settings: Settings, counts: dict[str, Any], files: 
     list of Path
         What was written. The same data give the same bytes.
     """
-    sizes, shards = {}, {}
-    for config, name in DATA_FILES.items():
-        entries = [file for file in files if file["path"].startswith(f"{name}/")]
-        shards[config] = [folder / file["path"] for file in entries]
+    sizes: dict[str, dict[str, _Size]] = {}
+    shards: dict[str, list[Path]] = {}
+    for config, split in parts(settings.splits, settings.responses):
+        entries = [file for file in files if file["path"].startswith(f"{DATA_FILES[config]}/{split}-")]
+        if not entries:
+            continue
+        paths = [folder / file["path"] for file in entries]
         rows, parquet = (sum(file[key] for file in entries) for key in ("rows", "bytes"))
-        sizes[config] = _Size(rows, parquet, sum(map(_memory, shards[config])))
-    flags = ("name", "sat_src_flag", "streak_src_flag")
-    scalars = pa.concat_tables(pq.ParquetFile(path).read([*flags, *SCALARS]) for path in shards["spectra"])
+        sizes.setdefault(config, {})[split] = _Size(rows, parquet, sum(map(_memory, paths)))
+        shards.setdefault(config, []).extend(paths)
+    wanted = ("name", "split", "sat_src_flag", "streak_src_flag", *SCALARS)
+    scalars = pa.concat_tables(pq.ParquetFile(path).read([*wanted]) for path in shards["spectra"])
     pictures: list[Picture] = []
     try:
         pictures = draw_pictures(folder, shards["spectra"], scalars)
@@ -95,14 +105,16 @@ def _memory(path: Path) -> int:
 
 
 def _render(
-    settings: Settings, counts: dict[str, Any], sizes: dict[str, _Size], scalars: pa.Table, pictures: list[Picture]
+    settings: Settings,
+    counts: dict[str, Any],
+    sizes: dict[str, dict[str, _Size]],
+    scalars: pa.Table,
+    pictures: list[Picture],
 ) -> str:
     recipe = settings.recipe
     names = Counter(scalars["name"].to_pylist())
     several = [number for number in names.values() if number > 1]
-    columns, rate = markdown(COLUMNS), "background-subtracted count rate density"
-    if not recipe.subtract:  # the declarations are those of the default recipe
-        columns, rate = (text.replace("background-subtracted ", "") for text in (columns, rate))
+    columns = columns_when(recipe.subtract)
     words = {
         "front_matter": _front_matter(sizes),
         "spectra": "1 X-ray spectrum" if counts["rows"] == 1 else f"{counts['rows']:,} X-ray spectra",
@@ -112,26 +124,36 @@ def _render(
         "embedded": _EMBEDDED if settings.archive == EMBEDDED else "",
         "pictures": "".join(f"\n![{picture.title}]({picture.path})\n\n{picture.caption}\n" for picture in pictures),
         "configs": "\n".join(
-            f"| `{config}` | {CONFIGS[config].removeprefix('one row ')} | {size.rows:,} | {_megabytes(size.parquet)} |"
-            for config, size in sizes.items()
+            f"| `{config}` | {CONFIGS[config].removeprefix('one row ')} | {_sum(splits).rows:,} | "
+            f"{_megabytes(_sum(splits).parquet)} |"
+            for config, splits in sizes.items()
         ),
+        "splits": _splits(settings, scalars),
+        "how_to_split": _DIVIDED if settings.splits.divided else _UNDIVIDED,
         "several": f"{len(several):,} of the {len(names):,} sources",
         "repeated": f"{sum(several):,}",
-        "selected": _selected(settings),
+        "selected": selection_words(settings),
         "energy_min": f"{recipe.energy_min:g}",
         "energy_max": f"{recipe.energy_max:g}",
         "subtracted": "background subtracted" if recipe.subtract else "background not subtracted",
         "grouped": f"grouped to at least {recipe.min_counts} counts a bin" if recipe.group else "not grouped",
         "counts": _counts(counts),
         "reasons": _reasons(counts["reasons"]),
-        "rate": rate,
-        "columns": columns,
+        "rate": f"{'background-subtracted ' if recipe.subtract else ''}count rate density",
+        "columns": markdown(columns),
         "ebounds": markdown(EBOUNDS),
+        "responses": (
+            f"\nConfig `responses`, one row an RMF file:\n\n{markdown(RESPONSES)}\n" if settings.responses else ""
+        ),
+        "matrix": (
+            "The redistribution matrix is in config `responses`, under `rmf_sha256`." if settings.responses
+            else "The redistribution matrix (RMF) is not in the dataset; `rmf_file` and `rmf_sha256` name it."
+        ),
         "negative": " Background-subtracted rates can be negative." if recipe.subtract else "",
         "saturated": _rows(pc.sum(scalars["sat_src_flag"]).as_py() or 0),
         "streaked": _rows(pc.sum(scalars["streak_src_flag"]).as_py() or 0),
         "inputs": _inputs(settings),
-        "command": _command(settings),
+        "command": command_line(settings),
     }  # fmt: skip
     return re.sub(r"@(\w+)@", lambda match: words[match[1]], TEMPLATE.read_text(encoding="utf-8"))
 
@@ -140,6 +162,37 @@ _EMBEDDED = """
 **This is the embedded sample, for trying the code: only two of its rows are real** (4938.0.43 and 7867.0.2, whose files
 come with Sherpa). The rest, named `SIM J…`, are simulated; some are damaged on purpose, and rejected.
 """
+
+
+_UNDIVIDED = """\
+There is one split, `train`: how to divide it depends on the question. Column `split` holds a proposal, by which a
+source is on one side only:
+
+```python
+from datasets import load_dataset
+
+spectra = load_dataset("chandra_spectra", split="train")
+test = spectra.filter(lambda split: split == "test", input_columns="split")
+train = spectra.filter(lambda split: split == "train", input_columns="split")
+```
+"""
+
+_DIVIDED = """\
+The splits are by place on the sky, so that a source is on one side only, as column `split` says:
+
+```python
+from datasets import load_dataset
+
+splits = load_dataset("chandra_spectra")
+print(splits["train"].num_rows, splits["test"].num_rows)
+```
+"""
+
+
+def _splits(settings: Settings, scalars: pa.Table) -> str:
+    rows = Counter(scalars["split"].to_pylist())
+    shares = zip(SPLITS, settings.splits.shares, strict=True)
+    return "\n".join(f"| `{split}` | {share} % | {rows[split]:,} |" for split, share in shares)
 
 
 def _rows(number: int) -> str:
@@ -156,7 +209,8 @@ def _number(value: float) -> str:
     return short if float(short) == value else repr(value)
 
 
-def _selected(settings: Settings) -> str:
+def selection_words(settings: Settings) -> str:
+    """Which detections were taken, as Markdown."""
     selection = settings.selection
     cuts = (selection.min_cnts, selection.min_sig, selection.max_theta)
     given = settings.archive == EMBEDDED or settings.catalog
@@ -228,7 +282,7 @@ def _inputs(settings: Settings) -> str:
     return "".join(lines)
 
 
-def _command(settings: Settings) -> str:
+def command_line(settings: Settings) -> str:
     """The command whose settings are these; local paths by their last part."""
     selection, recipe = settings.selection, settings.recipe
     options = {
@@ -254,24 +308,29 @@ def _command(settings: Settings) -> str:
         words += [f"--{name} {shlex.quote(text)}" for text in texts]
     words += [] if recipe.subtract else ["--no-subtract"]
     words += [] if recipe.group else ["--no-group"]
+    words += [] if settings.splits == Splits() else [f"--splits {settings.splits}"]
+    words += ["--with-responses"] if settings.responses else []
     return " \\\n  ".join(words)
 
 
-def _front_matter(sizes: dict[str, _Size]) -> str:
+def _front_matter(sizes: dict[str, dict[str, _Size]]) -> str:
     from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCardData
 
     infos, configs = {}, {}
-    for config, size in sizes.items():
-        split = SplitInfo("train", num_bytes=size.memory, num_examples=size.rows, dataset_name="chandra_spectra")
+    for config, splits in sizes.items():
+        known = {
+            split: SplitInfo(split, num_bytes=size.memory, num_examples=size.rows, dataset_name="chandra_spectra")
+            for split, size in splits.items()
+        }
         infos[config] = DatasetInfo(
-            features=features(config), splits=SplitDict({"train": split}), config_name=config,
-            download_size=size.parquet, dataset_size=size.memory,
+            features=features(config), splits=SplitDict(known), config_name=config,
+            download_size=_sum(splits).parquet, dataset_size=_sum(splits).memory,
         )  # fmt: skip
-        path = f"{DATA_FILES[config]}/train-*.parquet"
-        configs[config] = {"data_files": [{"split": "train", "path": path}]}
+        paths = [{"split": split, "path": f"{DATA_FILES[config]}/{split}-*.parquet"} for split in splits]
+        configs[config] = {"data_files": paths}
         if config == next(iter(CONFIGS)):
             configs[config]["default"] = True  # type: ignore[assignment]
     card = DatasetCardData(
@@ -281,7 +340,7 @@ def _front_matter(sizes: dict[str, _Size]) -> str:
         license_link="https://cxc.cfa.harvard.edu/csc/cite.html",
         annotations_creators=["machine-generated"],
         source_datasets=["original"],
-        size_categories=[_size_category(sizes["spectra"].rows)],
+        size_categories=[_size_category(_sum(sizes["spectra"]).rows)],
         task_categories=["tabular-regression", "tabular-classification"],
         tags=["astronomy", "astrophysics", "x-ray", "spectra", "spectroscopy", "chandra", "csc"],
     )

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from builder.columns import COLUMNS, Column
 from builder.errors import SettingError
 from builder.products import KINDS, ProductName
-from builder.records import N_CHANNELS, DetectionId, Recipe
-from builder.rows import healpix
+from builder.records import N_CHANNELS, DetectionId, Recipe, Response
+from builder.rows import examples, healpix
+from builder.splits import Splits
 
 __all__ = ["LIMIT", "Check", "Grids", "Rows", "check_channels", "check_grids", "check_hdf5", "check_ids", "check_nulls",
-           "check_spectra", "hdf5_columns"]  # fmt: skip
+           "check_responses", "check_spectra", "hdf5_columns"]  # fmt: skip
 
 LIMIT = 20
 """Failures that a check lists; the rest are counted."""
@@ -54,22 +55,29 @@ class Rows:
         Number of the first row in the whole dataset.
     spectra, counts : pyarrow.Table
         The same rows of either config, structs flattened to ``struct.field``.
-    files : dict of str to list of (int, str)
-        For each config the first row and the name of every shard.
+    split : list of str
+        The split in whose files each row stands.
+    position : ndarray of int64
+        Number of each row in its split.
+    files : dict of (str, str) to list of (int, str)
+        For each config and split the first row and the name of every shard; for ``hdf5`` the one file.
     """
 
     start: int
     spectra: pa.Table
     counts: pa.Table
-    files: dict[str, list[tuple[int, str]]]
+    split: list[str]
+    position: NDArray[np.int64]
+    files: dict[tuple[str, str], list[tuple[int, str]]]
 
     def __len__(self) -> int:
         return len(self.spectra)
 
     def place(self, config: str, index: int) -> tuple[str, str]:
         """The file that holds a row of the slice, and what the row is called."""
-        files = self.files[config]
-        number = self.start + index
+        whole = config == "hdf5"
+        files = self.files[config, "" if whole else self.split[index]]
+        number = self.start + index if whole else int(self.position[index])
         file = files[bisect.bisect_right(files, number, key=lambda item: item[0]) - 1][1]
         table = self.counts if config == "counts" else self.spectra
         return file, f"{table['detection_id'][index].as_py()} (row {number})"
@@ -154,7 +162,7 @@ def check_nulls(check: Check, rows: Rows) -> bool:
     return check.failed == before
 
 
-def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str]) -> int:
+def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str], splits: Splits) -> int:
     """Ids agree with each other, rise from row to row, name the files, and stand in both configs alike.
 
     Parameters
@@ -165,6 +173,7 @@ def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str]) -> in
         object_id of the row before the slice.
     rejected : set of str
         Detections that must not be rows.
+    splits : Splits
 
     Returns
     -------
@@ -201,6 +210,12 @@ def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str]) -> in
     cells = healpix(table["ra"], table["dec"])
     wrong = _differ(table["healpix"], pa.chunked_array([cells]))
     check.fail_rows(rows, "spectra", wrong, "healpix is {}, its place on the sky is in {}", table["healpix"], cells)
+    proposed = splits.of(cells)
+    wrong = _differ(table["split"], pa.chunked_array([proposed]))
+    check.fail_rows(rows, "spectra", wrong, "split is {}, its cell is in {}", table["split"], proposed)
+    if splits.divided:
+        wrong = _differ(table["split"], pa.chunked_array([pa.array(rows.split, pa.string())]))
+        check.fail_rows(rows, "spectra", wrong, "split is {}, its file is of another", table["split"])
     for name in _SCALARS:
         one, other = rows.counts[name], table[name]
         check.fail_rows(rows, "counts", _differ(one, other), f"{name} is {{}}, in config spectra {{}}", one, other)
@@ -222,6 +237,21 @@ def check_grids(check: Check, table: pa.Table, file: str) -> Grids:
             check.fail(file, f"{key} (row {index})", "the energies do not rise")
         grids[key] = (low, high)
     return grids
+
+
+def check_responses(check: Check, rows: pa.RecordBatch, file: str, grids: Grids, found: set[str]) -> None:
+    """Every response agrees with itself and names a known grid, once; its key is added to `found`."""
+    for row in examples(pa.Table.from_batches([rows])):
+        key, grid = row["rmf_sha256"], row["ebounds_id"]
+        if key in found:
+            check.fail(file, key, "is there twice")
+        if grid not in grids:
+            check.fail(file, key, f"ebounds_id {grid} is not in config ebounds")
+        found.add(key)
+        try:
+            Response(**{name: row[name] for name in Response.__slots__})
+        except (ValueError, TypeError) as error:
+            check.fail(file, key, str(error))
 
 
 def check_channels(check: Check, rows: Rows, grids: Grids) -> None:

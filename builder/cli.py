@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -18,7 +19,16 @@ import typer
 
 from builder import __version__
 from builder.errors import ChandraSpectraError
-from builder.terminal import bars, show_checks, show_estimate, show_row, show_summary, size_text, waiting
+from builder.terminal import (
+    bars,
+    show_checks,
+    show_estimate,
+    show_row,
+    show_summary,
+    show_uploaded,
+    size_text,
+    waiting,
+)
 
 if TYPE_CHECKING:
     from builder.selection import Selection
@@ -83,7 +93,10 @@ def _options(
 
 Cache = Annotated[
     Path | None,
-    typer.Option(help="Folder for finished packages and downloads.", show_default="$CHANDRA_SPECTRA_CACHE or ~/.cache"),
+    typer.Option(
+        help="Folder for finished packages and downloads.",
+        show_default="$CHANDRA_SPECTRA_CACHE or ~/.cache/chandra_spectra",
+    ),
 ]
 Archive = Annotated[str, typer.Option(help="'embedded', a mirror folder, or the services' base URL.")]
 Release = Annotated[str, typer.Option(help="Release of the catalog: rel2.1, rel2.0 or cur.")]
@@ -142,7 +155,10 @@ def _selection(
     "chandra-spectra prepare bright --min-cnts 4000 --min-sig 80 --max-theta 1"
 )
 def prepare(
-    output: Annotated[Path | None, typer.Argument(help="Folder to write.", show_default="chandra_spectra")] = None,
+    output: Annotated[
+        str | None,
+        typer.Argument(help="Folder to write, or a URL such as s3://bucket/folder.", show_default="chandra_spectra"),
+    ] = None,
     archive: Archive = ARCHIVE,
     release: Release = "rel2.1",
     min_cnts: MinCnts = 40,
@@ -158,7 +174,15 @@ def prepare(
     min_counts: Annotated[int, typer.Option(rich_help_panel=_RECIPE, help="Least counts in a bin.")] = 5,
     subtract: Annotated[bool, typer.Option(rich_help_panel=_RECIPE, help="Subtract the background.")] = True,
     group: Annotated[bool, typer.Option(rich_help_panel=_RECIPE, help="Group the channels.")] = True,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that reduce.")] = os.cpu_count() or 1,
+    splits: Annotated[
+        str, typer.Option(help="'none', or 'source' for train, validation and test by sky cell ('source:70/20/10').")
+    ] = "none",
+    with_responses: Annotated[
+        bool, typer.Option("--with-responses", help="Keep the response matrices, as config responses (1 MB a row).")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that reduce.", show_default="number of cores")
+    ] = os.cpu_count() or 1,
     connections: Connections = 4,
     cache: Cache = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that has other settings.")] = False,
@@ -195,10 +219,12 @@ def prepare(
     from builder.errors import SettingError
     from builder.records import Recipe
     from builder.settings import Settings
+    from builder.splits import Splits
 
     selection = _selection(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
     recipe = Recipe(energy_min, energy_max, min_counts, subtract, group)
-    settings = Settings(str(file_path or archive), release, str(cat_file or ""), selection, recipe)
+    settings = Settings(str(file_path or archive), release, str(cat_file or ""), selection, recipe,
+                        Splits.parse(splits), with_responses)  # fmt: skip
     if keep_downloads and (dask or shard):
         raise SettingError("--keep-downloads goes with one machine: not with --dask or --shard")
     if shard:
@@ -208,11 +234,16 @@ def prepare(
             )
         _fill_share(settings, shard, cache=cache, workers=workers, connections=connections, store=store)
         return
-    folder = output or (output_file.with_suffix("") if output_file else Path("chandra_spectra"))
+    where = output or str(output_file.with_suffix("") if output_file else "chandra_spectra")
+    folder = where if "://" in where else Path(where)
+    if output_file and isinstance(folder, str):
+        raise SettingError("--output-file copies from a folder of this machine: not with an OUTPUT that is a URL")
     with bars() as progress:
         from builder.prepare import copy_hdf5, prepare
+        from builder.remote_output import prepare_remote
 
-        manifest, done = prepare(
+        make: Callable[..., tuple[dict[str, Any], bool]] = prepare_remote if isinstance(folder, str) else prepare
+        manifest, done = make(
             folder,
             settings,
             cache=cache,
@@ -226,14 +257,17 @@ def prepare(
             progress=progress,
         )
         if output_file:
-            copy_hdf5(folder, output_file)
-    show_summary(folder, manifest, done)
+            copy_hdf5(Path(folder), output_file)
+    if isinstance(folder, str):
+        show_uploaded(folder.rstrip("/"), manifest, done)
+    else:
+        show_summary(folder, manifest, done)
     counts = manifest["counts"]
     share = 100 * counts["rejected"] / counts["selected"]
     if share > max_rejected:
         _end(
             f"{share:.1f} % of the selected spectra are rejected, more than {max_rejected:g} %: see "
-            f"{folder / 'rejections.parquet'}; --retry-rejected tries them again",
+            f"{folder}/rejections.parquet; --retry-rejected tries them again",
             3,
         )
 
@@ -371,25 +405,72 @@ def serve_archive(
         server.serve_forever()
 
 
-@app.command(epilog="Example:  chandra-spectra info chandra_spectra --detection 4938.0.43 --plot spectrum.png")
+@app.command(epilog="Example:  chandra-spectra info chandra_spectra --detection 4938.0.43")
 def info(
     folder: Annotated[Path, typer.Argument(help="A prepared folder.")] = Path("chandra_spectra"),
     detection: Annotated[str, typer.Option(help="Which row to show.", show_default="the first")] = "",
-    plot: Annotated[Path | None, typer.Option(help="Draw its spectrum to this PNG instead.")] = None,
 ) -> None:
     """Show what a prepared folder holds: its numbers, one row and its spectrum."""
-    from builder import plots
+    from builder.folder import find_detections, read_rows, read_scalars
+    from builder.plots import terminal_plot
     from builder.prepare import read_manifest
 
     manifest = read_manifest(folder)
-    row = plots.find_row(folder, detection)
-    show_summary(folder, manifest, None)
-    show_row(row)
-    if plot is None:
-        print(plots.terminal_plot(row))
+    if detection:
+        chosen = find_detections(folder, [detection])
     else:
-        plots.save_plot(row, plot)
-        print(f"\nspectrum drawn to {plot}")
+        chosen = read_scalars(folder, ["detection_id"])["detection_id"].slice(0, 1).to_pylist()
+    show_summary(folder, manifest, None)
+    for row in read_rows(folder, chosen):
+        show_row(row)
+        print(terminal_plot(row))
+    print(f"\nNext:  chandra-spectra report {folder}")
+
+
+@app.command(
+    epilog="Examples:  chandra-spectra plot chandra_spectra --detection 4938.0.43   |   "
+    "chandra-spectra plot chandra_spectra --name '2CXO J231929.3+003557' -o source.pdf"
+)
+def plot(
+    folder: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    detections: Annotated[
+        list[str] | None, typer.Option("--detection", help="This detection, obsid.obi.region_id; may be repeated.")
+    ] = None,
+    names: Annotated[
+        list[str] | None, typer.Option("--name", help="All detections of this source; may be repeated.")
+    ] = None,
+    output_file: Annotated[
+        Path | None,
+        typer.Option("--output-file", "-o", help="Draw to this .png, .pdf or .svg.", show_default="the terminal"),
+    ] = None,
+) -> None:
+    """Draw spectra: one with its errors, counts and background, or up to 12 over each other."""
+    from builder.errors import SettingError
+    from builder.folder import find_detections, read_rows
+    from builder.plots import check_number, save_plot, terminal_plot
+
+    if not (detections or names):
+        raise SettingError("say which spectra: --detection 4938.0.43 or --name NAME, and again for more")
+    rows = read_rows(folder, check_number(find_detections(folder, detections or (), names or ())))
+    if output_file is None:
+        print("\n\n".join(map(terminal_plot, rows)))
+    else:
+        save_plot(folder, rows, output_file)
+        print(f"{len(rows)} spectr{'um' if len(rows) == 1 else 'a'} drawn to {output_file}")
+
+
+@app.command(epilog="Example:  chandra-spectra report chandra_spectra -o chandra_spectra.html")
+def report(
+    folder: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    output_file: Annotated[
+        Path, typer.Option("--output-file", "-o", help="File to write, outside of the folder.")
+    ] = Path("report.html"),
+) -> None:
+    """Write one HTML page to look at a prepared folder in a browser, without a network."""
+    from builder.report import write_report
+
+    page = write_report(folder, output_file)
+    print(f"{page.path}: {size_text(page.size)}, with {page.shown:,} of {page.rows:,} spectra one by one")
 
 
 @app.command(epilog="Example:  chandra-spectra verify chandra_spectra --recheck 20")

@@ -6,6 +6,7 @@ from `COLUMNS`.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,16 @@ from builder.records import N_CHANNELS
 if TYPE_CHECKING:
     from datasets import Features
 
-__all__ = ["CATALOG", "COLUMNS", "CONFIGS", "EBOUNDS", "RAGGED", "Column", "arrow_schema", "columns_of", "features",
-           "markdown"]  # fmt: skip
+__all__ = ["CATALOG", "COLUMNS", "CONFIGS", "EBOUNDS", "RAGGED", "RESPONSES", "Column", "arrow_schema", "columns_of",
+           "columns_when", "configs_with", "features", "markdown"]  # fmt: skip
 
 CONFIGS = {
     "spectra": "one row a spectrum: all scalars and the reduced spectrum",
     "counts": "one row a spectrum: all scalars, the counts in each channel and the effective area",
     "ebounds": "one row a channel energy grid",
+    "responses": "one row a response matrix (RMF), sparse",
 }
-"""Configurations of the prepared folder; the first is the default."""
+"""Configurations of a prepared folder; the first is the default, the last is there only where it is asked for."""
 
 RAGGED = -1
 """Length of a list that differs from row to row."""
@@ -121,6 +123,8 @@ COLUMNS: tuple[Column, ...] = (
     _catalog("m", "ra", "float64", "right ascension of the master source, ICRS", "deg"),
     _catalog("m", "dec", "float64", "declination of the master source, ICRS", "deg"),
     Column("healpix", "int64", "HEALPix cell of ra, dec: nside 16, nested", "astropy_healpix.lonlat_to_healpix"),
+    Column("split", "string", "train, validation or test: the same for all rows of a sky cell",
+           "hash of healpix, see builder.splits"),
     # catalog
     _catalog("m", "significance", "float32", "highest flux significance of the master source, S/N"),
     _catalog("o", "src_cnts_aper_b", "float32", "net counts of the source, aperture photometry, 0.5-7 keV", "count"),
@@ -185,6 +189,29 @@ EBOUNDS: tuple[Column, ...] = (
 )  # fmt: skip
 """The columns of config ``ebounds``."""
 
+
+def _response(name: str, dtype: str, meaning: str, source: str, unit: str = "", length: int | None = RAGGED) -> Column:
+    return Column(name, dtype, meaning, source, unit, length, ("responses",))
+
+
+RESPONSES: tuple[Column, ...] = (
+    _response("rmf_sha256", "string", "key of the response: SHA-256 of the RMF file, gunzipped", "archive",
+              length=None),
+    _response("ebounds_id", "string", "channel energy grid: the key of config ebounds",
+              "16 digits of the SHA-256 of E_MIN, E_MAX", length=None),
+    _response("first_channel", "int32", "number of the first channel, from which f_chan counts", "TLMIN of F_CHAN",
+              length=None),
+    _response("energy_lo", "float64", "low edge of the photon energy bin", "ENERG_LO of the RMF file", "keV"),
+    _response("energy_hi", "float64", "high edge of the photon energy bin", "ENERG_HI of the RMF file", "keV"),
+    _response("n_grp", "int32", "groups of channels of each photon energy bin", "N_GRP of the RMF file"),
+    _response("f_chan", "int32", "first channel of each group, one photon energy after the other",
+              "F_CHAN of the RMF file"),
+    _response("n_chan", "int32", "channels of each group", "N_CHAN of the RMF file"),
+    _response("matrix", "float32", "probabilities of the groups' channels, one group after the other",
+              "MATRIX of the RMF file"),
+)  # fmt: skip
+"""The columns of config ``responses``."""
+
 CATALOG: tuple[Column, ...] = tuple(column for column in COLUMNS if column.query)
 """The columns that the catalog gives."""
 
@@ -193,7 +220,19 @@ def columns_of(config: str) -> tuple[Column, ...]:
     """The columns of one configuration; SettingError for an unknown one."""
     if config not in CONFIGS:
         raise SettingError(f"unknown config {config!r}: choose one of {', '.join(CONFIGS)}")
-    return tuple(column for column in (*COLUMNS, *EBOUNDS) if config in column.configs)
+    return tuple(column for column in (*COLUMNS, *EBOUNDS, *RESPONSES) if config in column.configs)
+
+
+def columns_when(subtract: bool) -> tuple[Column, ...]:
+    """`COLUMNS` with their meaning where the background is subtracted, as it is by default, or is not."""
+    return COLUMNS if subtract else tuple(
+        dataclasses.replace(column, meaning=column.meaning.replace("background-subtracted ", "")) for column in COLUMNS
+    )  # fmt: skip
+
+
+def configs_with(responses: bool) -> tuple[str, ...]:
+    """The configurations of a folder that has the responses, or has them not."""
+    return tuple(config for config in CONFIGS if responses or config != "responses")
 
 
 def features(config: str) -> Features:
@@ -221,5 +260,5 @@ def markdown(columns: tuple[Column, ...]) -> str:
     for column in columns:
         shape = {None: "", RAGGED: "[n]"}.get(column.length, f"[{column.length}]")
         cells = (f"`{column.name}`", column.dtype + shape, column.unit, column.meaning, column.source)
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(cells).replace("*", r"\*") + " |")  # a product, no emphasis
     return "\n".join(lines)

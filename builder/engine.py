@@ -49,7 +49,8 @@ def reduce_package(package: Package, fetched: Fetched, store: AnyStore) -> None:
     files = (file for part in fetched.parts for file in members(part))
     served = [detection for detection in package.detections if detection not in fetched.unserved]
     outcomes: list[Spectrum | Rejection] = [
-        reduce_products(products, store.recipe, fetched.url) for products in group_products(served, files)
+        reduce_products(products, store.recipe, fetched.url, response=store.responses)
+        for products in group_products(served, files)
     ]
     outcomes += [
         Rejection(detection, "fetch", "not_served", message, fetched.url)

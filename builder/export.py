@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from builder.columns import COLUMNS
+from builder.columns import COLUMNS, columns_when
 from builder.errors import OutputError, SettingError
 from builder.hdf5 import HDF5Writer, read_rows
 from builder.prepare import HDF5_FILE, Progress, manifest_digest, read_manifest, recover_folder, staging_folder
@@ -186,13 +186,14 @@ def write_healpix(file: h5py.File, folder: Path, progress: Progress) -> None:
         An empty folder.
     progress : callable
     """
+    columns = columns_when(json.loads(file.attrs["recipe"])["subtract"])
     pixels = file["healpix"][:]
     order = np.argsort(pixels, kind="stable")
     done = 0
     for rows in np.split(order, np.flatnonzero(np.diff(pixels[order])) + 1):
         path = folder / "spectra" / f"healpix={pixels[rows[0]]}" / "001-of-001.hdf5"
         path.parent.mkdir(parents=True)
-        with HDF5Writer(path, dict(file.attrs), chunk=len(rows)) as writer:
+        with HDF5Writer(path, dict(file.attrs), columns, chunk=len(rows)) as writer:
             for start in range(0, len(rows), _SLICE):
                 writer.append(read_rows(file, COLUMNS, rows[start : start + _SLICE]))
         done += len(rows)

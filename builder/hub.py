@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from builder.card import DATA_FILES
 from builder.errors import HubError, OutputError, SettingError
 from builder.prepare import MANIFEST_FILE, Progress, read_manifest
+from builder.splits import SPLITS
 from builder.verify import verify
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _upload(
         raise HubError(
             f"{repo_id} holds {script}, with which load_dataset refuses the whole repository: remove it first"
         )
-    shards = [f"{name}/train-*.parquet" for name in DATA_FILES.values()]
+    shards = [f"{name}/{split}-*.parquet" for name in DATA_FILES.values() for split in SPLITS]
     stale = {path for path in there if any(fnmatchcase(path, shard) for shard in shards)} - {path for path, _ in files}
     commit = api.create_commit(
         repo_id,

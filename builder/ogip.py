@@ -14,6 +14,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from isal import isal_zlib
@@ -33,7 +34,8 @@ _GZIP = 16 + zlib.MAX_WBITS  # a gzip member with header and trailer, whose CRC 
 _NUMPY = {"L": "i1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}  # section 7.3.1
 _TFORM_BYTES = {**{code: np.dtype(kind).itemsize for code, kind in _NUMPY.items()}, "A": 1, "C": 8, "M": 16}
 _TFORM_BYTES |= {"P": 8, "Q": 16}  # descriptors of variable-length arrays
-_TFORM = re.compile(r"(\d*)([LXBIJKAEDCMPQ])")
+_TFORM = re.compile(r"(\d*)([LXBIJKAEDCMPQ])([LXBIJKAEDCM]?)")
+_DESCRIPTOR = {"P": ">i4", "Q": ">i8"}  # length and place in the heap, section 7.3.5
 
 
 def inflate(file: File) -> bytes:
@@ -60,6 +62,17 @@ def inflate(file: File) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
+class _Field:
+    """A column: its number, how many of what type code a row holds, what a list is of, and where in the row."""
+
+    number: int
+    repeat: int
+    code: str
+    element: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """One binary table extension of a FITS file.
 
@@ -73,12 +86,15 @@ class Table:
         Raw value field of the first card of each keyword.
     data : memoryview
         The main table, NAXIS1 x NAXIS2 bytes.
+    heap : memoryview
+        What follows it, where arrays of variable length lie.
     """
 
     file: str
     kind: str
     cards: dict[bytes, bytes]
     data: memoryview
+    heap: memoryview
 
     def _unreadable(self, message: str) -> ProductError:
         return ProductError(f"unreadable_{self.kind}", f"{self.file}: {message}")
@@ -118,10 +134,61 @@ class Table:
         ProductError
             If a column is missing, not one number a row, or scaled (the catalog's files scale none).
         """
-        rows, width = self.integer("NAXIS2"), self.integer("NAXIS1")
-        formats: dict[str, str] = {}
-        offsets: dict[str, int] = {}
-        offset = 0
+        fields = self._fields(*names)
+        for name, field in fields.items():
+            if field.repeat != 1 or field.code not in _NUMPY:
+                raise self._unreadable(f"column {name} is not one plain number a row")
+        array = self._records(fields, [_NUMPY[field.code] for field in fields.values()])
+        return [array[name].astype(array[name].dtype.newbyteorder("=")) for name in names]
+
+    def lists(self, name: str, lengths: NDArray[np.integer[Any]]) -> NDArray[np.generic]:
+        """Copy a column of lists out, one row after the other, in native byte order.
+
+        Parameters
+        ----------
+        name : str
+            A column of numbers, of a fixed or a variable length (FITS Standard 4.0, section 7.3.5).
+        lengths : ndarray of int, shape (NAXIS2,)
+            Values to take of each row; a row may hold more, as padding.
+
+        Returns
+        -------
+        ndarray, shape (lengths.sum(),)
+
+        Raises
+        ------
+        ProductError
+            If the column is missing, scaled, not of numbers, or a row holds less.
+        """
+        field = self._fields(name)[name]
+        variable = field.code in _DESCRIPTOR
+        kind = np.dtype(_NUMPY.get(field.element if variable else field.code, "V"))
+        if kind.kind == "V" or (variable and field.repeat != 1) or len(lengths) != self.integer("NAXIS2"):
+            raise self._unreadable(f"column {name} is not a list of plain numbers a row")
+        if variable:
+            places = self._records({name: field}, ["2" + _DESCRIPTOR[field.code]])[name]
+            held, begins = places[:, 0], places[:, 1] + self.integer("THEAP", len(self.data)) - len(self.data)
+            source = self.heap
+        else:
+            held = np.full(len(lengths), field.repeat)
+            begins = np.arange(len(lengths)) * self.integer("NAXIS1") + field.offset
+            source = self.data
+        if np.any(lengths > held) or np.any(begins < 0) or np.any(begins + lengths * kind.itemsize > len(source)):
+            raise self._unreadable(f"column {name} is cut short")
+        parts = [
+            source[begin : begin + length * kind.itemsize]
+            for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True)
+        ]
+        return np.frombuffer(b"".join(parts), kind).astype(kind.newbyteorder("="))
+
+    def column_number(self, name: str) -> int:
+        """The number, from 1, that a column's keywords end in; ProductError where it is missing."""
+        return self._fields(name)[name].number
+
+    def _fields(self, *names: str) -> dict[str, _Field]:
+        """The columns with these names, in the order of the names; ProductError if one is missing or scaled."""
+        found: dict[str, _Field] = {}
+        width, offset = self.integer("NAXIS1"), 0
         for index in range(1, self.integer("TFIELDS") + 1):
             match = _TFORM.match(self.text(f"TFORM{index}"))
             if match is None:
@@ -129,21 +196,24 @@ class Table:
             repeat, code = int(match[1] or 1), match[2]
             name = self.text(f"TTYPE{index}", "").upper()
             if name in names:
-                scaled = any(f"{key}{index}".encode().ljust(8) in self.cards for key in ("TSCAL", "TZERO"))
-                if repeat != 1 or code not in _NUMPY or scaled:
-                    raise self._unreadable(f"column {name} is not one plain number a row")
-                formats[name], offsets[name] = _NUMPY[code], offset
+                if any(f"{key}{index}".encode().ljust(8) in self.cards for key in ("TSCAL", "TZERO")):
+                    raise self._unreadable(f"column {name} is not of plain numbers: it is scaled")
+                found[name] = _Field(index, repeat, code, match[3] or "", offset)
             offset += (repeat + 7) // 8 if code == "X" else repeat * _TFORM_BYTES[code]
-        if missing := [name for name in names if name not in formats]:
+        if missing := [name for name in names if name not in found]:
             raise self._unreadable(f"no column {missing[0]} in {self.text('EXTNAME', 'a table')}")
         if offset != width:
             raise self._unreadable(f"rows of {width} bytes, but columns of {offset}")
+        return {name: found[name] for name in names}
+
+    def _records(self, fields: dict[str, _Field], formats: list[str]) -> NDArray[np.void]:
+        """The main table as records of these columns; ProductError if it is empty or not as long as it says."""
+        rows, width = self.integer("NAXIS2"), self.integer("NAXIS1")
         if not rows or rows * width != len(self.data):
             raise self._unreadable(f"{rows} rows of {width} bytes, but {len(self.data)} bytes of data")
-        row = np.dtype({"names": names, "formats": [formats[n] for n in names],
-                        "offsets": [offsets[n] for n in names], "itemsize": width})  # fmt: skip
-        array = np.frombuffer(self.data, dtype=row, count=rows)
-        return [array[name].astype(array[name].dtype.newbyteorder("=")) for name in names]
+        row = np.dtype({"names": list(fields), "formats": formats, "itemsize": width,
+                        "offsets": [field.offset for field in fields.values()]})  # fmt: skip
+        return np.frombuffer(self.data, dtype=row, count=rows)
 
 
 def tables(data: bytes, file: str, kind: str) -> list[Table]:
@@ -172,12 +242,12 @@ def _tables(data: bytes, file: str, kind: str) -> Iterator[Table]:
             raise ProductError(f"unreadable_{kind}", f"{file} is cut short in a header")
         cards = dict(reversed(list(_CARD.iter_unpack(view[position:end]))))  # so that the first of a keyword stays
         position = end + _CARD.size + (position - end - _CARD.size) % _BLOCK
-        table = Table(file, kind, cards, view[:0])
+        table = Table(file, kind, cards, view[:0], view[:0])
         axes = [table.integer(f"NAXIS{axis}") for axis in range(1, table.integer("NAXIS") + 1)]
         main = abs(table.integer("BITPIX")) // 8 * math.prod(axes) if axes else 0
         size = main + table.integer("PCOUNT", 0)
         if min(main, size) < 0 or position + size > len(data):
             raise ProductError(f"unreadable_{kind}", f"{file} is cut short in {table.text('EXTNAME', 'its data')}")
         if table.text("XTENSION", "") == "BINTABLE":
-            yield Table(file, kind, cards, view[position : position + main])
+            yield Table(file, kind, cards, view[position : position + main], view[position + main : position + size])
         position += -(-size // _BLOCK) * _BLOCK

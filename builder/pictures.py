@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["SCALARS", "Picture", "draw_pictures"]
+__all__ = ["SCALARS", "Picture", "draw_pictures", "finite", "galactic_plane", "histogram_edges", "rows_by_cell"]
 
 SCALARS = ("healpix", "src_cnts_aper_b", "theta", "n_bins", "hard_hm", "hard_ms", "source_counts")
 """Columns that `draw_pictures` wants of every row: 56 bytes a row."""
+
+Floats = NDArray[np.float64]
 
 _GALLERY = (3, 3)
 _TICKS = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16)  # keV
@@ -79,7 +81,7 @@ def draw_pictures(folder: Path, shards: list[Path], scalars: pa.Table) -> list[P
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    values = {name: _finite(scalars[name]) for name in SCALARS}
+    values = {name: finite(scalars[name]) for name in SCALARS}
     wanted: tuple[tuple[str, str, Callable[[Figure], str]], ...] = (
         ("spectra", "Spectra", lambda figure: _gallery(figure, shards, values["source_counts"])),
         ("sky", "Sky map", lambda figure: _sky(figure, values["healpix"])),
@@ -109,26 +111,37 @@ def _save(figure: Figure, path: Path) -> None:
     image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def _finite(column: pa.ChunkedArray) -> NDArray[np.float64]:
+def finite(column: pa.ChunkedArray) -> NDArray[np.float64]:
     """The values of a column, NaN for null and for anything that is not finite."""
     values = column.cast(pa.float64()).to_numpy()
     return np.where(np.isfinite(values), values, np.nan)
 
 
+def rows_by_cell(healpix: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats, Floats]:
+    """The sky cells that hold rows, how many each, and right ascension and declination of their centres, rad."""
+    from astropy_healpix import healpix_to_lonlat
+
+    cells, rows = np.unique(healpix[~np.isnan(healpix)].astype(np.int64), return_counts=True)
+    lon, lat = (angle.to_value("rad") for angle in healpix_to_lonlat(cells, HEALPIX_NSIDE, order="nested"))
+    return cells, rows, lon, lat
+
+
+def galactic_plane(ra: Floats) -> Floats:
+    """Declination of the Galactic plane (rad) at right ascensions (rad): where the distance to its pole is 90 deg."""
+    return np.asarray(np.arctan(-np.cos(ra - _POLE[0]) / np.tan(_POLE[1])))
+
+
 def _sky(figure: Figure, healpix: NDArray[np.float64]) -> str:
     """Rows by sky cell, in the Mollweide projection with right ascension rising to the left."""
-    from astropy_healpix import healpix_to_lonlat
     from matplotlib.colors import LogNorm
 
-    cells, rows = np.unique(healpix[~np.isnan(healpix)].astype(int), return_counts=True)
+    cells, rows, lon, lat = rows_by_cell(healpix)
     if not cells.size:
         return ""
-    lon, lat = (angle.to_value("rad") for angle in healpix_to_lonlat(cells, HEALPIX_NSIDE, order="nested"))
     figure.set_size_inches(8, 3.8)
     axes = figure.add_axes((0.05, 0.04, 0.83, 0.92), projection="mollweide")
     around = np.linspace(-np.pi, np.pi, 361)
-    plane = np.arctan(-np.cos(-around - _POLE[0]) / np.tan(_POLE[1]))  # where the distance to the pole is 90 deg
-    axes.plot(around, plane, color="0.6", lw=1, label="Galactic plane")
+    axes.plot(around, galactic_plane(-around), color="0.6", lw=1, label="Galactic plane")
     dots = axes.scatter(-((lon + np.pi) % (2 * np.pi) - np.pi), lat, 24, rows, cmap="viridis", lw=0,
                         norm=LogNorm(1, max(rows.max(), 10)))  # fmt: skip
     axes.set_xticks(np.radians(range(-120, 121, 60)), [""] * 5)
@@ -158,8 +171,15 @@ def _distributions(figure: Figure, values: dict[str, NDArray[np.float64]]) -> st
     )
 
 
+def histogram_edges(values: Floats, *, decades: bool) -> Floats:
+    """Edges of twenty bins between 0 and a round number, or of eight a decade for values that are all above 0."""
+    if not decades:
+        return np.linspace(0, np.floor(values.max()) + 1, 21)
+    low, high = np.floor(np.log10(values.min())), np.floor(np.log10(values.max())) + 1
+    return np.logspace(low, high, 8 * int(high - low) + 1)
+
+
 def _histogram(axes: Axes, values: NDArray[np.float64], label: str, *, decades: bool = False) -> None:
-    """Twenty bins between round numbers, or eight a decade."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     values = values[values > 0] if decades else values[~np.isnan(values)]
@@ -167,13 +187,10 @@ def _histogram(axes: Axes, values: NDArray[np.float64], label: str, *, decades: 
         axes.text(0.5, 0.5, "no values", ha="center", va="center", transform=axes.transAxes, color="0.5")
         axes.set(xticks=[], yticks=[], xlabel=label)
         return
+    bins = histogram_edges(values, decades=decades)
     if decades:
-        low, high = np.floor(np.log10(values.min())), np.floor(np.log10(values.max())) + 1
-        bins = np.logspace(low, high, 8 * int(high - low) + 1)
         axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter("")
-    else:
-        bins = np.linspace(0, np.floor(values.max()) + 1, 21)
+        axes.minorticks_off()
     axes.hist(values, bins.tolist(), color="C0")
     axes.set(xlabel=label, xlim=(bins[0], bins[-1]))
     axes.yaxis.set(major_locator=MaxNLocator(5, integer=True), major_formatter=EngFormatter(sep=""))
@@ -223,7 +240,8 @@ def _gallery(figure: Figure, shards: list[Path], counts: NDArray[np.float64]) ->
         _spectrum(axes, row, low, high)
         axes.set(xscale="log", xlim=limits)
         axes.set_xticks([tick for tick in _TICKS if limits[0] <= tick <= limits[1]])
-        axes.xaxis.set(major_formatter="{x:g}", minor_formatter="")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()  # most of the time of drawing, and too fine to read
     for axes in panels:  # those that are left
         axes.set_axis_off()
     figure.text(0.5, 0.12 / height, "energy (keV)", ha="center")
@@ -240,7 +258,7 @@ def _spectrum(axes: Axes, row: dict[str, Any], low: NDArray[np.float64], high: N
     axes.set_yscale("log", nonpositive="clip")
     if (positive := rate[rate > 0]).size:
         axes.set_ylim(positive.min() / 2, (rate + error).max() * 1.5)
-    axes.set_title(f"{row['name']}\n{row['detection_id']}, {row['source_counts']:,} counts", fontsize=8)
+    axes.set_title(f"{row['name']}\n{row['detection_id']}, {row['source_counts']:,} counts", fontsize=8, y=1)
     axes.tick_params(labelsize=8)
 
 

@@ -1,67 +1,228 @@
-"""Quick looks at single spectra, in the terminal and as PNG."""
+"""Quick looks at single spectra: in the terminal, and as PNG, PDF or SVG."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from builder.card import DATA_FILES
 from builder.errors import OutputError, SettingError
+from builder.folder import read_rows, read_scalars
 
-__all__ = ["find_row", "save_plot", "terminal_plot"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
+__all__ = ["MOST", "binned_counts", "check_number", "save_plot", "terminal_plot", "title"]
 
-def find_row(folder: Path, detection: str = "") -> dict[str, Any]:
-    """One row of config ``spectra``: that of `detection`, or the first; SettingError if there is none."""
-    for path in sorted((folder / DATA_FILES["spectra"]).glob("*.parquet")):
-        filters = [("detection_id", "=", detection)] if detection else None
-        rows = pq.read_table(path, filters=filters) if filters else next(pq.ParquetFile(path).iter_batches(1), None)
-        if rows is not None and rows.num_rows:
-            return rows.slice(0, 1).to_pylist()[0]  # type: ignore[no-any-return]
-    raise SettingError(f"{folder} has no row {detection}" if detection else f"{folder} has no rows")
+_COLOURS = (*(f"C{number}" for number in range(10)), "black", "gold")
+MOST = len(_COLOURS)
+"""Spectra in one plot: more cannot be told apart."""
+
+_ERRORS = 4
+"""Spectra in one plot up to which their errors are drawn, too."""
+
+_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)  # keV
+_LOWEST = 0.1
+"""Where a logarithmic energy axis begins at the latest, keV: a channel may begin at 0, but ACIS sees nothing there."""
+
+# No metadata that names a time, a program or a version: the same data and the same matplotlib give the same bytes.
+_METADATA: dict[str, dict[str, None]] = {
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    ".svg": {"Date": None, "Creator": None},
+}
+_STYLE: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+          "grid.color": "0.88", "grid.linewidth": 0.6, "svg.hashsalt": "chandra-spectra"}  # fmt: skip
 
 
 def title(row: dict[str, Any]) -> str:
-    """What a plot of the row is headed with."""
-    return f"{row['name']}   {row['detection_id']}   {row['exposure'] / 1000:.1f} ks   {row['source_counts']} counts"
+    """What a plot of the row is headed with: source, observation, exposure and counts."""
+    exposure, counts = f"{row['exposure'] / 1000:,.1f} ks", row["source_counts"]
+    return f"{row['name']}, {row['detection_id']}, {exposure}, {counts:,} count{'' if counts == 1 else 's'}"
 
 
-def terminal_plot(row: dict[str, Any], width: int = 60, height: int = 12) -> str:
-    """The spectrum as text: log10 of the count rate density (counts/s/keV) against energy (keV)."""
+def terminal_plot(row: dict[str, Any], width: int = 64, height: int = 12) -> str:
+    """The spectrum as text: count rate density (counts/s/keV, logarithmic) against energy (keV)."""
     import plotille
 
-    energy = np.array(row["spectrum"]["ene_center_bin"])
-    rate = np.array(row["spectrum"]["flux"])
+    energy, rate = (np.asarray(row["spectrum"][name]) for name in ("ene_center_bin", "flux"))
     positive = rate > 0  # a logarithm has no place for bins that the background outweighs
+    if not positive.any():
+        return f"{title(row)}\nno bin is above zero"
+    logarithms = np.log10(rate[positive])
+    low, high = logarithms.min(), logarithms.max()
     figure = plotille.Figure()
     figure.width, figure.height, figure.with_colors = width, height, False
-    figure.x_label, figure.y_label = "keV", "log10 counts/s/keV"
-    figure.register_label_formatter(float, lambda value, chars, delta, left=False: f"{value:.2f}".rjust(chars))
+    figure.origin = False  # no lines where an axis is 0
+    figure.x_label, figure.y_label = "keV", "counts/s/keV"
+    figure.x_ticks_fkt = lambda value, following: f"{value:.4g}"
+    figure.y_ticks_fkt = lambda value, following: f"{10**value:.2g}".rjust(10)
     figure.set_x_limits(0, float(np.ceil(energy.max())))
-    figure.plot(energy[positive], np.log10(rate[positive]))
+    figure.set_y_limits(float(low - 0.1), float(high + 0.1))
+    figure.plot(energy[positive], logarithms)
     return f"{title(row)}\n{figure.show()}"
 
 
-def save_plot(row: dict[str, Any], path: Path) -> None:
-    """The spectrum as a PNG: steps with errors on logarithmic axes; OutputError if it cannot be drawn or written."""
+def binned_counts(folder: Path, rows: Iterable[dict[str, Any]]) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """Counts of the source region, and background counts scaled to it, in the bins of each row's spectrum.
+
+    Parameters
+    ----------
+    folder : Path
+        A prepared folder; its configs ``counts`` and ``ebounds`` are read.
+    rows : iterable of dict
+        Rows of config ``spectra`` with ``detection_id``, ``background_scale`` and ``spectrum``.
+
+    Returns
+    -------
+    list of (ndarray of int64, ndarray of float64), both of shape (n_bins,)
+        The edges of bins are those of channels, so that no count is divided.
+
+    Raises
+    ------
+    OutputError
+        If the folder has not the counts of a row.
+    """
+    rows = list(rows)
+    columns = ("detection_id", "ebounds_id", "counts", "background_counts")
+    channels = read_rows(folder, [row["detection_id"] for row in rows], columns, "counts")
+    table = read_scalars(folder, ("ebounds_id", "energy_lo", "energy_hi"), "ebounds").to_pylist()
+    middles = {grid["ebounds_id"]: (np.array(grid["energy_lo"]) + grid["energy_hi"]) / 2 for grid in table}
+    binned = []
+    for row, channel in zip(rows, channels, strict=True):
+        # The middles of channels tell which lie in a bin, whatever was rounded in single precision.
+        edges = (np.asarray(row["spectrum"][f"ene_{side}_bin"]) for side in ("low", "high"))
+        begin, end = (np.searchsorted(middles[channel["ebounds_id"]], edge) for edge in edges)
+        source, background = (np.concatenate([[0], np.cumsum(channel[name], dtype=np.int64)]) for name in columns[2:])
+        binned.append((source[end] - source[begin], (background[end] - background[begin]) * row["background_scale"]))
+    return binned
+
+
+def check_number(detections: list[str]) -> list[str]:
+    """The same detections; SettingError if they are more than `MOST`."""
+    if len(detections) > MOST:
+        raise SettingError(
+            f"{len(detections)} spectra cannot be told apart in one plot: choose up to {MOST} with --detection"
+        )
+    return detections
+
+
+def _check_ending(path: Path) -> None:
+    if path.suffix.lower() not in _METADATA:
+        raise SettingError(f"cannot draw {path}: give a name that ends in .png, .pdf or .svg")
+
+
+def save_plot(folder: Path, rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw spectra: one with its counts and background below, or several over each other, up to 4 with errors.
+
+    Parameters
+    ----------
+    folder : Path
+        The prepared folder that the rows are of.
+    rows : list of dict
+        Rows of config ``spectra``, from 1 to `MOST`.
+    path : Path
+        Its ending chooses PNG, PDF or SVG. The same rows and the same matplotlib give the same bytes.
+
+    Raises
+    ------
+    SettingError
+        If the ending is another.
+    OutputError
+        Without matplotlib, or if the file cannot be written.
+    """
+    _check_ending(path)
     try:
+        from matplotlib import style
         from matplotlib.figure import Figure
     except ImportError as error:
         raise OutputError("plots need matplotlib: pip install 'chandra-spectra[plots]'") from error
-    low, high = (np.array(row["spectrum"][name]) for name in ("ene_low_bin", "ene_high_bin"))
-    rate, rate_error = (np.array(row["spectrum"][name]) for name in ("flux", "flux_error"))
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.stairs(rate, np.append(low, high[-1]), color="C0", baseline=None)
-    axes.errorbar((low + high) / 2, rate, rate_error, fmt="none", ecolor="C0", alpha=0.4, lw=0.8)
-    axes.set(xscale="log", yscale="log", xlabel="energy (keV)", ylabel="counts / s / keV", title=title(row))
-    axes.set_xlim(low[0], high[-1])
-    axes.set_xticks([0.5, 1, 2, 5, 8], ["0.5", "1", "2", "5", "8"])
-    axes.xaxis.set_minor_formatter("")
+    with style.context(["default", _STYLE]):  # the user's own style does not enter
+        figure = Figure(figsize=(7.2, 5.8), layout="constrained")
+        if len(rows) == 1:
+            upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+            _rates(upper, rows)
+            _counts(lower, rows[0], *binned_counts(folder, rows)[0])
+            upper.set_title(title(rows[0]), fontsize=11)
+        else:
+            lower = figure.subplots()
+            _rates(lower, rows)
+            names = sorted({row["name"] for row in rows})
+            of = names[0] if len(names) == 1 else f"{len(names)} sources"
+            lower.set_title(f"{len(rows)} spectra of {of}", fontsize=11)
+            figure.set_figheight(5 + 0.2 * len(rows))
+            figure.legend(loc="outside lower left", frameon=False, fontsize=9)
+        _energies(lower, rows)
+        with _beside(path) as partial:
+            figure.savefig(partial, dpi=150, format=path.suffix[1:].lower(), metadata=_METADATA[path.suffix.lower()])
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place when the block ends well."""
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as failure:
-        raise OutputError(f"cannot write {path}: {failure}") from failure
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _bins(row: dict[str, Any]) -> tuple[NDArray[np.float64], ...]:
+    names = ("ene_low_bin", "ene_high_bin", "flux", "flux_error")
+    return tuple(np.asarray(row["spectrum"][name], dtype=np.float64) for name in names)
+
+
+def _steps(
+    axes: Axes, low: NDArray[np.float64], high: NDArray[np.float64], values: NDArray[Any], **options: Any
+) -> None:
+    """A line along the bins, which touch each other; what is not above zero drops out of a logarithmic axis."""
+    axes.stairs(values, np.append(low, high[-1]), baseline=None, **options)
+
+
+def _rates(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    tops, bottoms = [], []
+    for row, colour in zip(rows, _COLOURS, strict=False):
+        low, high, rate, error = _bins(row)
+        label = title(row) if len(rows) > 1 else None
+        _steps(axes, low, high, rate, color=colour, lw=1.2 if len(rows) <= _ERRORS else 0.9, label=label)
+        if len(rows) <= _ERRORS:
+            axes.errorbar((low + high) / 2, rate, error, fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.6)
+        shown = rate if (rate > 0).any() else rate + error
+        bottoms += shown[shown > 0].tolist()
+        tops += (rate + error)[shown > 0].tolist()
+    if bottoms:
+        axes.set_ylim(min(bottoms) / 2, max(tops) * 1.5)
+        axes.set_yscale("log", nonpositive="clip")
+    axes.set_ylabel("counts / s / keV")
+    axes.grid(visible=True)
+
+
+def _counts(axes: Axes, row: dict[str, Any], source: NDArray[np.int64], background: NDArray[np.float64]) -> None:
+    low, high, *_ = _bins(row)
+    scaled = f"background × {row['background_scale']:.3g}"
+    _steps(axes, low, high, source, color="C0", lw=1.2, label="source region")
+    _steps(axes, low, high, background, color="C1", lw=1.2, label=scaled if background.any() else f"{scaled}: none")
+    shown = np.concatenate([source, background])
+    if (positive := shown[shown > 0]).size:
+        decades = np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max() * 1.05))
+        axes.set_ylim(*(10.0**decade for decade in decades))
+        axes.set_yscale("log", nonpositive="clip")
+        axes.yaxis.set(major_formatter="{x:g}", minor_formatter="")
+    axes.set_ylabel("counts in the bin")
+    axes.grid(visible=True)
+    axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0)
+
+
+def _energies(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    low = max(_LOWEST, 0.96 * min(_bins(row)[0][0] for row in rows))
+    high = 1.04 * max(_bins(row)[1][-1] for row in rows)
+    axes.set(xscale="log", xlim=(low, high), xlabel="energy (keV)")
+    axes.set_xticks([tick for tick in _TICKS if low <= tick <= high])
+    axes.xaxis.set(major_formatter="{x:g}", minor_formatter="")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -19,20 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from builder import __version__
 from builder.card import DATA_FILES, write_card
 from builder.catalog import Package, Plan
-from builder.columns import CONFIGS, features
+from builder.columns import columns_when, features
 from builder.engine import fill, fill_by, results
 from builder.errors import OutputError, SettingError, StoreError
 from builder.hdf5 import HDF5Writer
 from builder.mirror import Mirror
 from builder.rows import join, public
 from builder.settings import Settings
-from builder.shards import ShardWriter
+from builder.shards import ShardWriter, parts
 from builder.sources import Source, open_source, plan_for
+from builder.splits import SPLITS
 from builder.store import EBOUNDS_SCHEMA, PackageResult, rejections_table
 
 __all__ = [
@@ -271,24 +274,49 @@ def recover_folder(output: Path) -> None:
 
 
 @contextlib.contextmanager
+def _held(staging: Path, output: Path) -> Iterator[None]:
+    """Hold a staging folder while its run lives, however it ends; OutputError where another run holds it."""
+    descriptor = os.open(staging, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise OutputError(f"another run is writing {output}: wait for it, or give another name") from None
+    except OSError:  # a network file system that locks no folders: one run at a time is then up to the user
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def staging_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its place when the block ends well, and is removed when it does not."""
+    """A folder beside `output` that takes its place when the block ends well, and is removed when it does not.
+
+    Raises
+    ------
+    OutputError
+        If the file system refuses, or another run is writing the same folder.
+    """
     staging = output.with_name(f".{output.name}.{os.getpid()}.incomplete")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         for left in output.parent.iterdir():
             if re.fullmatch(rf"\.{re.escape(output.name)}\.\d+\.incomplete", left.name):
-                shutil.rmtree(left)  # of a run that was killed
+                with _held(left, output):
+                    shutil.rmtree(left)  # of a run that was killed
         staging.mkdir()
-        yield staging
-        old = _old(output)
-        if old.exists():
-            shutil.rmtree(old)
-        if output.exists():
-            output.replace(old)
-        staging.replace(output)
-        if old.exists():
-            shutil.rmtree(old)
+        with _held(staging, output):
+            yield staging
+            old = _old(output)
+            if old.exists():
+                shutil.rmtree(old)
+            if output.exists():
+                output.replace(old)
+            staging.replace(output)
+            if old.exists():
+                shutil.rmtree(old)
     except OSError as error:
         name = error.filename or output
         raise OutputError(f"cannot write {name}: {error.strerror or error}; what was there before is kept") from error
@@ -299,28 +327,42 @@ def staging_folder(output: Path) -> Iterator[Path]:
 def _assemble(staging: Path, settings: Settings, planned: Plan, source: Source, progress: Progress) -> dict[str, Any]:
     """Write everything but the manifest, one package at a time, and return the manifest."""
     attributes = {**settings.as_dict(), "dataset": "chandra_spectra", "builder": __version__, "versions": _versions()}
-    schemas = {config: features(config).arrow_schema for config in CONFIGS}
     rejections = [rejections_table(planned.rejections)]
     grids = EBOUNDS_SCHEMA.empty_table()
     rows, detections = 0, len(planned.catalog) + len(planned.rejections)
     selected = len(planned.rejections)
-    shards = {config: ShardWriter(staging / DATA_FILES[config], schemas[config]) for config in CONFIGS}
+    shards = {
+        (config, split): ShardWriter(staging / DATA_FILES[config], features(config).arrow_schema, split)
+        for config, split in parts(settings.splits, settings.responses)
+    }
+    known: set[str] = set()  # responses that are written
     with contextlib.ExitStack() as stack:
         for writer in shards.values():
             stack.enter_context(writer)
-        hdf5 = stack.enter_context(HDF5Writer(staging / HDF5_FILE, attributes))
+        hdf5 = stack.enter_context(HDF5Writer(staging / HDF5_FILE, attributes, columns_when(settings.recipe.subtract)))
         for package, result in results(planned.packages, source.archive, source.store):
             selected += _complete(package, result)
-            table = join(planned.catalog, package, result)
-            for config in ("spectra", "counts"):
-                shards[config].append(public(table, config))
+            table = join(planned.catalog, package, result, settings.splits)
+            for split in settings.splits.names:
+                part = table.filter(pc.equal(table["split"], split)) if settings.splits.divided else table
+                for config in ("spectra", "counts"):
+                    shards[config, split].append(public(part, config))
             hdf5.append(table)
+            if settings.responses:
+                new = [key not in known for key in result.responses["rmf_sha256"].to_pylist()]
+                known.update(result.responses["rmf_sha256"].to_pylist())
+                shards["responses", "train"].append(public(result.responses.filter(pa.array(new)), "responses"))
             rows += len(table)
             rejections.append(result.rejections)
             grids = _distinct(pa.concat_tables([grids, result.ebounds]))
             progress("write", package.start + len(package.detections), len(planned.catalog))
-        shards["ebounds"].append(public(grids, "ebounds"))
+        shards["ebounds", "train"].append(public(grids, "ebounds"))
         hdf5.append_ebounds(grids)
+    for (_, split), writer in shards.items():
+        if settings.splits.divided and not sum(writer.rows) and (rows or split != SPLITS[0]):
+            for path in writer.paths:  # `load_dataset` refuses a split without rows
+                path.unlink()
+            writer.paths, writer.rows = [], []
     rejected = pa.concat_tables(rejections)
     pq.write_table(rejected, staging / REJECTIONS_FILE)
     if selected != rows + len(rejected):
@@ -335,8 +377,8 @@ def _assemble(staging: Path, settings: Settings, planned: Plan, source: Source, 
     }
     files = [
         _entry(path, staging, number)
-        for config in CONFIGS
-        for path, number in zip(shards[config].paths, shards[config].rows, strict=True)
+        for writer in shards.values()
+        for path, number in zip(writer.paths, writer.rows, strict=True)
     ]
     written = write_card(staging, settings, counts, files)
     files += [_entry(staging / HDF5_FILE, staging, rows), _entry(staging / REJECTIONS_FILE, staging, len(rejected))]

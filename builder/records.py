@@ -24,6 +24,7 @@ __all__ = [
     "Products",
     "Recipe",
     "Rejection",
+    "Response",
     "Spectrum",
     "Stage",
 ]
@@ -224,6 +225,53 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Response:
+    """A redistribution matrix as its file has it, sparse (OGIP CAL/GEN/92-002, section 3).
+
+    Attributes
+    ----------
+    first_channel : int
+        Number of the first channel, from which `f_chan` counts.
+    energy_lo, energy_hi : ndarray of float64, shape (n_energies,)
+        Photon energies, keV.
+    n_grp : ndarray of int32, shape (n_energies,)
+        Groups of channels of each photon energy.
+    f_chan, n_chan : ndarray of int32, shape (n_groups,)
+        First channel and number of channels of each group.
+    matrix : ndarray of float32, shape (n_elements,)
+        The groups' values, one after the other.
+
+    Raises
+    ------
+    ValueError
+        If a shape, the order of the energies or a value contradicts the above.
+    """
+
+    first_channel: int
+    energy_lo: NDArray[np.float64]
+    energy_hi: NDArray[np.float64]
+    n_grp: NDArray[np.int32]
+    f_chan: NDArray[np.int32]
+    n_chan: NDArray[np.int32]
+    matrix: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if not (self.energy_lo.shape == self.energy_hi.shape == self.n_grp.shape and self.energy_lo.size):
+            raise ValueError("energies and N_GRP must share one shape (n_energies,)")
+        if not (np.all(self.energy_lo < self.energy_hi) and np.all(np.diff(self.energy_lo) > 0)):
+            raise ValueError("the photon energies do not rise")
+        if np.any(self.n_grp < 0) or not self.f_chan.size == self.n_chan.size == self.n_grp.sum():
+            raise ValueError("F_CHAN and N_CHAN must have as many values as there are groups")
+        begin = self.f_chan.astype(np.int64) - self.first_channel
+        if np.any(self.n_chan < 0) or np.any(begin < 0) or np.any(begin + self.n_chan > N_CHANNELS):
+            raise ValueError(f"a group lies outside the {N_CHANNELS} channels")
+        if self.matrix.size != self.n_chan.sum():
+            raise ValueError("MATRIX must have as many values as the groups have channels")
+        if not (np.isfinite(self.matrix).all() and np.all(self.matrix >= 0)):
+            raise ValueError("MATRIX has values that are not finite or below 0")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Spectrum:
     """One reduced spectrum, and the channels that it was made from.
 
@@ -248,6 +296,8 @@ class Spectrum:
         Nominal energy range of each channel, keV (EBOUNDS of the RMF).
     files, sha256 : tuple of str
         Names and SHA-256 (of the inflated bytes) of the PHA, ARF and RMF file.
+    response : Response, optional
+        The RMF's matrix, where it was asked for.
 
     Raises
     ------
@@ -274,6 +324,7 @@ class Spectrum:
     ebounds_hi: NDArray[np.float64]
     files: tuple[str, str, str]
     sha256: tuple[str, str, str]
+    response: Response | None = None
 
     def __post_init__(self) -> None:
         bins = (self.energy, self.energy_lo, self.energy_hi, self.rate, self.rate_error)

@@ -5,7 +5,7 @@ background subtracted, the kept channels grouped to a least number of counts, an
 Gehrels error as in Sherpa's data plot. The numbers equal those of ``sherpa.astro.ui`` (`load_pha`, `ignore`,
 `subtract`, `group_counts`, `get_data_plot`) bit for bit.
 
-Of the RMF only the channel energies (EBOUNDS) enter these numbers, so its matrix is never unpacked.
+Of the RMF only the channel energies (EBOUNDS) enter these numbers, so its matrix is unpacked only for who asks for it.
 
 The background scale is ``(EXPOSURE x BACKSCAL x AREASCAL of the source) / (the same of the background)``: the number
 of background counts times it is the number of background counts expected in the source region (OGIP 92-007, section
@@ -26,6 +26,7 @@ from sherpa.utils.err import SherpaErr
 from builder.errors import ProductError
 from builder.ogip import Table, inflate, tables
 from builder.records import N_CHANNELS, DetectionId, File, Products, Recipe, Rejection, Spectrum, Stage
+from builder.response import read_response
 
 __all__ = ["reduce_products"]
 
@@ -35,7 +36,9 @@ _CHANNELS = np.arange(1, N_CHANNELS + 1, dtype=np.float64)
 _CYCLE_HEADER = {"e1": "P", "e2": "S"}  # the CYCLE keyword: primary and secondary exposures
 
 
-def reduce_products(products: Products, recipe: Recipe, url: str = "") -> Spectrum | Rejection:
+def reduce_products(
+    products: Products, recipe: Recipe, url: str = "", *, response: bool = False
+) -> Spectrum | Rejection:
     """Reduce one detection.
 
     Parameters
@@ -45,6 +48,8 @@ def reduce_products(products: Products, recipe: Recipe, url: str = "") -> Spectr
     recipe : Recipe
     url : str
         Where the files came from, for the rejection.
+    response : bool
+        Keep the RMF's matrix, too.
 
     Returns
     -------
@@ -53,7 +58,7 @@ def reduce_products(products: Products, recipe: Recipe, url: str = "") -> Spectr
     """
     try:
         with np.errstate(all="ignore"):  # what overflows or is divided by zero ends up not finite, and is checked
-            return _reduce(products, recipe)
+            return _reduce(products, recipe, response)
     except ProductError as error:
         stage: Stage = "fetch" if error.reason.startswith("missing_") else "reduce"
         return Rejection(products.detection, stage, error.reason, str(error), url)
@@ -61,15 +66,15 @@ def reduce_products(products: Products, recipe: Recipe, url: str = "") -> Spectr
         return Rejection(products.detection, "reduce", "not_reducible", f"Sherpa: {error}", url)
 
 
-def _reduce(products: Products, recipe: Recipe) -> Spectrum:
+def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
     detection = products.detection
     pha, arf, rmf = (_present(products, kind) for kind in ("pha", "arf", "rmf"))
     content = [inflate(file) for file in (pha, arf, rmf)]
     source, background = _source_and_background(tables(content[0], pha.name, "pha"), pha)
-    response = _extension(tables(content[1], arf.name, "arf"), "SPECRESP", "arf", arf)
+    area = _extension(tables(content[1], arf.name, "arf"), "SPECRESP", "arf", arf)
     rmf_tables = tables(content[2], rmf.name, "rmf")
     ebounds = _extension(rmf_tables, "EBOUNDS", "rmf", rmf)
-    for table in (source, background, response, rmf_tables[0]):
+    for table in (source, background, area, rmf_tables[0]):
         _check_ids(table, detection)
 
     channel, counts = _channels(source)
@@ -82,10 +87,8 @@ def _reduce(products: Products, recipe: Recipe) -> Spectrum:
                 "channel_mismatch", f"{name} has {numbers.size} channels from {numbers[:1]}, not 1 to {N_CHANNELS}"
             )
     energies = _finite(ebounds, E_MIN=ebounds_lo, E_MAX=ebounds_hi)
-    arf_lo, arf_hi, specresp = (
-        array.astype(np.float32) for array in response.columns("ENERG_LO", "ENERG_HI", "SPECRESP")
-    )
-    _finite(response, ENERG_LO=arf_lo, ENERG_HI=arf_hi, SPECRESP=specresp)
+    arf_lo, arf_hi, specresp = (array.astype(np.float32) for array in area.columns("ENERG_LO", "ENERG_HI", "SPECRESP"))
+    _finite(area, ENERG_LO=arf_lo, ENERG_HI=arf_hi, SPECRESP=specresp)
 
     energy_scale = _channel_energies(*(energy.tobytes() for energy in energies))
     data = _data_pha(str(detection), source, counts, energy_scale)
@@ -129,6 +132,7 @@ def _reduce(products: Products, recipe: Recipe) -> Spectrum:
         ebounds_hi=energies[1],
         files=(pha.name, arf.name, rmf.name),
         sha256=tuple(hashlib.sha256(data).hexdigest() for data in content),  # type: ignore[arg-type]
+        response=read_response(rmf_tables, rmf.name) if response else None,
     )
 
 

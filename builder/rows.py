@@ -11,6 +11,7 @@ import pyarrow as pa
 from builder.catalog import Package
 from builder.columns import COLUMNS, arrow_schema, columns_of
 from builder.records import DetectionId
+from builder.splits import Splits
 from builder.store import PackageResult
 
 __all__ = ["HEALPIX_NSIDE", "examples", "join", "public"]
@@ -30,7 +31,7 @@ def healpix(ra: pa.ChunkedArray, dec: pa.ChunkedArray) -> pa.Array:
     return pa.array(cells.astype(np.int64), mask=missing)
 
 
-def join(catalog: pa.Table, package: Package, result: PackageResult) -> pa.Table:
+def join(catalog: pa.Table, package: Package, result: PackageResult, splits: Splits) -> pa.Table:
     """All columns of a package's spectra, nothing rounded.
 
     Parameters
@@ -39,6 +40,7 @@ def join(catalog: pa.Table, package: Package, result: PackageResult) -> pa.Table
         The plan's catalog.
     package : Package
     result : PackageResult
+    splits : Splits
 
     Returns
     -------
@@ -48,7 +50,8 @@ def join(catalog: pa.Table, package: Package, result: PackageResult) -> pa.Table
     measured = result.spectra
     known = catalog.slice(package.start, len(package.detections)).take(measured["row"])
     ids = [str(DetectionId.from_object_id(number)) for number in measured["object_id"].to_pylist()]
-    derived = {"detection_id": pa.array(ids, pa.string()), "healpix": healpix(known["ra"], known["dec"])}
+    cells = healpix(known["ra"], known["dec"])
+    derived = {"detection_id": pa.array(ids, pa.string()), "healpix": cells, "split": splits.of(cells)}
     columns = []
     for name in FULL_SCHEMA.names:
         if name in derived:

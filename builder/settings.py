@@ -11,6 +11,7 @@ from typing import Any
 from builder.errors import SettingError
 from builder.records import Recipe
 from builder.selection import RELEASES, Selection
+from builder.splits import Splits
 
 __all__ = ["DEFAULT_ARCHIVE", "EMBEDDED", "Settings"]
 
@@ -37,6 +38,9 @@ class Settings:
         The default cuts are the largest recommended set; the embedded sample and a catalog file are taken whole
         unless others are given.
     recipe : Recipe
+    splits : Splits
+    responses : bool
+        Keep the response matrices, for config ``responses``.
 
     Raises
     ------
@@ -49,6 +53,8 @@ class Settings:
     catalog: str = ""
     selection: Selection = dataclasses.field(default_factory=Selection)
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
+    splits: Splits = dataclasses.field(default_factory=Splits)
+    responses: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.archive, str) or not self.archive:
@@ -68,6 +74,8 @@ class Settings:
             **({"catalog": self.catalog, "catalog_sha256": _sha256(self.catalog)} if self.catalog else {}),
             "selection": self.selection.as_dict(),
             "recipe": self.recipe.as_dict(),
+            "splits": str(self.splits),
+            "responses": self.responses,
         }
 
 

@@ -8,13 +8,28 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["ShardWriter"]
+from builder.columns import configs_with
+from builder.splits import SPLITS, Splits
+
+__all__ = ["ShardWriter", "parts"]
 
 _GROUP_ROWS = 1000
 """Rows in a row group: what a reader that streams or filters holds at once (about 25 MB of `counts`)."""
 
+_GROUP_BYTES = 50 * 10**6
+"""Bytes in a row group, for rows that are large (a row of `responses` is 1 to 2 MB)."""
+
 _SHARD_BYTES = 500 * 10**6
 """Uncompressed bytes after which a new shard begins, as `datasets` has it."""
+
+
+def parts(splits: Splits, responses: bool) -> list[tuple[str, str]]:
+    """Config and split of every set of shards: only rows of a source are divided."""
+    return [
+        (config, split)
+        for config in configs_with(responses)
+        for split in (splits.names if config in ("spectra", "counts") else SPLITS[:1])
+    ]
 
 
 class ShardWriter:
@@ -46,7 +61,7 @@ class ShardWriter:
         """Add rows."""
         if len(rows):
             self._waiting.append(rows)
-        if sum(map(len, self._waiting)) >= _GROUP_ROWS:
+        if sum(map(len, self._waiting)) >= _GROUP_ROWS or sum(rows.nbytes for rows in self._waiting) >= _GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from fsspec.core import url_to_fs
 
 from builder.archive import Archive
 from builder.catalog import Plan, plan
 from builder.errors import OutputError, SettingError
+from builder.filesystems import open_url
 from builder.mirror import CATALOG_FILE, INDEX_FILE, MirrorArchive
 from builder.settings import EMBEDDED, Settings
 from builder.store import RemoteStore, Store
@@ -68,14 +68,12 @@ def open_source(
         raise OutputError(f"cannot use the cache {cache}: {error.strerror}; choose another with --cache") from error
     # Two archives may hold different files under the same ids.
     identity = hashlib.sha256(archive.identity.encode()).hexdigest()[:16]
+    kept = (settings.release, settings.recipe, settings.responses)
     if store and "://" in store:
-        try:
-            url_to_fs(store)
-        except (ValueError, ImportError) as error:
-            raise SettingError(f"cannot use the store {store}: {error}") from error
-        return Source(archive, RemoteStore(f"{store}/{identity}", settings.release, settings.recipe))
+        open_url(store, SettingError)
+        return Source(archive, RemoteStore(f"{store}/{identity}", *kept))
     root = Path(store).expanduser() if store else cache / "store"
-    return Source(archive, Store(root / identity, settings.release, settings.recipe))
+    return Source(archive, Store(root / identity, *kept))
 
 
 def _open_archive(settings: Settings, cache: Path, connections: int) -> Archive:

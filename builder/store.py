@@ -1,8 +1,8 @@
 """The store of finished packages: one durable file each, never half written, never made twice.
 
-A file is a line of text (what it is, and the SHA-256 of the rest) followed by three Arrow IPC streams: the spectra, the
-rejections and the channel energy grids of the package. Catalog values are not in it: they are joined when the data
-are assembled, so that a package stays good when they change.
+A file is a line of text (what it is, and the SHA-256 of the rest) followed by four Arrow IPC streams: the spectra, the
+rejections, the channel energy grids and the responses of the package, the last empty where they are not kept. Catalog
+values are not in it: they are joined when the data are assembled, so that a package stays good when they change.
 """
 
 from __future__ import annotations
@@ -16,30 +16,36 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from fsspec.core import url_to_fs
 
 from builder.catalog import Package
-from builder.columns import COLUMNS, EBOUNDS, arrow_schema
+from builder.columns import COLUMNS, EBOUNDS, RESPONSES, arrow_schema
 from builder.errors import StoreError
-from builder.records import DetectionId, Recipe, Rejection, Spectrum
+from builder.filesystems import open_url, reported
+from builder.records import DetectionId, Recipe, Rejection, Response, Spectrum
 
 __all__ = ["PackageResult", "RemoteStore", "Store", "package_result"]
 
-_MAGIC = b"chandra-spectra package 1 "
-_MEASURED = tuple(column for column in COLUMNS if not column.query and column.name not in ("detection_id", "healpix"))
+_MAGIC = b"chandra-spectra package 2 "
+_DERIVED = ("detection_id", "healpix", "split")
+_MEASURED = tuple(column for column in COLUMNS if not column.query and column.name not in _DERIVED)
 SPECTRA_SCHEMA = arrow_schema(_MEASURED).insert(0, pa.field("row", pa.int32()))
 """Measured columns, and ``row``: the detection's place in its package."""
 REJECTIONS_SCHEMA = pa.schema([(name, pa.string()) for name in ("detection_id", "stage", "reason", "message", "url")])
 EBOUNDS_SCHEMA = arrow_schema(EBOUNDS)
+RESPONSES_SCHEMA = arrow_schema(RESPONSES)
 
 
 @dataclass(frozen=True, slots=True)
 class PackageResult:
-    """What came of one package, as tables: `SPECTRA_SCHEMA`, `REJECTIONS_SCHEMA`, `EBOUNDS_SCHEMA`."""
+    """What came of one package, as tables.
+
+    `SPECTRA_SCHEMA`, `REJECTIONS_SCHEMA`, `EBOUNDS_SCHEMA` and, empty where they are not kept, `RESPONSES_SCHEMA`.
+    """
 
     spectra: pa.Table
     rejections: pa.Table
     ebounds: pa.Table
+    responses: pa.Table
 
 
 def rejections_table(rejections: Iterable[Rejection]) -> pa.Table:
@@ -84,7 +90,17 @@ def package_result(detections: tuple[DetectionId, ...], outcomes: Iterable[Spect
         pa.Table.from_pydict(values, schema=SPECTRA_SCHEMA),
         rejections_table(rejections),
         pa.Table.from_pydict(ebounds, schema=EBOUNDS_SCHEMA),
+        _responses(spectra),
     )
+
+
+def _responses(spectra: list[Spectrum]) -> pa.Table:
+    """The distinct responses of a package."""
+    distinct = {s.sha256[2]: (s.ebounds_id, s.response) for s in spectra if s.response}
+    rows = [(key, grid, *(getattr(response, name) for name in Response.__slots__))
+            for key, (grid, response) in distinct.items()]  # fmt: skip
+    columns = list(zip(*rows, strict=True)) or [()] * len(RESPONSES_SCHEMA)
+    return pa.Table.from_pydict(dict(zip(RESPONSES_SCHEMA.names, columns, strict=True)), schema=RESPONSES_SCHEMA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +113,19 @@ class Store:
         Folder of all stores.
     release : str
     recipe : Recipe
+    responses : bool
+        Keep the response matrices, too.
     """
 
     root: Path
     release: str
     recipe: Recipe
+    responses: bool = False
 
     def name(self, package: Package) -> str:
         """Name of the package's file, below the root."""
-        return f"{self.release}/{self.recipe.key}/{package.key(self.release, self.recipe)}.arrows"
+        kind = "-responses" if self.responses else ""
+        return f"{self.release}/{self.recipe.key}{kind}/{package.key(self.release, self.recipe)}.arrows"
 
     def path(self, package: Package) -> Path:
         """Where the package's file is or will be."""
@@ -162,43 +182,42 @@ class RemoteStore:
         Such as ``s3://bucket/store``.
     release : str
     recipe : Recipe
+    responses : bool
     """
 
     url: str
     release: str
     recipe: Recipe
+    responses: bool = False
 
     def _place(self, package: Package) -> tuple[Any, str]:
-        fs, root = url_to_fs(self.url)
-        return fs, f"{root.rstrip('/')}/{Store(Path(), self.release, self.recipe).name(package)}"
+        fs, root = open_url(self.url, StoreError)
+        return fs, f"{root}/{Store(Path(), self.release, self.recipe, self.responses).name(package)}"
 
     def __contains__(self, package: Package) -> bool:
         fs, path = self._place(package)
-        return bool(fs.exists(path))
+        with reported(StoreError, f"cannot read {path} in {self.url}"):
+            return bool(fs.exists(path))
 
     def write(self, package: Package, result: PackageResult) -> None:
         """See `Store.write`."""
         fs, path = self._place(package)
-        try:
+        with reported(StoreError, f"cannot write {path} in {self.url}", "; finished packages are kept"):
             fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             fs.pipe_file(path, _pack(result))
-        except OSError as error:
-            raise StoreError(f"cannot write {path} in {self.url}: {error}; finished packages are kept") from error
 
     def read(self, package: Package) -> PackageResult:
         """See `Store.read`."""
         fs, path = self._place(package)
-        try:
+        with reported(StoreError, f"cannot read {path} in {self.url}"):
             content = fs.cat_file(path)
-        except OSError as error:
-            raise StoreError(f"cannot read {path} in {self.url}: {error}") from error
         return _unpack(content, path)
 
 
 def _pack(result: PackageResult) -> bytes:
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    for table in (result.spectra, result.rejections, result.ebounds):
+    for table in (result.spectra, result.rejections, result.ebounds, result.responses):
         with pa.ipc.new_stream(sink, table.schema, options=options) as stream:
             stream.write_table(table)
     payload: bytes = sink.getvalue().to_pybytes()
@@ -210,4 +229,4 @@ def _unpack(content: bytes, origin: str) -> PackageResult:
     if head != _MAGIC + hashlib.sha256(payload).hexdigest().encode():
         raise StoreError(f"{origin} is damaged: its checksum is wrong")
     source = pa.BufferReader(payload)
-    return PackageResult(*(pa.ipc.open_stream(source).read_all() for _ in range(3)))
+    return PackageResult(*(pa.ipc.open_stream(source).read_all() for _ in range(4)))

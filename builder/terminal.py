@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from builder.catalog import Plan
     from builder.prepare import Progress
     from builder.verify import Report
 
-__all__ = ["bars", "show_checks", "show_estimate", "show_row", "show_summary", "size_text", "waiting"]
+__all__ = ["bars", "show_checks", "show_estimate", "show_row", "show_summary", "show_uploaded", "size_text",
+           "waiting"]  # fmt: skip
 
 
 def show_checks(report: Report) -> None:
@@ -36,64 +39,128 @@ def show_checks(report: Report) -> None:
             print(f"... and {check.failed - len(check.failures):,} more: {check.claim}")
 
 
-def show_summary(folder: Path, manifest: dict[str, Any], done: bool | None) -> None:
+def show_summary(folder: Path | str, manifest: dict[str, Any], done: bool | None) -> None:
     """What a prepared folder holds, and where to go next.
 
     Parameters
     ----------
-    folder : Path
+    folder : Path or str
+        Of a URL, only what the manifest says is shown.
     manifest : dict
     done : bool, optional
         Whether it was made just now, or was finished before; None where the question is not asked.
     """
     from rich.console import Console
-    from rich.table import Table
 
-    console = Console(highlight=False)
+    from builder.folder import overview
+    from builder.records import REASONS
+
+    console = Console(highlight=False, markup=False)
     counts = manifest["counts"]
-    table = Table(title=f"{folder}", title_justify="left", box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    table.add_column(style="dim")
-    table.add_row("rows", f"{counts['rows']:,}", "spectra")
-    reasons = ", ".join(f"{reason} {number:,}" for reason, number in counts["reasons"].items())
-    table.add_row("rejected", f"{counts['rejected']:,}", reasons)
-    table.add_row("selected", f"{counts['selected']:,}", f"from {counts['detections']:,} detections")
+    seen = overview(folder) if isinstance(folder, Path) else None
+    table = _table()
+    sources = f" of {_several(seen.sources, 'source')}" if seen else ""
+    table.add_row("rows", f"{counts['rows']:,}", "", f"spectra{sources}")
+    files: dict[str, list[dict[str, Any]]] = {}
     for file in manifest["files"]:
-        rows = "" if file["rows"] is None else f"{file['rows']:,} row{'' if file['rows'] == 1 else 's'}"
-        table.add_row(file["path"], size_text(file["bytes"]), rows)
+        part, _, name = file["path"].rpartition("/")
+        files.setdefault(f"{part}/" if part else name, []).append(file)
+    splits = _splits(files.get("data/", []))
+    for split, rows in splits.items() if len(splits) > 1 else ():
+        table.add_row(f"  {split}", f"{rows:,}", "", f"{100 * rows / max(counts['rows'], 1):.1f} %")
+    if seen:
+        dates = f"{seen.first} to {seen.last}" if seen.first else ""
+        table.add_row("observations", f"{seen.observations:,}", "", dates)
+        table.add_row("exposure", f"{seen.exposure / 1e6:,.3f}", "Ms", "all rows together")
+        table.add_row("counts", f"{seen.counts:,}", "", "all rows together, kept energies")
+    table.add_row("rejected", f"{counts['rejected']:,}", "", f"of {counts['selected']:,} selected")
+    for reason, rejected in sorted(counts["reasons"].items(), key=lambda item: -item[1]):
+        table.add_row(f"  {reason}", f"{rejected:,}", "", REASONS.get(reason, ""))
+    for name, parts in files.items():
+        size, unit = size_text(sum(file["bytes"] for file in parts)).split()
+        remarks = [] if parts[0]["rows"] is None else [_several(sum(file["rows"] for file in parts), "row")]
+        remarks += [_several(len(parts), "file")] if name.endswith("/") else []
+        table.add_row(name, size, unit, ", ".join(remarks))
+    size, unit = size_text(sum(file["bytes"] for file in manifest["files"])).split()
+    table.add_row("together", size, unit, _several(len(manifest["files"]), "file"))
     if done:
-        table.add_row("time", f"{manifest['seconds']:.1f} s", "")
+        table.add_row("time", f"{manifest['seconds']:,.1f}", "s", "")
+    console.print(str(folder), style="bold")
     console.print(table)
     if done is False:
         console.print("\nThe folder was finished before: nothing to do.")
     if done is not None:
-        name = str(folder)
-        console.print(
-            f'\nNext:  python -c \'from datasets import load_dataset; print(load_dataset("{name}")["train"][0])\''
-            f"\n       chandra-spectra info {name}",
-            soft_wrap=True,
-        )
+        load = f'python -c \'from datasets import load_dataset; print(load_dataset("{folder}")["train"][0])\''
+        console.print(f"\nNext:  {load}", soft_wrap=True)
+        if seen:
+            console.print(f"       chandra-spectra info {folder}", soft_wrap=True)
+
+
+def show_uploaded(url: str, manifest: dict[str, Any], done: bool) -> None:
+    """What a prepared folder on another file system holds, and how to load it: load_dataset looks for no card there."""
+    counts, files = manifest["counts"], manifest["files"]
+    size = size_text(sum(file["bytes"] for file in files))
+    print(f"{counts['rows']:,} spectra, {counts['rejected']:,} rejected, {len(files)} files, {size}, in {url}")
+    if not done:
+        print("The folder was finished before: nothing to do.")
+    splits = _splits([file for file in files if file["path"].startswith("data/")])
+    shards = ", ".join(f'"{split}": "{url}/data/{split}-*.parquet"' for split in splits)
+    words = f'load_dataset("parquet", data_files={{{shards}}})'
+    print(f"\nNext:  python -c 'from datasets import load_dataset; print({words})'")
+
+
+def _table() -> Table:
+    """A table without lines: name, number, unit, remark."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim")
+    return table
+
+
+def _several(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def _splits(shards: list[dict[str, Any]]) -> dict[str, int]:
+    """Rows of each split, from the names of the shards: ``data/train-00000-of-00001.parquet``."""
+    rows: dict[str, int] = {}
+    for file in shards:
+        split = Path(file["path"]).name.partition("-")[0]
+        rows[split] = rows.get(split, 0) + file["rows"]
+    return rows
 
 
 def show_row(row: dict[str, Any]) -> None:
-    """The scalars of one row of config ``spectra``, with their units."""
+    """The scalars of one row of config ``spectra``, with their units; what is null is only named."""
     from rich.console import Console
-    from rich.table import Table
 
     from builder.columns import columns_of
 
-    table = Table(title=f"\ndetection {row['detection_id']}", title_justify="left", box=None, pad_edge=False,
-                  show_header=False)  # fmt: skip
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_column(style="dim")
+    texts = ("name", "detection_id", "obsid", "obi", "region_id", "cycle", "instrument")  # said in the title
+    table = _table()
+    missing = []
     for column in columns_of("spectra"):
-        if column.length is None and not column.name.endswith("sha256"):
-            value = row[column.name]
-            text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-            table.add_row(column.name, text, column.unit)
-    Console(highlight=False).print(table)
+        if column.length is not None or column.name in texts or column.name.endswith(("_file", "_sha256")):
+            continue
+        value = row.get(column.name)  # a folder of another version may lack one
+        if value is None:
+            missing.append(column.name)
+        elif isinstance(value, bool):
+            table.add_row(column.name, "yes" if value else "no", "")
+        else:
+            digits = 6 if column.dtype == "float32" else 9
+            table.add_row(column.name, f"{value:.{digits}g}" if isinstance(value, float) else str(value), column.unit)
+    console = Console(highlight=False, markup=False)
+    console.print(f"\ndetection {row['detection_id']} of {row['name']}, {row['instrument']}", style="bold")
+    console.print(table)
+    console.print("files  " + "\n       ".join(row[f"{kind}_file"] for kind in ("pha", "arf", "rmf")))
+    if missing:
+        console.print(f"null   {', '.join(missing)}")
+    console.print()
 
 
 def size_text(size: float) -> str:

@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from builder.card import DATA_FILES
 from builder.catalog import PACKAGE_SIZE, Package
@@ -29,16 +30,19 @@ from builder.checks import (
     check_hdf5,
     check_ids,
     check_nulls,
+    check_responses,
     check_spectra,
     hdf5_columns,
 )
-from builder.columns import COLUMNS, CONFIGS, features
+from builder.columns import COLUMNS, features
 from builder.engine import make
 from builder.errors import SettingError
 from builder.prepare import HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Progress, manifest_digest, read_manifest
 from builder.records import REASONS, DetectionId, Recipe
 from builder.settings import Settings
+from builder.shards import parts
 from builder.sources import open_source
+from builder.splits import SPLITS, Splits
 from builder.store import REJECTIONS_SCHEMA, SPECTRA_SCHEMA, Store
 
 __all__ = ["Report", "verify"]
@@ -118,7 +122,7 @@ def verify(
     files = Check("files are those of the manifest")
     numbers = Check("rows, rejections and files add up")
     ids = Check("ids are unique, in order and consistent")
-    grids = Check("channel energies match their ids")
+    grids = Check("grids and responses match their ids")
     channels = Check("counts and areas are well-formed")
     spectra = Check("spectra are well-formed")
     hdf5 = Check("HDF5 and Parquet hold the same")
@@ -181,9 +185,16 @@ def _check_files(check: Check, folder: Path, manifest: dict[str, Any], progress:
     return False
 
 
-def _rows_of(manifest: dict[str, Any], folder: str) -> dict[str, int]:
-    """Rows by file of one folder, in the order of the rows."""
-    return {file["path"]: file["rows"] for file in manifest["files"] if file["path"].startswith(f"{folder}/")}
+def _parts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """The configs and splits that a folder has."""
+    said = manifest["settings"]
+    return parts(Splits.parse(said["splits"]), bool(said["responses"]))
+
+
+def _rows_of(manifest: dict[str, Any], config: str, split: str) -> dict[str, int]:
+    """Rows by file of one split of a config, in the order of the rows."""
+    prefix = f"{DATA_FILES[config]}/{split}-"
+    return {file["path"]: file["rows"] for file in manifest["files"] if file["path"].startswith(prefix)}
 
 
 def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None:
@@ -196,17 +207,27 @@ def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None
         if found != expected:
             check.fail(file, f"{what} is {found}, not {expected}")
 
-    for config, name in DATA_FILES.items():
-        shards = _rows_of(manifest, name)
+    known = {MANIFEST_FILE, HDF5_FILE, REJECTIONS_FILE}
+    totals = dict.fromkeys(("spectra", "counts"), 0)
+    for config, split in _parts(manifest):
+        shards = _rows_of(manifest, config, split)
+        known |= set(shards)
         for number, (path, rows) in enumerate(shards.items()):
-            equal("name", path, f"{name}/train-{number:05d}-of-{len(shards):05d}.parquet")
+            equal("name", path, f"{DATA_FILES[config]}/{split}-{number:05d}-of-{len(shards):05d}.parquet")
             with _reading(check, path):
                 parquet = pq.ParquetFile(folder / path)
                 equal("number of rows", parquet.metadata.num_rows, rows, path)
                 if Features.from_arrow_schema(parquet.schema_arrow) != features(config):
                     check.fail(path, f"has not the columns of config {config}")
-        if config != "ebounds":
-            equal(f"number of rows of config {config}", sum(shards.values()), counts["rows"])
+        if config in totals:
+            totals[config] += sum(shards.values())
+            equal(f"rows of config {config}, split {split}", sum(shards.values()),
+                  sum(_rows_of(manifest, "spectra", split).values()))  # fmt: skip
+    for config, rows in totals.items():
+        equal(f"number of rows of config {config}", rows, counts["rows"])
+    for file in manifest["files"]:
+        if file["path"].endswith(".parquet") and file["path"] not in known:
+            check.fail(MANIFEST_FILE, f"{file['path']} is of no config and split")
     for file in manifest["files"]:
         others = {HDF5_FILE: counts["rows"], REJECTIONS_FILE: counts["rejected"], "README.md": None}
         equal(f"rows of {file['path']}", file["rows"], others.get(file["path"], file["rows"]))
@@ -240,57 +261,105 @@ def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None
             equal(f"attribute {name}", found, settings.get(name), HDF5_FILE)
 
 
-def _slices(folder: Path, files: dict[str, dict[str, int]]) -> Iterator[Rows]:
-    """The rows of both configs, `_SLICE` at a time whatever the shards' bounds."""
-    begins: dict[str, list[tuple[int, str]]] = {}
-    for config, shards in files.items():
-        begins[config], total = [], 0
-        for path, rows in shards.items():
-            begins[config].append((total, path))
-            total += rows
-    start = 0
-    for spectra, counts in zip(*(_tables(folder, files[config]) for config in ("spectra", "counts")), strict=True):
-        yield Rows(start, spectra, counts, begins)
-        start += len(spectra)
+class _Reader:
+    """Reads the rows of one split of a config, so many at a time whatever the shards' bounds."""
+
+    def __init__(self, folder: Path, shards: dict[str, int]) -> None:
+        self._tables = self._read(folder, shards)
+        self._waiting: list[pa.Table] = []
+
+    @staticmethod
+    def _read(folder: Path, shards: dict[str, int]) -> Iterator[pa.Table]:
+        for path in shards:
+            with pq.ParquetFile(folder / path) as file:
+                for batch in file.iter_batches(_SLICE):
+                    yield pa.Table.from_batches([batch]).flatten()
+
+    def take(self, number: int) -> pa.Table:
+        """The next rows."""
+        while sum(map(len, self._waiting)) < number:
+            self._waiting.append(next(self._tables))
+        table = pa.concat_tables(self._waiting)
+        self._waiting = [table.slice(number)]
+        return table.slice(0, number)
 
 
-def _tables(folder: Path, shards: dict[str, int]) -> Iterator[pa.Table]:
-    waiting: list[pa.Table] = []
-    for path in shards:
-        with pq.ParquetFile(folder / path) as file:
-            for batch in file.iter_batches(_SLICE):
-                waiting.append(pa.Table.from_batches([batch]).flatten())
-                if sum(map(len, waiting)) >= _SLICE:
-                    table = pa.concat_tables(waiting)
-                    yield table.slice(0, _SLICE)
-                    waiting = [table.slice(_SLICE)]
-    if rest := [table for table in waiting if len(table)]:
-        yield pa.concat_tables(rest)
+def _slices(folder: Path, manifest: dict[str, Any], order: NDArray[np.int64]) -> Iterator[Rows]:
+    """The rows of both configs, `_SLICE` at a time, in the catalog's order.
+
+    Parameters
+    ----------
+    folder : Path
+    manifest : dict
+    order : ndarray of int64
+        For each row the number of the split in whose files it stands.
+    """
+    begins: dict[tuple[str, str], list[tuple[int, str]]] = {("hdf5", ""): [(0, HDF5_FILE)]}
+    readers: dict[tuple[str, str], _Reader] = {}
+    for config, split in _parts(manifest):
+        shards = _rows_of(manifest, config, split)
+        starts = np.cumsum([0, *shards.values()]).tolist()
+        begins[config, split] = list(zip(starts, shards, strict=False))
+        readers[config, split] = _Reader(folder, shards)
+    done = dict.fromkeys(SPLITS, 0)
+    for start in range(0, len(order), _SLICE):
+        codes = order[start : start + _SLICE]
+        sorted_rows = np.argsort(codes, kind="stable")  # as they come from the files, one split after the other
+        tables: dict[str, list[pa.Table]] = {"spectra": [], "counts": []}
+        position = np.empty(len(codes), dtype=np.int64)
+        for code in np.unique(codes):
+            split, number = SPLITS[code], int(np.count_nonzero(codes == code))
+            for config, found in tables.items():
+                found.append(readers[config, split].take(number))
+            position[codes == code] = np.arange(done[split], done[split] + number)
+            done[split] += number
+        place = pa.array(np.argsort(sorted_rows))
+        spectra, counts = (pa.concat_tables(found).take(place) for found in tables.values())
+        yield Rows(start, spectra, counts, [SPLITS[code] for code in codes], position, begins)
+
+
+def _order(check: Check, manifest: dict[str, Any], file: h5py.File) -> NDArray[np.int64]:
+    """For each row, in the catalog's order, the number of its split, by column ``split`` of the HDF5 file."""
+    numbers = [sum(_rows_of(manifest, "spectra", split).values()) for split in SPLITS]
+    if numbers[0] != sum(numbers):
+        names = file["split"].asstr()[:]
+        codes = np.full(len(names), -1)
+        for code, split in enumerate(SPLITS):
+            codes[names == split] = code
+        found = [int(np.count_nonzero(codes == code)) for code in range(len(SPLITS))]
+        if found == numbers:
+            return codes
+        check.fail(HDF5_FILE, "split", f"{found} rows are {', '.join(SPLITS)}, {numbers} in Parquet")
+    return np.repeat(np.arange(len(SPLITS)), numbers)
 
 
 def _check_content(folder: Path, manifest: dict[str, Any], checks: tuple[Check, ...], progress: Progress) -> None:
     ids, grids, channels, spectra, hdf5 = checks
     counts = manifest["counts"]
-    files = {config: _rows_of(manifest, name) for config, name in DATA_FILES.items()}
+    splits = Splits.parse(manifest["settings"]["splits"])
     recipe = Recipe(**{name: value for name, value in manifest["settings"]["recipe"].items() if name != "version"})
     rejected = set(pq.read_table(folder / REJECTIONS_FILE)["detection_id"].to_pylist())
     detections = {DetectionId.parse(name).catalog.object_id for name in rejected}
-    previous, distinct, used = -1, 0, set[str]()
+    previous, distinct, used, responses = -1, 0, set[str](), set[str]()
     with h5py.File(folder / HDF5_FILE) as file, _reading(ids, "Parquet"):
-        known = _check_ebounds(grids, hdf5, folder, files["ebounds"], file)
+        known = _check_ebounds(grids, hdf5, folder, _rows_of(manifest, "ebounds", "train"), file)
         comparable = hdf5_columns(hdf5, file, HDF5_FILE, counts["rows"])
-        for rows in _slices(folder, files | {"hdf5": {HDF5_FILE: counts["rows"]}}):
+        order = np.zeros(counts["rows"], dtype=np.int64)
+        with _reading(hdf5, HDF5_FILE):
+            order = _order(hdf5, manifest, file)
+        for rows in _slices(folder, manifest, order):
             if check_nulls(ids, rows):
                 numbers = rows.spectra["object_id"].to_numpy() // 10 * 10  # without the cycle
                 detections.difference_update(numbers.tolist())
                 distinct += int(np.count_nonzero(np.diff(numbers, prepend=previous // 10 * 10)))
-                previous = check_ids(ids, rows, previous, rejected)
+                previous = check_ids(ids, rows, previous, rejected, splits)
                 check_channels(channels, rows, known)
                 check_spectra(spectra, rows, recipe, known)
                 if comparable:
                     with _reading(hdf5, HDF5_FILE):
                         check_hdf5(hdf5, rows, file)
                 used.update(rows.counts["ebounds_id"].to_pylist())
+                responses.update(rows.counts["rmf_sha256"].to_pylist())
             done = rows.start + len(rows)
             for check in (ids, channels, spectra, hdf5):
                 check.scope = f"{done:,} rows"
@@ -298,7 +367,9 @@ def _check_content(folder: Path, manifest: dict[str, Any], checks: tuple[Check, 
         if not ids.failed and (found := distinct + len(detections)) != counts["detections"]:
             ids.fail(MANIFEST_FILE, f"{counts['detections']} detections, but rows and rejections are of {found}")
         for key in sorted(set(known) - used):
-            grids.fail(next(iter(files["ebounds"])), key, "no row has this grid")
+            grids.fail(next(iter(_rows_of(manifest, "ebounds", "train"))), key, "no row has this grid")
+        if manifest["settings"]["responses"]:
+            _check_responses(grids, folder, _rows_of(manifest, "responses", "train"), known, responses)
 
 
 def _check_ebounds(check: Check, hdf5: Check, folder: Path, files: dict[str, int], file: h5py.File) -> Grids:
@@ -317,16 +388,32 @@ def _check_ebounds(check: Check, hdf5: Check, folder: Path, files: dict[str, int
     return known
 
 
+def _check_responses(check: Check, folder: Path, files: dict[str, int], grids: Grids, used: set[str]) -> None:
+    """Every response is well-formed, is there once, and is that of a row; every row has its own."""
+    found = set[str]()
+    with _reading(check, DATA_FILES["responses"]):
+        for path in files:
+            with pq.ParquetFile(folder / path) as file:
+                for batch in file.iter_batches(10):
+                    check_responses(check, batch, path, grids, found)
+    check.scope += f", {len(found):,} responses"
+    for key in sorted(used ^ found):
+        why = "a row's response is missing" if key in used else "no row has this response"
+        check.fail(next(iter(files)), key, why)
+
+
 def _check_loads(check: Check, folder: Path, manifest: dict[str, Any]) -> None:
     """Load each config with an empty cache and compare the number of rows and the features."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    for config, name in DATA_FILES.items():
-        expected = sum(_rows_of(manifest, name).values())
+    for config, split in _parts(manifest):
+        if not (files := _rows_of(manifest, config, split)):  # a split without rows
+            continue
+        expected = sum(files.values())
         with tempfile.TemporaryDirectory() as cache, _reading(check, f"config {config}"):
             try:
-                dataset = load_dataset(str(folder), config, split="train", cache_dir=cache)
+                dataset = load_dataset(str(folder), config, split=split, cache_dir=cache)
             except DatasetsError as error:
                 check.fail(f"config {config}", f"load_dataset: {error.__cause__ or error}")
                 continue
@@ -334,7 +421,7 @@ def _check_loads(check: Check, folder: Path, manifest: dict[str, Any]) -> None:
                 check.fail(f"config {config}", f"load_dataset gives {len(dataset)} rows, not {expected}")
             if dataset.features != features(config):
                 check.fail(f"config {config}", "load_dataset gives other features")
-    check.scope = ", ".join(CONFIGS)
+    check.scope = ", ".join(dict.fromkeys(config for config, _ in _parts(manifest)))
 
 
 def _check_again(

@@ -56,6 +56,18 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def full_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded sample in splits by source, with the responses, in a folder named chandra_spectra."""
+    from builder.prepare import prepare
+    from builder.settings import Settings
+    from builder.splits import Splits
+
+    folder = tmp_path_factory.mktemp("full") / "chandra_spectra"
+    prepare(folder, Settings(archive="embedded", splits=Splits(divided=True), responses=True))
+    return folder
+
+
 @pytest.fixture
 def mirror(tmp_path: Path) -> Path:
     """A mirror that a test may damage."""

@@ -30,13 +30,14 @@ from builder import card as card_module
 from builder import prepare as prepare_module
 from builder.card import DATA_FILES, write_card
 from builder.cli import app
-from builder.columns import COLUMNS, CONFIGS, EBOUNDS, features, markdown
+from builder.columns import COLUMNS, EBOUNDS, RESPONSES, configs_with, features, markdown
 from builder.pictures import SCALARS, draw_pictures
 from builder.prepare import prepare, read_manifest
 from builder.records import REASONS, DetectionId, Recipe
 from builder.selection import Cone, Selection
 from builder.settings import Settings
 from builder.shards import ShardWriter
+from builder.splits import Splits
 
 ACKNOWLEDGEMENT = (
     "This research has made use of data obtained from the Chandra Source Catalog, provided by the Chandra X-ray Center "
@@ -91,7 +92,7 @@ def test_the_size_category_is_the_hubs(rows: int, word: str) -> None:
     assert card_module._size_category(rows) == word
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", configs_with(False))
 def test_datasets_reads_features_files_and_sizes_from_the_card(sample: Path, tmp_path: Path, config: str) -> None:
     files = [file for file in read_manifest(sample)["files"] if file["path"].startswith(f"{DATA_FILES[config]}/")]
     builder = load_dataset_builder(str(sample), config, cache_dir=str(tmp_path))
@@ -116,11 +117,14 @@ def test_the_default_config_is_spectra(sample: Path, tmp_path: Path) -> None:
 def test_the_numbers_are_those_of_the_manifest_and_add_up(sample: Path, text: str) -> None:
     counts = read_manifest(sample)["counts"]
     table = dict(re.findall(r"^\| (\w[\w ]*) \| ([\d,]+) \|$", text, re.MULTILINE))
+    splits = re.findall(r"^\| `(\w+)` \| (\d+) % \| ([\d,]+) \|$", text, re.MULTILINE)
+    assert [(split, int(share)) for split, share, _ in splits] == [("train", 80), ("validation", 10), ("test", 10)]
+    assert sum(int(number) for _, _, number in splits) == counts["rows"]
     numbers = {name: int(number.replace(",", "")) for name, number in table.items()}
     assert numbers == {"detections": counts["detections"], "their spectra": counts["selected"],
                        "rows": counts["rows"], "rejected": counts["rejected"]}  # fmt: skip
     assert numbers["their spectra"] == numbers["rows"] + numbers["rejected"]
-    reasons = re.findall(r"^\| `(\w+)` \| (.*) \| ([\d,]+) \|$", text, re.MULTILINE)
+    reasons = re.findall(r"^\| `(\w+)` \| (\D.*) \| ([\d,]+) \|$", text, re.MULTILINE)
     assert {reason: int(number) for reason, _, number in reasons} == counts["reasons"]
     assert all(REASONS[reason] == meaning for reason, meaning, _ in reasons)
     assert sum(counts["reasons"].values()) == counts["rejected"]
@@ -140,7 +144,8 @@ def test_sources_repetitions_and_flags_are_counted(sample: Path, text: str) -> N
 
 
 def test_the_sizes_of_the_configs_are_those_of_the_files(sample: Path, text: str) -> None:
-    for config, folder in DATA_FILES.items():
+    for config in configs_with(False):
+        folder = DATA_FILES[config]
         files = [file for file in read_manifest(sample)["files"] if file["path"].startswith(f"{folder}/")]
         rows, size = (sum(file[key] for file in files) for key in ("rows", "bytes"))
         assert re.search(rf"^\| `{config}` \| .* \| {rows} \| {size / 1e6:.1f} MB \|$", text, re.MULTILINE)
@@ -149,6 +154,19 @@ def test_the_sizes_of_the_configs_are_those_of_the_files(sample: Path, text: str
 def test_the_tables_of_columns_are_the_declarations(text: str) -> None:
     assert markdown(COLUMNS) in text
     assert markdown(EBOUNDS) in text
+    assert markdown(RESPONSES) not in text
+
+
+def test_the_card_of_a_folder_with_splits_and_responses_says_so(full_sample: Path) -> None:
+    text = (full_sample / "README.md").read_text()
+    assert markdown(RESPONSES) in text
+    assert "The redistribution matrix is in config `responses`" in prose(text)
+    assert "There is one split" not in text
+    data = metadata_load(full_sample / "README.md")
+    assert data is not None
+    files = {config["config_name"]: [part["split"] for part in config["data_files"]] for config in data["configs"]}
+    assert files == {"spectra": ["train", "validation", "test"], "counts": ["train", "validation", "test"],
+                     "ebounds": ["train"], "responses": ["train"]}  # fmt: skip
 
 
 def test_it_says_what_it_must(text: str) -> None:
@@ -181,8 +199,9 @@ def test_the_snippets_run_beside_the_folder(sample: Path, text: str, tmp_path: P
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     test, train = map(int, run.stdout.split())
+    rows = Counter(pq.read_table(sample / "data")["split"].to_pylist())
+    assert (test, train) == (rows["test"], rows["train"])
     assert 0 < test < train
-    assert test + train == 62
 
 
 def test_filters_want_streaming_as_it_says(sample: Path, tmp_path: Path) -> None:
@@ -215,8 +234,8 @@ def settings_of(line: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
 def written(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the sample's shards to write cards for, without pictures."""
     monkeypatch.setattr(card_module, "draw_pictures", lambda *arguments: [])
-    for name in DATA_FILES.values():
-        shutil.copytree(sample / name, tmp_path / name)
+    for config in configs_with(False):
+        shutil.copytree(sample / DATA_FILES[config], tmp_path / DATA_FILES[config])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -239,6 +258,7 @@ def card_of(folder: Path, sample: Path, settings: Settings, **counts: int) -> st
         Settings(selection=Selection(detections=frozenset({DetectionId(4938, 0, 43), DetectionId(7867, 0, 2)}))),
         Settings("embedded", recipe=Recipe(0.3, 7.25, 20, subtract=False, group=False)),
         Settings("a mirror", catalog="cat.parquet", selection=Selection(limit=5)),
+        Settings("embedded", splits=Splits.parse("source:70/20/10"), responses=True),
     ],
 )
 def test_the_command_comes_to_the_same_settings(

@@ -99,12 +99,6 @@ def test_info_shows_the_numbers_a_row_and_a_plot(sample: Path) -> None:
     assert "(keV)" in result.stdout
 
 
-def test_info_draws_a_png(sample: Path, tmp_path: Path) -> None:
-    result = command("info", sample, "--detection", "4938.0.43", "--plot", tmp_path / "spectrum.png")
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "spectrum.png").read_bytes().startswith(b"\x89PNG")
-
-
 @pytest.mark.parametrize(("arguments", "words"), [(["--detection", "1.2.3"], "no row 1.2.3"), ([], "not a prepared")])
 def test_info_of_what_is_not_there_is_one_clear_line(
     arguments: list[str], words: str, sample: Path, tmp_path: Path

@@ -173,7 +173,12 @@ def test_a_killed_push_leaves_the_hub_as_it_was_and_is_resumed(sample: Path, hub
 def test_shards_that_are_no_more_go_in_the_same_commit_and_nothing_else_does(sample: Path, hub: Hub) -> None:
     upload(sample, hub)
     repo = hub.repos[NAME]
-    old = on_hub(hub) | {"data/train-00001-of-00002.parquet": b"old", "notes.md": b"mine", "data/notes.md": b"mine"}
+    stale = (
+        "data/train-00001-of-00002.parquet",
+        "counts/test-00000-of-00001.parquet",
+        "responses/train-00000-of-00001.parquet",
+    )
+    old = on_hub(hub) | dict.fromkeys(stale, b"old") | {"notes.md": b"mine", "data/notes.md": b"mine"}
     repo.commit("main", old)
     upload(sample, hub)
     assert on_hub(hub) == files(sample) | {"notes.md": b"mine", "data/notes.md": b"mine"}

@@ -178,7 +178,7 @@ def test_the_first_of_two_cards_counts() -> None:
 def test_a_wanted_column_that_is_not_one_plain_number_a_row_is_refused(column: fits.Column) -> None:
     table = only(ff.fits_bytes(ff.table("T", [fits.Column("Y", "J", array=[1, 2, 3]), column])))
     assert table.columns("Y")[0].tolist() == [1, 2, 3]
-    refused("unreadable_pha", "column X is not one plain number", table, "columns", "Y", "X")
+    refused("unreadable_pha", "column X is not o(ne|f) plain number", table, "columns", "Y", "X")
 
 
 @pytest.mark.parametrize("keyword", ["TSCAL2", "TZERO2"])
@@ -186,7 +186,7 @@ def test_a_scaled_column_is_refused_only_where_it_is_wanted(keyword: str) -> Non
     columns = [fits.Column(name, "J", array=[1, 2, 3]) for name in ("Y", "X")]
     table = only(ff.fits_bytes(ff.table("T", columns, **{keyword: 2.0})))
     assert table.columns("Y")[0].tolist() == [1, 2, 3]
-    refused("unreadable_pha", "column X is not one plain number", table, "columns", "X")
+    refused("unreadable_pha", "column X is not o(ne|f) plain number", table, "columns", "X")
 
 
 def test_a_column_that_is_not_there_is_refused() -> None:

@@ -286,6 +286,23 @@ def test_a_run_does_not_touch_the_unfinished_folder_of_another_output(tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.v2.123.incomplete", "out"]
 
 
+def test_two_runs_into_the_same_folder_do_not_take_each_others_work_away(tmp_path: Path) -> None:
+    code = ("import sys; from pathlib import Path; from builder.prepare import staging_folder\n"
+            "with staging_folder(Path(sys.argv[1])) as staging:\n"
+            "    (staging / 'half').touch(); print(staging, flush=True); sys.stdin.read()\n")  # fmt: skip
+    words = [sys.executable, "-c", code, str(tmp_path / "out")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        staging = Path(other.stdout.readline().strip())
+        with pytest.raises(OutputError, match="another run is writing"):
+            prepare(tmp_path / "out", EMBEDDED)
+        assert (staging / "half").exists()
+        other.kill()  # as it is dead, what it left is in nobody's way
+        other.wait()
+        prepare(tmp_path / "out", EMBEDDED)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_catalog_file_that_changed_is_not_taken_for_finished(mirror: Path, tmp_path: Path) -> None:
     from builder.catalog_files import read_catalog, write_catalog
 

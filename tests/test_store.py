@@ -283,11 +283,11 @@ def test_a_killed_write_is_no_finished_package(store: Store, monkeypatch: pytest
 
 
 def test_the_payload_is_plain_arrow(store: Store) -> None:
-    """Three streams behind the first line: other programs can read them."""
+    """Four streams behind the first line: other programs can read them."""
     store.write(PACKAGE, RESULT)
     line, _, payload = store.path(PACKAGE).read_bytes().partition(b"\n")
-    assert line.startswith(b"chandra-spectra package 1 ")
+    assert line.startswith(b"chandra-spectra package 2 ")
     source = pa.BufferReader(payload)
-    tables = [pa.ipc.open_stream(source).read_all() for _ in range(3)]
-    assert [len(table) for table in tables] == [4, 1, len(RESULT.ebounds)]
+    tables = [pa.ipc.open_stream(source).read_all() for _ in range(4)]
+    assert [len(table) for table in tables] == [4, 1, len(RESULT.ebounds), 0]
     assert source.read() == b""

@@ -91,6 +91,9 @@ def test_other_recipes_are_found_right_and_give_the_same_numbers_again(recipe: R
     report = content(tmp_path / "out", recheck=5, seed=1)
     assert report.failures == []
     assert report.checks[-1].scope == "5 of 62 rows, from embedded"
+    with h5py.File(tmp_path / "out" / HDF5) as file:
+        said = file["spectrum_flux"].attrs["description"]
+    assert ("background-subtracted" in said) == recipe.subtract
 
 
 def test_shards_and_slices_of_any_size_are_read_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,213 @@
+"""Looks into a prepared folder: scalars of all rows, and single rows, but never all spectra at once."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from builder.card import DATA_FILES, DETECTIONS_FILE
+from builder.errors import OutputError, SettingError
+from builder.records import DetectionId, Recipe
+from builder.rows import examples
+from builder.selection import Cone, Selection, read_detections
+from builder.settings import Settings
+from builder.splits import Splits
+
+__all__ = ["Overview", "date_text", "find_detections", "overview", "read_rows", "read_scalars", "read_settings"]
+
+_MJD_EPOCH = datetime.date(1858, 11, 17)
+"""Day 0 of the modified Julian date."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What the rows of a folder come to.
+
+    Attributes
+    ----------
+    rows, sources, observations : int
+        Spectra, distinct names, and distinct obsids among them.
+    exposure : float
+        Sum over the rows, s; an observation counts once for each of its rows.
+    counts : int
+        Counts in the kept energy range, source regions, sum over the rows.
+    first, last : str
+        Dates of the first and the last observation, such as 2004-06-21; empty where the catalog gives none.
+    """
+
+    rows: int
+    sources: int
+    observations: int
+    exposure: float
+    counts: int
+    first: str
+    last: str
+
+
+def overview(folder: Path) -> Overview:
+    """The `Overview` of a prepared folder; OutputError if its shards cannot be read."""
+    table = read_scalars(folder, ("name", "obsid", "exposure", "source_counts", "gti_mjd_obs"))
+    times = pc.min_max(table["gti_mjd_obs"]).as_py()
+    return Overview(
+        len(table),
+        pc.count_distinct(table["name"]).as_py(),
+        pc.count_distinct(table["obsid"]).as_py(),
+        pc.sum(table["exposure"]).as_py() or 0.0,
+        pc.sum(table["source_counts"]).as_py() or 0,
+        date_text(times["min"]),
+        date_text(times["max"]),
+    )
+
+
+def date_text(mjd: float | None) -> str:
+    """The day of a modified Julian date, such as 2004-06-21; empty for null."""
+    return "" if mjd is None or not np.isfinite(mjd) else str(_MJD_EPOCH + datetime.timedelta(days=int(mjd)))
+
+
+def _shards(folder: Path, config: str) -> list[Path]:
+    if paths := sorted((folder / DATA_FILES[config]).glob("*.parquet")):
+        return paths
+    raise OutputError(f"{folder} is not a prepared folder: it has no {DATA_FILES[config]}/*.parquet")
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (OSError, pa.ArrowException, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise OutputError(f"cannot read {path}: {reason}; prepare the folder again with --force") from error
+
+
+def read_scalars(folder: Path, columns: Sequence[str], config: str = "spectra") -> pa.Table:
+    """Some columns of all rows of a config, one shard after the other; OutputError if a shard cannot be read."""
+    tables = []
+    for path in _shards(folder, config):
+        with _reading(path) as file:
+            tables.append(file.read(list(columns)).select(list(columns)))
+    return pa.concat_tables(tables)
+
+
+def find_detections(folder: Path, detections: Iterable[str] = (), names: Iterable[str] = ()) -> list[str]:
+    """The rows that were asked for, each once: those of `detections`, then all of each source of `names`.
+
+    Parameters
+    ----------
+    folder : Path
+    detections : iterable of str
+        As in column ``detection_id``; without the cycle it stands for both cycles of an interleaved observation.
+    names : iterable of str
+        As in column ``name``.
+
+    Returns
+    -------
+    list of str
+        Values of ``detection_id``.
+
+    Raises
+    ------
+    SettingError
+        If one is no row, or is no detection at all.
+    OutputError
+        If a shard cannot be read.
+    """
+    table = read_scalars(folder, ("detection_id", "name"))
+    ids, sources = table["detection_id"], table["name"]
+    found: dict[str, None] = {}
+    for text in detections:
+        detection = DetectionId.parse(text)
+        cycles = [detection] if detection.cycle else [detection, *(detection.with_cycle(c) for c in ("e1", "e2"))]
+        rows = [row for row in map(str, cycles) if pc.index(ids, row).as_py() >= 0]
+        if not rows:
+            raise SettingError(f"{folder} has no row {detection}: see rejections.parquet, or the column detection_id")
+        found.update(dict.fromkeys(rows))
+    for name in names:
+        rows = ids.filter(pc.equal(sources, name.strip())).to_pylist()
+        if not rows:
+            raise SettingError(f"{folder} has no source {name.strip()!r}: write it as column name does")
+        found.update(dict.fromkeys(rows))
+    return list(found)
+
+
+def read_rows(
+    folder: Path, detections: Sequence[str], columns: Sequence[str] | None = None, config: str = "spectra"
+) -> list[dict[str, Any]]:
+    """The rows of these detections, one row group in memory at a time.
+
+    Parameters
+    ----------
+    folder : Path
+    detections : sequence of str
+        Values of ``detection_id`` that the config has.
+    columns : sequence of str, optional
+        All by default.
+    config : {'spectra', 'counts'}
+
+    Returns
+    -------
+    list of dict
+        In the order of `detections`; lists are numpy arrays.
+
+    Raises
+    ------
+    OutputError
+        If a shard cannot be read, or has not a row of another config.
+    """
+    wanted = pa.array(detections, pa.string())
+    found: dict[str, dict[str, Any]] = {}
+    for path in _shards(folder, config):
+        with _reading(path) as file:
+            for group in range(file.num_row_groups):
+                ids = file.read_row_group(group, ["detection_id"])["detection_id"]
+                chosen = pc.indices_nonzero(pc.is_in(ids, wanted))
+                if len(chosen):
+                    table = file.read_row_group(group, columns and list(columns)).take(chosen)
+                    table = table.select(list(columns)) if columns else table
+                    found.update(zip(ids.take(chosen).to_pylist(), examples(table), strict=True))
+        if len(found) == len(set(detections)):
+            break
+    if lost := [detection for detection in detections if detection not in found]:
+        raise OutputError(f"{folder / DATA_FILES[config]} has no row {lost[0]}: check the folder with verify")
+    return [found[detection] for detection in detections]
+
+
+def read_settings(folder: Path, manifest: dict[str, Any]) -> Settings:
+    """The settings that a folder was prepared with.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds the list of detections, where they were selected by a list.
+    manifest : dict
+
+    Raises
+    ------
+    SettingError
+        If the list is not there, or the manifest says what cannot be.
+    """
+    try:
+        said = manifest["settings"]
+        cuts = dict(said["selection"])
+        for name in ("names", "obsids"):
+            cuts[name] = tuple(cuts.get(name, ()))
+        if "cone" in cuts:
+            cuts["cone"] = Cone(**cuts["cone"])
+        if "detections" in cuts:
+            cuts["detections"] = read_detections(folder / DETECTIONS_FILE)
+        recipe = Recipe(**{name: value for name, value in said["recipe"].items() if name != "version"})
+        return Settings(said["archive"], said["release"], said.get("catalog", ""), Selection(**cuts), recipe,
+                        Splits.parse(said["splits"]), said["responses"])  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise SettingError(
+            f"the manifest of {folder} has not the settings of this version ({error}): prepare it again with --force"
+        ) from error

@@ -1,0 +1,84 @@
+"""Train, validation and test by place on the sky, so that one source is never on two sides.
+
+The split of a row follows from its HEALPix cell alone. With u = (the first 8 bytes of the SHA-256 of the text
+``healpix <cell>``, as a big-endian integer) / 2**64, the row is `train` where u is below the first share,
+`validation` where it is below the sum of the first two, else `test`. So all rows of a source, and of most of its
+neighbours, are in one split, and a source keeps its split under other cuts and in other releases.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from builder.errors import SettingError
+
+__all__ = ["SPLITS", "Splits"]
+
+SPLITS = ("train", "validation", "test")
+"""The names, in the order of the shares; a row without a position is `train`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """How rows are divided.
+
+    Attributes
+    ----------
+    divided : bool
+        Files for each split; if not, all rows are in the files of `train`, and column ``split`` tells them apart.
+    shares : (int, int, int)
+        Shares of the sky, per cent, of train, validation and test.
+
+    Raises
+    ------
+    SettingError
+        If the shares are negative or do not add up to 100.
+    """
+
+    divided: bool = False
+    shares: tuple[int, int, int] = (80, 10, 10)
+
+    def __post_init__(self) -> None:
+        if len(self.shares) != len(SPLITS) or min(self.shares) < 0 or sum(self.shares) != 100:
+            shares = "/".join(map(str, self.shares))
+            raise SettingError(f"the shares {shares} of train, validation and test must be 3 that add up to 100")
+
+    @classmethod
+    def parse(cls, text: str) -> Splits:
+        """Read ``none``, ``source`` or, with other shares, such as ``source:70/20/10``; SettingError for another."""
+        match = re.fullmatch(r"(none|source)(?::(\d+(?:/\d+)*))?", text)
+        if match is None:
+            raise SettingError(f"splits {text!r}: give none, source, or source:70/20/10 for other shares")
+        shares = tuple(map(int, match[2].split("/"))) if match[2] else cls().shares
+        return cls(match[1] == "source", shares)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return f"{'source' if self.divided else 'none'}:{'/'.join(map(str, self.shares))}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The splits that have files."""
+        return SPLITS if self.divided else SPLITS[:1]
+
+    def of(self, healpix: pa.Array | pa.ChunkedArray) -> pa.Array:
+        """The split of each row, from its HEALPix cell (nside 16, nested)."""
+        bounds = np.cumsum(self.shares[:-1]) / 100
+        cells = healpix.to_numpy(zero_copy_only=False) if isinstance(healpix, pa.Array) else healpix.to_numpy()
+        known = np.isfinite(cells.astype(np.float64))
+        place = np.full(len(cells), -1.0)  # below any share
+        place[known] = _places()[cells[known].astype(np.int64)]
+        return pa.array(np.array(SPLITS, dtype=object)[np.searchsorted(bounds, place, side="right")], pa.string())
+
+
+@lru_cache(maxsize=1)
+def _places() -> NDArray[np.float64]:
+    """The number u of each of the 3072 cells."""
+    digests = (hashlib.sha256(f"healpix {cell}".encode()).digest() for cell in range(12 * 16**2))
+    return np.array([int.from_bytes(digest[:8], "big") / 2**64 for digest in digests])

@@ -1,0 +1,87 @@
+"""Looks into a prepared folder: the rows that are asked for, and what all of them come to."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from builder.errors import OutputError, SettingError
+from builder.folder import find_detections, overview, read_rows, read_scalars, read_settings
+from builder.prepare import read_manifest
+from builder.records import DetectionId
+from builder.selection import Cone, Selection
+from builder.settings import Settings
+
+REAL = "4938.0.43"
+
+
+def test_all_detections_of_a_source_are_found_and_each_once(full_sample: Path) -> None:
+    table = pq.read_table(full_sample / "data", columns=["detection_id", "name"]).to_pylist()
+    name = next(row["name"] for row in table if row["detection_id"].endswith(".e1"))
+    ids = {row["detection_id"] for row in table if row["name"] == name}
+    assert len(ids) >= 2
+    assert set(find_detections(full_sample, names=[name])) == ids
+    both = find_detections(full_sample, detections=[REAL, min(ids)], names=[name])
+    assert both[:2] == [REAL, min(ids)]
+    assert sorted(both) == sorted({REAL, *ids})
+
+
+def test_a_detection_without_a_cycle_stands_for_both(sample: Path) -> None:
+    (first,) = (text for text in read_scalars(sample, ["detection_id"])["detection_id"].to_pylist() if "e1" in text)
+    catalog = str(DetectionId.parse(first).catalog)
+    assert find_detections(sample, [catalog]) == [f"{catalog}.e1", f"{catalog}.e2"]
+    assert find_detections(sample, [f"{catalog}.e2"]) == [f"{catalog}.e2"]
+
+
+def test_rows_come_in_the_order_asked_for_from_any_shard_and_row_group(sample: Path, tmp_path: Path) -> None:
+    table = pq.read_table(sample / "data")
+    (tmp_path / "data").mkdir()
+    for number, part in enumerate((table.slice(0, 40), table.slice(40))):
+        pq.write_table(part, tmp_path / "data" / f"train-{number}.parquet", row_group_size=7)
+    ids = table["detection_id"].to_pylist()
+    chosen = [ids[61], ids[0], ids[41], ids[8]]
+    found = read_rows(tmp_path, chosen)
+    assert [row["detection_id"] for row in found] == chosen
+    for row in found:
+        expected = table.slice(ids.index(row["detection_id"]), 1).to_pylist()[0]
+        assert row["spectrum"]["flux"].tolist() == expected["spectrum"]["flux"]
+        assert row["name"] == expected["name"]
+
+
+def test_a_damaged_shard_and_a_missing_one_are_one_clear_line(sample: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(sample / "data", folder / "data")
+    (shard,) = (folder / "data").iterdir()
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(OutputError, match=r"cannot read .*train-.*prepare the folder again") as error:
+        read_rows(folder, [REAL])
+    assert "\n" not in str(error.value)
+    shard.unlink()
+    with pytest.raises(OutputError, match=r"is not a prepared folder: it has no data/\*\.parquet"):
+        find_detections(folder, [REAL])
+
+
+def test_the_overview_is_that_of_the_rows(full_sample: Path) -> None:
+    rows = pq.read_table(full_sample / "data").to_pylist()
+    seen = overview(full_sample)
+    assert (seen.rows, seen.sources) == (len(rows), len({row["name"] for row in rows}))
+    assert seen.observations == len({row["obsid"] for row in rows})
+    assert seen.exposure == pytest.approx(sum(row["exposure"] for row in rows))
+    assert seen.counts == sum(row["source_counts"] for row in rows)
+    assert seen.first < "2005-05-03" < seen.last  # MJD 53493, the observation 4938
+
+
+def test_the_settings_are_read_back_from_the_manifest(full_sample: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(full_sample)
+    assert read_settings(full_sample, manifest).as_dict() == manifest["settings"]
+    chosen = frozenset({DetectionId(1, 2, 3), DetectionId(4, 5, 6)})
+    selection = Selection(9, 8, 7, Cone(10, 41, 0.5), ("2CXO J004248.5+411521",), (4, 5), chosen, 3)
+    (tmp_path / "detections.txt").write_text("1.2.3\n4.5.6\n")
+    settings = Settings(release="rel2.0", selection=selection)
+    assert read_settings(tmp_path, {"settings": settings.as_dict()}) == settings
+    older = {name: value for name, value in settings.as_dict().items() if name != "splits"}
+    with pytest.raises(SettingError, match=r"has not the settings of this version .*'splits'"):
+        read_settings(tmp_path, {"settings": older})

@@ -1,0 +1,139 @@
+"""Drawings of single spectra: what they show, and one clear line for what is not there."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from builder.errors import OutputError, SettingError
+from builder.folder import read_rows, read_scalars
+from builder.plots import MOST, binned_counts, check_number, save_plot, terminal_plot
+from tests.conftest import command
+
+REAL = "4938.0.43"
+
+
+@pytest.fixture(scope="module")
+def rows(sample: Path) -> list[dict[str, Any]]:
+    table = read_scalars(sample, ["detection_id", "source_counts"]).sort_by("source_counts")
+    return read_rows(sample, table["detection_id"].to_pylist())
+
+
+def texts(path: Path) -> list[str]:
+    """What is written in a drawing: matplotlib leaves each text as a comment beside its outlines."""
+    return re.findall(r"<!-- (.*?) -->", path.read_text())
+
+
+def test_no_count_is_lost_or_counted_twice_in_the_bins(sample: Path, rows: list[dict[str, Any]]) -> None:
+    assert len(rows) == 62
+    for row, (counts, background) in zip(rows, binned_counts(sample, rows), strict=True):
+        assert counts.shape == background.shape == (row["n_bins"],)
+        assert counts.sum() == row["source_counts"]
+        assert background.sum() == pytest.approx(row["background_counts_total"] * row["background_scale"])
+        assert (counts[:-1] >= 5).all()  # that is how they were grouped; the last may be what is left
+
+
+@pytest.mark.parametrize(("ending", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("SVG", b"<?xml")])
+def test_a_drawing_is_of_its_ending_and_the_same_each_time_and_names_no_version(
+    sample: Path, rows: list[dict[str, Any]], tmp_path: Path, ending: str, magic: bytes
+) -> None:
+    first, second = tmp_path / f"1.{ending}", tmp_path / f"2.{ending}"
+    for path in (first, second):
+        save_plot(sample, rows[:1], path)
+    assert first.read_bytes().startswith(magic)
+    assert first.read_bytes() == second.read_bytes()
+    assert not re.search(rb"Software|CreationDate|Creator|Producer|dc:date", first.read_bytes())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"1.{ending}", f"2.{ending}"]
+
+
+def test_one_spectrum_is_headed_by_name_observation_exposure_and_counts(sample: Path, tmp_path: Path) -> None:
+    save_plot(sample, read_rows(sample, [REAL]), tmp_path / "a.svg")
+    said = texts(tmp_path / "a.svg")
+    assert "2CXO J231929.3+003557, 4938.0.43, 50.5 ks, 1,669 counts" in said
+    for words in ("energy (keV)", "counts / s / keV", "counts in the bin", "source region", "background × 0.0658"):
+        assert words in said
+
+
+def test_several_spectra_lie_over_each_other_with_a_line_each_in_the_legend(
+    sample: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    save_plot(sample, rows[-3:], tmp_path / "a.svg")
+    said = texts(tmp_path / "a.svg")
+    for row in rows[-3:]:
+        assert sum(f"{row['name']}, {row['detection_id']}, " in text for text in said) == 1
+    assert "3 spectra of 3 sources" in said
+    assert "counts in the bin" not in said
+
+
+@pytest.mark.parametrize("rate", [-1.0, 0.0])
+def test_a_spectrum_that_is_nowhere_above_zero_is_drawn_all_the_same(
+    sample: Path, rows: list[dict[str, Any]], tmp_path: Path, rate: float
+) -> None:
+    row = copy.deepcopy(rows[0])
+    row["spectrum"]["flux"] = np.full(row["n_bins"], rate)
+    for number, error in enumerate((0.5, 2.0)):
+        row["spectrum"]["flux_error"] = np.full(row["n_bins"], error)
+        save_plot(sample, [row], tmp_path / f"{number}.png")
+    assert (tmp_path / "0.png").read_bytes() != (tmp_path / "1.png").read_bytes()  # the errors' upper ends are seen
+    assert "no bin is above zero" in terminal_plot(row)
+
+
+def test_more_spectra_than_can_be_told_apart_are_refused() -> None:
+    assert len(check_number(["1.2.3"] * MOST)) == MOST
+    with pytest.raises(SettingError, match="13 spectra cannot be told apart"):
+        check_number(["1.2.3"] * (MOST + 1))
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(sample: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*a\.png"):
+        save_plot(sample, rows[:1], tmp_path / "a.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+# the command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "say which spectra: --detection"),
+        (["--detection", "1.2.3"], "no row 1.2.3"),
+        (["--detection", "Vega"], "'Vega' is not a detection"),
+        (["--detection", REAL, "--name", "Vega"], "no source 'Vega'"),
+        (["--detection", REAL, "-o", "spectrum.gif"], "ends in .png, .pdf or .svg"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_clear_line(sample: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+    result = command("plot", sample, *arguments, cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert words in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_draws_into_a_file_or_into_the_terminal(sample: Path, tmp_path: Path) -> None:
+    result = command("plot", sample, "--detection", REAL, "-o", tmp_path / "a.png")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"1 spectrum drawn to {tmp_path / 'a.png'}\n"
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    drawn = command("plot", sample, "--name", "2CXO J231929.3+003557")
+    assert "2CXO J231929.3+003557, 4938.0.43, 50.5 ks, 1,669 counts" in drawn.stdout
+    assert "(counts/s/keV)" in drawn.stdout and "(keV)" in drawn.stdout
+    assert re.search("[\u2801-\u28ff]", drawn.stdout)  # Braille dots are what it is drawn with
+
+
+def test_info_is_aligned_and_has_the_numbers_of_each_split(full_sample: Path) -> None:
+    lines = command("info", full_sample, "--detection", REAL).stdout.splitlines()
+    split = read_scalars(full_sample, ["split"])["split"].to_pylist()
+    table = [line for line in lines if re.match(r"(rows|  train|  validation|  test|observations|rejected) ", line)]
+    assert len(table) == 6
+    assert len({re.search(r"[\d,]+(?= )", line).end() for line in table}) == 1  # type: ignore[union-attr]
+    for name in ("train", "validation", "test"):
+        assert any(re.match(rf"  {name} +{split.count(name)} ", line) for line in table)
+    assert any(re.match(r"exposure +\d+\.\d+ +Ms ", line) for line in lines)
+    assert f"Next:  chandra-spectra report {full_sample}" in lines

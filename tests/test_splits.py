@@ -1,0 +1,237 @@
+"""Splits by place on the sky: no source on two sides, whatever the selection."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builder.errors import SettingError
+from builder.prepare import prepare, read_manifest
+from builder.rows import healpix
+from builder.selection import Selection
+from builder.settings import Settings
+from builder.simulation import SimulatedArchive
+from builder.splits import SPLITS, Splits
+from builder.verify import verify
+from chandra_spectra import ChandraSpectra
+from tests.conftest import command
+from tests.fits_files import stable
+from tests.test_verify import rehash
+
+SHARES = st.integers(0, 100).flatmap(lambda a: st.tuples(st.just(a), st.integers(0, 100 - a))).map(
+    lambda pair: (*pair, 100 - sum(pair))
+)  # fmt: skip
+
+
+def rows(folder: Path, config: str = "data") -> dict[int, dict[str, Any]]:
+    """The scalars of all rows by object_id, each with the split of its file."""
+    found = {}
+    for path in sorted((folder / config).glob("*.parquet")):
+        table = pq.read_table(path)
+        table = table.select([name for name in table.column_names if not pa.types.is_nested(table[name].type)])
+        found.update({row["object_id"]: row | {"file": path.name.partition("-")[0]} for row in table.to_pylist()})
+    return found
+
+
+# the rule
+
+
+def test_the_split_of_a_cell_is_the_documented_hash() -> None:
+    cells = [0, 34, 2401, 3071]
+    places = [int.from_bytes(hashlib.sha256(f"healpix {cell}".encode()).digest()[:8], "big") / 2**64 for cell in cells]
+    expected = ["train" if u < 0.8 else "validation" if u < 0.9 else "test" for u in places]
+    assert Splits().of(pa.array(cells)).to_pylist() == expected
+
+
+@given(SHARES)
+@stable(50)
+def test_the_shares_of_the_sky_are_those_asked_for_within_statistics(shares: tuple[int, int, int]) -> None:
+    of = Splits(shares=shares).of(pa.array(range(3072))).to_pylist()
+    for split, share in zip(SPLITS, shares, strict=True):
+        p = share / 100
+        assert abs(of.count(split) - 3072 * p) <= 4 * np.sqrt(3072 * p * (1 - p))
+
+
+@given(SHARES, SHARES)
+@stable(50)
+def test_a_larger_share_of_train_takes_no_cell_out_of_it(
+    one: tuple[int, int, int], other: tuple[int, int, int]
+) -> None:
+    small, large = sorted((one, other))
+    before, after = (Splits(shares=shares).of(pa.array(range(3072))).to_pylist() for shares in (small, large))
+    assert all(now == "train" for was, now in zip(before, after, strict=True) if was == "train")
+
+
+def test_a_row_without_a_position_is_train() -> None:
+    assert Splits(shares=(0, 0, 100)).of(pa.array([None, 5], pa.int64())).to_pylist() == ["train", "test"]
+    assert len(Splits().of(pa.array([], pa.int64()))) == 0
+
+
+@pytest.mark.parametrize("text", ["none:80/10/10", "source:80/10/10", "source:70/20/10", "source:100/0/0"])
+def test_the_text_of_splits_reads_back(text: str) -> None:
+    assert str(Splits.parse(text)) == text
+    assert Splits.parse("source") == Splits(divided=True)
+    assert Splits.parse("none") == Splits()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "name", "source:", "source:80/10", "source:80/10/20", "source:80/10/10/0", "source:90/20/-10", "source "],
+)
+def test_other_texts_are_refused_in_one_line(text: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        Splits.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_source_of_a_large_sky_is_in_two_splits() -> None:
+    catalog = pa.Table.from_pylist([{name: row[name] for name in ("name", "ra", "dec")}
+                                    for row in SimulatedArchive(3000).rows])  # fmt: skip
+    sides = defaultdict(set)
+    for name, split in zip(catalog["name"].to_pylist(),
+                           Splits().of(healpix(catalog["ra"], catalog["dec"])).to_pylist(), strict=True):  # fmt: skip
+        sides[name].add(split)
+    assert {len(found) for found in sides.values()} == {1}
+    assert {split for found in sides.values() for split in found} == set(SPLITS)
+    assert len(sides) < len(catalog)  # there are sources with several detections
+
+
+# a prepared folder
+
+
+@pytest.mark.parametrize("config", ["data", "counts"])
+def test_the_files_of_the_splits_share_out_the_rows_as_the_column_says(
+    config: str, full_sample: Path, sample: Path
+) -> None:
+    divided, whole = rows(full_sample, config), rows(sample, config)
+    assert {row["file"] for row in whole.values()} == {"train"}
+    assert {row["file"] for row in divided.values()} == set(SPLITS)
+    assert all(row["file"] == row["split"] for row in divided.values())
+    assert {key: row | {"file": ""} for key, row in divided.items()} == {
+        key: row | {"file": ""} for key, row in whole.items()
+    }
+    for split in SPLITS:
+        ids = [number for number, row in divided.items() if row["file"] == split]
+        assert ids == sorted(ids)  # each in the catalog's order
+
+
+def test_no_source_and_no_sky_cell_of_a_folder_is_in_two_splits(full_sample: Path) -> None:
+    for key in ("name", "healpix"):
+        sides = defaultdict(set)
+        for row in rows(full_sample).values():
+            sides[row[key]].add(row["split"])
+        assert {len(found) for found in sides.values()} == {1}
+
+
+def test_a_source_keeps_its_split_under_other_cuts(full_sample: Path, tmp_path: Path) -> None:
+    cuts = Selection(min_cnts=300, min_sig=0, max_theta=60)
+    prepare(tmp_path / "few", Settings(archive="embedded", selection=cuts, splits=Splits(divided=True)))
+    few, many = rows(tmp_path / "few"), rows(full_sample)
+    assert 0 < len(few) < len(many)
+    assert all(row["split"] == many[number]["split"] for number, row in few.items())
+
+
+def test_hdf5_stays_in_the_catalogs_order_and_tells_the_split(full_sample: Path) -> None:
+    with h5py.File(full_sample / "chandra_spectra.hdf5") as file:
+        numbers = file["object_id"][:].tolist()
+        assert numbers == sorted(numbers)
+        known = rows(full_sample)
+        assert file["split"].asstr()[:].tolist() == [known[number]["split"] for number in numbers]
+
+
+def test_load_dataset_gives_the_splits_and_the_card_their_sizes(full_sample: Path, tmp_path: Path) -> None:
+    loaded = load_dataset(str(full_sample), cache_dir=str(tmp_path))
+    assert list(loaded) == list(SPLITS)
+    files = {file["path"]: file["rows"] for file in read_manifest(full_sample)["files"]}
+    text = (full_sample / "README.md").read_text(encoding="utf-8")
+    for split, share in zip(SPLITS, (80, 10, 10), strict=True):
+        assert set(loaded[split]["split"]) == {split}
+        assert len(loaded[split]) == files[f"data/{split}-00000-of-00001.parquet"]
+        assert f"| `{split}` | {share} % | {len(loaded[split])} |" in text
+    assert "--splits source:80/10/10" in text
+
+
+def test_a_split_without_rows_has_no_files_and_the_folder_loads(tmp_path: Path) -> None:
+    chosen = Selection(limit=2)
+    settings = Settings(archive="embedded", selection=chosen, splits=Splits.parse("source:100/0/0"))
+    prepare(tmp_path / "out", settings)
+    loaded = load_dataset(str(tmp_path / "out"), "counts", cache_dir=str(tmp_path / "cache"))
+    assert {split: len(rows) for split, rows in loaded.items()} == {"train": 2}
+    assert verify(tmp_path / "out", load=False).failures == []
+
+
+def test_the_builder_gives_the_splits_of_the_folder(full_sample: Path, tmp_path: Path) -> None:
+    builder = ChandraSpectra(archive="embedded", splits="source", cache_dir=str(tmp_path / "cache"))
+    builder.download_and_prepare()
+    mine, theirs = builder.as_dataset(), load_dataset(str(full_sample), cache_dir=str(tmp_path / "other"))
+    assert list(mine) == list(theirs)
+    for split in SPLITS:
+        assert mine[split].to_list() == theirs[split].to_list()
+
+
+def test_wrong_splits_end_the_command_in_one_line(tmp_path: Path) -> None:
+    result = command("prepare", tmp_path / "out", "--archive", "embedded", "--splits", "50/50")
+    assert result.returncode == 1
+    assert result.stderr == (
+        "chandra-spectra: splits '50/50': give none, source, or source:70/20/10 for other shares\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+# what verify finds
+
+
+@pytest.fixture
+def folder(full_sample: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(full_sample, tmp_path / "chandra_spectra"))
+
+
+def test_verify_finds_a_whole_divided_folder_right(full_sample: Path) -> None:
+    report = verify(full_sample)
+    assert report.failures == []
+    assert "62 responses" in report.checks[3].scope
+
+
+@pytest.mark.parametrize("config", ["data", "counts"])
+def test_verify_names_file_and_row_of_a_value_in_any_split(config: str, folder: Path) -> None:
+    path = folder / config / "test-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    found = table.to_pylist()
+    detection, found[3]["phi"] = found[3]["detection_id"], 1.5
+    pq.write_table(pa.Table.from_pylist(found, schema=table.schema), path)
+    rehash(folder)
+    failures = verify(folder, load=False).failures
+    assert any(line.startswith(f"{config}/test-00000-of-00001.parquet: {detection} (row 3): phi") or
+               f"{detection} (row 3)" in line for line in failures)  # fmt: skip
+
+
+def test_verify_finds_a_row_that_stands_in_the_files_of_another_split(folder: Path) -> None:
+    for config in ("data", "counts"):
+        train, test = (folder / config / f"{split}-00000-of-00001.parquet" for split in ("train", "test"))
+        one, other = pq.read_table(train), pq.read_table(test)
+        pq.write_table(pa.concat_tables([one, other.slice(0, 1)]), train)
+        pq.write_table(other.slice(1), test)
+    rehash(folder, lambda manifest: [
+        file.update(rows=pq.read_metadata(folder / file["path"]).num_rows)
+        for file in manifest["files"] if file["path"].startswith(("data/", "counts/"))
+    ])  # fmt: skip
+    assert verify(folder, load=False).failed
+
+
+def test_verify_finds_a_changed_split_in_hdf5(folder: Path) -> None:
+    with h5py.File(folder / "chandra_spectra.hdf5", "r+") as file:
+        file["split"][5] = "test" if file["split"].asstr()[5] == "train" else "train"
+    rehash(folder)
+    assert any("split" in line for line in verify(folder, load=False).failures)
