@@ -18,6 +18,8 @@ import datasets
 import pyarrow as pa
 
 from builder import __version__
+from builder.batches import collate
+from builder.calibration import Calibration
 from builder.catalog import Package
 from builder.columns import CONFIGS, features
 from builder.errors import SettingError
@@ -27,7 +29,7 @@ from builder.settings import DEFAULT_ARCHIVE, Settings
 from builder.shards import parts
 from builder.splits import Splits
 
-__all__ = ["ChandraSpectra", "ChandraSpectraConfig"]
+__all__ = ["Calibration", "ChandraSpectra", "ChandraSpectraConfig", "collate"]
 
 logger = logging.getLogger(__name__)
 

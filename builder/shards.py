@@ -16,7 +16,7 @@ __all__ = ["ShardWriter", "parts"]
 _GROUP_ROWS = 1000
 """Rows in a row group: what a reader that streams or filters holds at once (about 25 MB of `counts`)."""
 
-_GROUP_BYTES = 50 * 10**6
+_GROUP_BYTES = 20 * 10**6
 """Bytes in a row group, for rows that are large (a row of `responses` is 1 to 2 MB)."""
 
 _SHARD_BYTES = 500 * 10**6

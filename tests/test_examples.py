@@ -1,0 +1,64 @@
+"""The examples run as they stand, find what they should, and draw it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def printed(full_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each prints, run as its docstring says."""
+    work, found = tmp_path_factory.mktemp("examples"), {}
+    for name in NAMES:
+        words = [sys.executable, str(EXAMPLES / f"{name}.py"), str(full_sample), f"{name}.png"]
+        result = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, cwd=work)
+        assert result.returncode == 0, result.stderr
+        assert result.stderr == "", name
+        assert result.stdout.endswith(f"wrote {name}.png\n")
+        assert (work / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n")
+        found[name] = result.stdout
+    return found
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", text)]
+
+
+def test_a_model_learns_the_hardness_of_sources_that_it_never_saw(printed: dict[str, str]) -> None:
+    """With a third of the error of guessing the mean, or less."""
+    sizes, errors, _ = printed["hardness"].splitlines()
+    assert numbers(sizes) == [41, 15]
+    guess, error = numbers(errors)
+    assert 0 < error < guess / 3
+
+
+def test_a_fit_by_fold_is_sherpas_own(printed: dict[str, str]) -> None:
+    """The parameters themselves are those of a plain extragalactic source: an index near 2, hardly absorbed."""
+    _, nh, index, norm, difference, _ = printed["forward_fit"].splitlines()
+    assert numbers(difference)[0] < 1e-3
+    assert numbers(index)[0] == numbers(index)[1] == pytest.approx(2.0, abs=0.2)
+    assert numbers(nh)[0] < 0.1
+    assert 0 < numbers(norm)[2] < 0.1
+
+
+def test_positions_find_all_detections_of_their_source_and_nothing_else(printed: dict[str, str]) -> None:
+    lines = printed["crossmatch"].splitlines()
+    assert lines[0] == "6 of 8 positions match 13 detections"
+    assert "A   4938.0.43     0.62    1669  2CXO J231929.3+003557" in lines
+    assert [line[0] for line in lines[2:-1]] == list("ABCCDDDEEEFFFXY")
+    assert [line for line in lines if "nothing within" in line] == lines[-3:-1]
+
+
+def test_each_is_short_and_says_how_to_run_it() -> None:
+    for name in NAMES:
+        text = (EXAMPLES / f"{name}.py").read_text()
+        assert len(text.splitlines()) <= 120, name
+        assert f"python examples/{name}.py [FOLDER] [PICTURE]" in text
