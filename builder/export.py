@@ -19,8 +19,9 @@ import numpy as np
 from builder.columns import COLUMNS, columns_when
 from builder.errors import OutputError, SettingError
 from builder.hdf5 import HDF5Writer, read_rows
-from builder.prepare import HDF5_FILE, Progress, manifest_digest, read_manifest, recover_folder, staging_folder
+from builder.prepare import HDF5_FILE, Progress, manifest_digest, read_manifest
 from builder.records import DetectionId
+from builder.staging import recover_folder, staging_folder
 
 __all__ = ["LAYOUTS", "Exported", "export", "write_healpix"]
 

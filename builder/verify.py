@@ -17,14 +17,12 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from builder.card import DATA_FILES
 from builder.catalog import PACKAGE_SIZE, Package
 from builder.checks import (
     Check,
     Grids,
-    Rows,
     check_channels,
     check_grids,
     check_hdf5,
@@ -40,15 +38,12 @@ from builder.errors import SettingError
 from builder.prepare import HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Progress, manifest_digest, read_manifest
 from builder.records import REASONS, DetectionId, Recipe
 from builder.settings import Settings
-from builder.shards import parts
+from builder.slices import order_of, parts_of, rows_of, slices
 from builder.sources import open_source
-from builder.splits import SPLITS, Splits
+from builder.splits import Splits
 from builder.store import REJECTIONS_SCHEMA, SPECTRA_SCHEMA, Store
 
 __all__ = ["Report", "verify"]
-
-_SLICE = 500
-"""Rows in hand at once, about 20 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,18 +180,6 @@ def _check_files(check: Check, folder: Path, manifest: dict[str, Any], progress:
     return False
 
 
-def _parts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    """The configs and splits that a folder has."""
-    said = manifest["settings"]
-    return parts(Splits.parse(said["splits"]), bool(said["responses"]))
-
-
-def _rows_of(manifest: dict[str, Any], config: str, split: str) -> dict[str, int]:
-    """Rows by file of one split of a config, in the order of the rows."""
-    prefix = f"{DATA_FILES[config]}/{split}-"
-    return {file["path"]: file["rows"] for file in manifest["files"] if file["path"].startswith(prefix)}
-
-
 def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None:
     from datasets import Features
 
@@ -209,8 +192,8 @@ def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None
 
     known = {MANIFEST_FILE, HDF5_FILE, REJECTIONS_FILE}
     totals = dict.fromkeys(("spectra", "counts"), 0)
-    for config, split in _parts(manifest):
-        shards = _rows_of(manifest, config, split)
+    for config, split in parts_of(manifest):
+        shards = rows_of(manifest, config, split)
         known |= set(shards)
         for number, (path, rows) in enumerate(shards.items()):
             equal("name", path, f"{DATA_FILES[config]}/{split}-{number:05d}-of-{len(shards):05d}.parquet")
@@ -222,7 +205,7 @@ def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None
         if config in totals:
             totals[config] += sum(shards.values())
             equal(f"rows of config {config}, split {split}", sum(shards.values()),
-                  sum(_rows_of(manifest, "spectra", split).values()))  # fmt: skip
+                  sum(rows_of(manifest, "spectra", split).values()))  # fmt: skip
     for config, rows in totals.items():
         equal(f"number of rows of config {config}", rows, counts["rows"])
     for file in manifest["files"]:
@@ -261,78 +244,6 @@ def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None
             equal(f"attribute {name}", found, settings.get(name), HDF5_FILE)
 
 
-class _Reader:
-    """Reads the rows of one split of a config, so many at a time whatever the shards' bounds."""
-
-    def __init__(self, folder: Path, shards: dict[str, int]) -> None:
-        self._tables = self._read(folder, shards)
-        self._waiting: list[pa.Table] = []
-
-    @staticmethod
-    def _read(folder: Path, shards: dict[str, int]) -> Iterator[pa.Table]:
-        for path in shards:
-            with pq.ParquetFile(folder / path) as file:
-                for batch in file.iter_batches(_SLICE):
-                    yield pa.Table.from_batches([batch]).flatten()
-
-    def take(self, number: int) -> pa.Table:
-        """The next rows."""
-        while sum(map(len, self._waiting)) < number:
-            self._waiting.append(next(self._tables))
-        table = pa.concat_tables(self._waiting)
-        self._waiting = [table.slice(number)]
-        return table.slice(0, number)
-
-
-def _slices(folder: Path, manifest: dict[str, Any], order: NDArray[np.int64]) -> Iterator[Rows]:
-    """The rows of both configs, `_SLICE` at a time, in the catalog's order.
-
-    Parameters
-    ----------
-    folder : Path
-    manifest : dict
-    order : ndarray of int64
-        For each row the number of the split in whose files it stands.
-    """
-    begins: dict[tuple[str, str], list[tuple[int, str]]] = {("hdf5", ""): [(0, HDF5_FILE)]}
-    readers: dict[tuple[str, str], _Reader] = {}
-    for config, split in _parts(manifest):
-        shards = _rows_of(manifest, config, split)
-        starts = np.cumsum([0, *shards.values()]).tolist()
-        begins[config, split] = list(zip(starts, shards, strict=False))
-        readers[config, split] = _Reader(folder, shards)
-    done = dict.fromkeys(SPLITS, 0)
-    for start in range(0, len(order), _SLICE):
-        codes = order[start : start + _SLICE]
-        sorted_rows = np.argsort(codes, kind="stable")  # as they come from the files, one split after the other
-        tables: dict[str, list[pa.Table]] = {"spectra": [], "counts": []}
-        position = np.empty(len(codes), dtype=np.int64)
-        for code in np.unique(codes):
-            split, number = SPLITS[code], int(np.count_nonzero(codes == code))
-            for config, found in tables.items():
-                found.append(readers[config, split].take(number))
-            position[codes == code] = np.arange(done[split], done[split] + number)
-            done[split] += number
-        place = pa.array(np.argsort(sorted_rows))
-        spectra, counts = (pa.concat_tables(found).take(place) for found in tables.values())
-        yield Rows(start, spectra, counts, [SPLITS[code] for code in codes], position, begins)
-
-
-def _order(check: Check, manifest: dict[str, Any], file: h5py.File) -> NDArray[np.int64]:
-    """For each row, in the catalog's order, the number of its split, by column ``split`` of the HDF5 file."""
-    numbers = [sum(_rows_of(manifest, "spectra", split).values()) for split in SPLITS]
-    if numbers[0] != sum(numbers):
-        names = file["split"].asstr()[:]
-        codes = np.full(len(names), -1)
-        for code, split in enumerate(SPLITS):
-            codes[names == split] = code
-        found = [int(np.count_nonzero(codes == code)) for code in range(len(SPLITS))]
-        if found == numbers:
-            return codes
-        check.fail(HDF5_FILE, "split", f"{found} rows are {', '.join(SPLITS)}, {numbers} in Parquet")
-    return np.repeat(np.arange(len(SPLITS)), numbers)
-
-
 def _check_content(folder: Path, manifest: dict[str, Any], checks: tuple[Check, ...], progress: Progress) -> None:
     ids, grids, channels, spectra, hdf5 = checks
     counts = manifest["counts"]
@@ -342,12 +253,12 @@ def _check_content(folder: Path, manifest: dict[str, Any], checks: tuple[Check, 
     detections = {DetectionId.parse(name).catalog.object_id for name in rejected}
     previous, distinct, used, responses = -1, 0, set[str](), set[str]()
     with h5py.File(folder / HDF5_FILE) as file, _reading(ids, "Parquet"):
-        known = _check_ebounds(grids, hdf5, folder, _rows_of(manifest, "ebounds", "train"), file)
+        known = _check_ebounds(grids, hdf5, folder, rows_of(manifest, "ebounds", "train"), file)
         comparable = hdf5_columns(hdf5, file, HDF5_FILE, counts["rows"])
         order = np.zeros(counts["rows"], dtype=np.int64)
         with _reading(hdf5, HDF5_FILE):
-            order = _order(hdf5, manifest, file)
-        for rows in _slices(folder, manifest, order):
+            order = order_of(hdf5, manifest, file)
+        for rows in slices(folder, manifest, order):
             if check_nulls(ids, rows):
                 numbers = rows.spectra["object_id"].to_numpy() // 10 * 10  # without the cycle
                 detections.difference_update(numbers.tolist())
@@ -367,9 +278,9 @@ def _check_content(folder: Path, manifest: dict[str, Any], checks: tuple[Check, 
         if not ids.failed and (found := distinct + len(detections)) != counts["detections"]:
             ids.fail(MANIFEST_FILE, f"{counts['detections']} detections, but rows and rejections are of {found}")
         for key in sorted(set(known) - used):
-            grids.fail(next(iter(_rows_of(manifest, "ebounds", "train"))), key, "no row has this grid")
+            grids.fail(next(iter(rows_of(manifest, "ebounds", "train"))), key, "no row has this grid")
         if manifest["settings"]["responses"]:
-            _check_responses(grids, folder, _rows_of(manifest, "responses", "train"), known, responses)
+            _check_responses(grids, folder, rows_of(manifest, "responses", "train"), known, responses)
 
 
 def _check_ebounds(check: Check, hdf5: Check, folder: Path, files: dict[str, int], file: h5py.File) -> Grids:
@@ -407,8 +318,8 @@ def _check_loads(check: Check, folder: Path, manifest: dict[str, Any]) -> None:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    for config, split in _parts(manifest):
-        if not (files := _rows_of(manifest, config, split)):  # a split without rows
+    for config, split in parts_of(manifest):
+        if not (files := rows_of(manifest, config, split)):  # a split without rows
             continue
         expected = sum(files.values())
         with tempfile.TemporaryDirectory() as cache, _reading(check, f"config {config}"):
@@ -421,7 +332,7 @@ def _check_loads(check: Check, folder: Path, manifest: dict[str, Any]) -> None:
                 check.fail(f"config {config}", f"load_dataset gives {len(dataset)} rows, not {expected}")
             if dataset.features != features(config):
                 check.fail(f"config {config}", "load_dataset gives other features")
-    check.scope = ", ".join(dict.fromkeys(config for config, _ in _parts(manifest)))
+    check.scope = ", ".join(dict.fromkeys(config for config, _ in parts_of(manifest)))
 
 
 def _check_again(

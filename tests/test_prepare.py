@@ -287,7 +287,7 @@ def test_a_run_does_not_touch_the_unfinished_folder_of_another_output(tmp_path: 
 
 
 def test_two_runs_into_the_same_folder_do_not_take_each_others_work_away(tmp_path: Path) -> None:
-    code = ("import sys; from pathlib import Path; from builder.prepare import staging_folder\n"
+    code = ("import sys; from pathlib import Path; from builder.staging import staging_folder\n"
             "with staging_folder(Path(sys.argv[1])) as staging:\n"
             "    (staging / 'half').touch(); print(staging, flush=True); sys.stdin.read()\n")  # fmt: skip
     words = [sys.executable, "-c", code, str(tmp_path / "out")]

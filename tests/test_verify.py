@@ -99,7 +99,7 @@ def test_other_recipes_are_found_right_and_give_the_same_numbers_again(recipe: R
 def test_shards_and_slices_of_any_size_are_read_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_GROUP_ROWS", 10)
     monkeypatch.setattr(shards, "_SHARD_BYTES", 300_000)
-    monkeypatch.setattr(verify, "_SLICE", 7)
+    monkeypatch.setattr("builder.slices._SLICE", 7)
     folder = tmp_path / "out"
     prepare(folder, Settings(archive="embedded"), cache=tmp_path / "cache")
     assert len(list((folder / "data").iterdir())) == 1
