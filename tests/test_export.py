@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import io
 import json
-import re
 import shutil
 import sys
 import tarfile
@@ -388,23 +387,3 @@ def test_the_command_exports_and_says_where(sample: Path, tmp_path: Path) -> Non
     assert again.stderr.count("\n") == 1
     assert "--force" in again.stderr
     assert "choose one of healpix, hats, fits" in command("export", sample).stderr
-
-
-# --- docs/readers.md
-
-SNIPPETS = re.findall(
-    r"```python\n(.*?)```", (Path(__file__).parent.parent / "docs" / "readers.md").read_text(), re.DOTALL
-)
-
-
-@pytest.mark.parametrize("code", [code for code in SNIPPETS if "trust_remote_code" not in code])
-def test_the_snippets_of_the_docs_run(
-    sample: Path, tmp_path: Path, exported: Callable[[str], Path], code: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if "import lsdb" in code:
-        pytest.importorskip("lsdb")
-    for layout in ("healpix", "hats", "fits"):
-        (tmp_path / f"chandra_spectra_{layout}").symlink_to(exported(layout))
-    (tmp_path / "chandra_spectra").symlink_to(sample)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code, "docs/readers.md", "exec"), {})
