@@ -113,7 +113,7 @@ def test_an_unknown_option_is_wrong_usage() -> None:
 
 
 def test_the_default_archive_is_that_of_the_settings() -> None:
-    from builder.cli import ARCHIVE
+    from builder.command import ARCHIVE
     from builder.settings import DEFAULT_ARCHIVE
 
     assert ARCHIVE == DEFAULT_ARCHIVE

@@ -141,7 +141,8 @@ def commands_page() -> str:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     listed = [f"| [`{name}`](#{name}) | {command.help.partition(chr(10))[0]} |" for name, command in commands.items()]
     sections = [section(name, command) for name, command in commands.items()]
-    return "\n".join([MARK.format(source="cli.py") + COMMANDS_PAGE.format(commands="\n".join(listed)), *sections])
+    page = COMMANDS_PAGE.format(commands="\n".join(listed))
+    return "\n".join([MARK.format(source="commands_*.py") + page, *sections])
 
 
 def pages() -> dict[Path, str]:

@@ -1,0 +1,179 @@
+"""Commands for a prepared folder: info, plot, report, verify, push, export."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from builder.command import Cache, app
+from builder.terminal import bars, show_checks, show_row, show_summary, size_text
+
+
+@app.command(epilog="Example:  chandra-spectra info chandra_spectra --detection 4938.0.43")
+def info(
+    folder: Annotated[Path, typer.Argument(help="A prepared folder.")] = Path("chandra_spectra"),
+    detection: Annotated[str, typer.Option(help="Which row to show.", show_default="the first")] = "",
+) -> None:
+    """Show what a prepared folder holds: its numbers, one row and its spectrum."""
+    from builder.folder import find_detections, read_rows, read_scalars
+    from builder.plots import terminal_plot
+    from builder.prepare import read_manifest
+
+    manifest = read_manifest(folder)
+    if detection:
+        chosen = find_detections(folder, [detection])
+    else:
+        chosen = read_scalars(folder, ["detection_id"])["detection_id"].slice(0, 1).to_pylist()
+    show_summary(folder, manifest, None)
+    for row in read_rows(folder, chosen):
+        show_row(row)
+        print(terminal_plot(row))
+    print(f"\nNext:  chandra-spectra report {folder}")
+
+
+@app.command(
+    epilog="Examples:  chandra-spectra plot chandra_spectra --detection 4938.0.43   |   "
+    "chandra-spectra plot chandra_spectra --name '2CXO J231929.3+003557' -o source.pdf"
+)
+def plot(
+    folder: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    detections: Annotated[
+        list[str] | None, typer.Option("--detection", help="This detection, obsid.obi.region_id; may be repeated.")
+    ] = None,
+    names: Annotated[
+        list[str] | None, typer.Option("--name", help="All detections of this source; may be repeated.")
+    ] = None,
+    output_file: Annotated[
+        Path | None,
+        typer.Option("--output-file", "-o", help="Draw to this .png, .pdf or .svg.", show_default="the terminal"),
+    ] = None,
+) -> None:
+    """Draw spectra: one with its errors, counts and background, or up to 12 over each other."""
+    from builder.errors import SettingError
+    from builder.folder import find_detections, read_rows
+    from builder.plots import check_number, save_plot, terminal_plot
+
+    if not (detections or names):
+        raise SettingError("say which spectra: --detection 4938.0.43 or --name NAME, and again for more")
+    rows = read_rows(folder, check_number(find_detections(folder, detections or (), names or ())))
+    if output_file is None:
+        print("\n\n".join(map(terminal_plot, rows)))
+    else:
+        save_plot(folder, rows, output_file)
+        print(f"{len(rows)} spectr{'um' if len(rows) == 1 else 'a'} drawn to {output_file}")
+
+
+@app.command(epilog="Example:  chandra-spectra report chandra_spectra -o chandra_spectra.html")
+def report(
+    folder: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    output_file: Annotated[
+        Path, typer.Option("--output-file", "-o", help="File to write, outside of the folder.")
+    ] = Path("report.html"),
+) -> None:
+    """Write one HTML page to look at a prepared folder in a browser, without a network."""
+    from builder.report import write_report
+
+    page = write_report(folder, output_file)
+    print(f"{page.path}: {size_text(page.size)}, with {page.shown:,} of {page.rows:,} spectra one by one")
+
+
+@app.command(epilog="Example:  chandra-spectra verify chandra_spectra --recheck 20")
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A prepared folder.")] = Path("chandra_spectra"),
+    recheck: Annotated[int, typer.Option(min=0, help="Reduce so many rows again and compare.")] = 0,
+    archive: Annotated[
+        str, typer.Option(help="Archive to reduce them from.", show_default="that of the manifest")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Of the choice of those rows.")] = 0,
+    load: Annotated[bool, typer.Option(help="Load each config with load_dataset, too.")] = True,
+    cache: Cache = None,
+) -> None:
+    """Check a prepared folder: every file, every row, and that load_dataset reads it.
+
+    Each failure is a line that names file, row and value; the exit code is then 1.
+    """
+    from datasets import disable_progress_bars
+
+    from builder.errors import OutputError
+
+    disable_progress_bars()
+    with bars() as progress:
+        from builder.verify import verify
+
+        report = verify(folder, load=load, recheck=recheck, archive=archive, seed=seed, cache=cache, progress=progress)
+    show_checks(report)
+    if report.failed:
+        raise OutputError(f"{folder} is not what it should be (failures: {report.failed:,})")
+
+
+@app.command(epilog="Example:  chandra-spectra push chandra_spectra my-org/chandra_spectra --tag v1")
+def push(
+    folder: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Dataset repository; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch to push to; made if it is not there.", show_default="main")
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="Name to give to the commit.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and list files and sizes only.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Verify sizes and checksums only.")] = False,
+) -> None:
+    """Verify a prepared folder and upload it to a Hugging Face hub.
+
+    The token is that of `hf auth login`, or HF_TOKEN. A push that was cut off goes on when the same command is given
+    again.
+    """
+    import datasets
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+    datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+    logging.getLogger("huggingface_hub.hf_api").setLevel(logging.ERROR)  # that nothing changed is said below
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    with bars() as progress:
+        from builder.hub import push
+
+        pushed = push(folder, repo_id, private=private, revision=revision, tag=tag, dry_run=dry_run, quick=quick,
+                      progress=progress)  # fmt: skip
+    for path, size in pushed.files:
+        print(f"{size_text(size):>9}  {path}")
+    print(f"{size_text(sum(size for _, size in pushed.files)):>9}  in {len(pushed.files)} files")
+    if dry_run:
+        print(f"nothing was uploaded to {repo_id}")
+        return
+    print(f"{'pushed to' if pushed.changed else 'all of it was there before:'} {pushed.url} ({pushed.commit[:10]})")
+    at = f', revision="{tag or revision}"' if tag or revision else ""
+    print(f"Next:  python -c 'from datasets import load_dataset; print(load_dataset(\"{repo_id}\"{at}))'")
+
+
+@app.command(
+    epilog="Examples:  chandra-spectra export chandra_spectra --layout hats   |   "
+    "chandra-spectra export chandra_spectra --layout fits --detection 4938.0.43"
+)
+def export(
+    folder: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    output: Annotated[
+        Path | None, typer.Argument(help="Folder to write.", show_default="the folder's name and the layout")
+    ] = None,
+    layout: Annotated[str, typer.Option(help="healpix (HDF5 by sky pixel), hats (for LSDB) or fits (PHA files).")] = "",
+    detections: Annotated[
+        list[str] | None, typer.Option("--detection", help="For fits: of this detection; may be repeated.")
+    ] = None,
+    archive: Annotated[
+        str, typer.Option(help="For fits: archive with the response files.", show_default="that of the manifest")
+    ] = "",
+    cache: Cache = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an export that is there.")] = False,
+) -> None:
+    """Write a prepared folder in another layout, for readers of HDF5, HATS or FITS files."""
+    with bars() as progress:
+        from builder.export import export
+
+        done = export(folder, output, layout=layout, detections=detections or (), archive=archive, cache=cache,
+                      force=force, progress=progress)  # fmt: skip
+    print(f"{done.files:,} files, {size_text(done.size)}, in {done.folder}")
