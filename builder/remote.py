@@ -32,6 +32,9 @@ _BAND = "b"
 _MAX_CATALOG_BYTES = 4 * 2**30
 _LAST_OBSID = 999_999
 
+Product = tuple[DetectionId, str]
+"""A detection, of one cycle where it has two, and the kind of file."""
+
 
 class ArchiveDownloadManager(DownloadManager):
     """A download manager of `datasets` that asks as this project does: patient, checked, within the budget.
@@ -181,17 +184,18 @@ class HttpArchive(Archive):
         self, session: requests.Session, folder: Path, detections: tuple[DetectionId, ...]
     ) -> tuple[list[Path], dict[DetectionId, str]]:
         parts: list[Path] = []
+        have: set[Product] = set()
         refusals: dict[DetectionId, str] = {}
         lacking = detections
         for number in range(2):
             path = folder / f"{number}.tar"
             try:
-                self._download_package(session, lacking, path)
+                have |= self._download_package(session, lacking, path)
             except (RefusedError, UnavailableError) as error:
                 refusals = dict.fromkeys(lacking, str(error))
                 break
             parts.append(path)
-            lacking = _lacking(lacking, parts)
+            lacking = _lacking(lacking, have)
             if not lacking:
                 break
         for detection in lacking:
@@ -202,7 +206,7 @@ class HttpArchive(Archive):
                 refusals[detection] = str(error)
                 continue
             try:
-                parts += self._single_files(session, folder, listed, parts)
+                parts += self._single_files(session, folder, listed, have)
                 refusals.pop(detection, None)
             except (RefusedError, UnavailableError) as error:
                 refusals[detection] = str(error)
@@ -212,18 +216,23 @@ class HttpArchive(Archive):
         products = ",".join(f"{d.catalog}/{_FILETYPES[kind]}/{_BAND}" for d in detections for kind in KINDS)
         return f"{self.base}/csccli/retrieve?" + urlencode({"version": self.release, "packageset": products}, safe="/,")
 
-    def _download_package(self, session: requests.Session, detections: tuple[DetectionId, ...], path: Path) -> None:
+    def _download_package(
+        self, session: requests.Session, detections: tuple[DetectionId, ...], path: Path
+    ) -> set[Product]:
+        """Download one tar; gives the products in it."""
         wanted = {detection.catalog for detection in detections}
         # A detection of an interleaved observation has two files of each kind.
         limit = 2 * len(KINDS) * len(wanted)
-        self.client.download(
-            session, self._package_url(detections), path, lambda file: _check_tar(file, wanted, limit),
-            limit * MAX_MEMBER_BYTES,
-        )  # fmt: skip
+        found: set[Product] = set()
 
-    def _listed(
-        self, session: requests.Session, folder: Path, detection: DetectionId
-    ) -> dict[tuple[DetectionId, str], str]:
+        def check(file: Path) -> None:
+            nonlocal found
+            found = _check_tar(file, wanted, limit)
+
+        self.client.download(session, self._package_url(detections), path, check, limit * MAX_MEMBER_BYTES)
+        return found
+
+    def _listed(self, session: requests.Session, folder: Path, detection: DetectionId) -> dict[Product, str]:
         """The files that the service lists for a detection, by cycle and kind."""
         url = self._package_url([detection]).replace("/retrieve?", "/browse?")
         listing = folder / "browse.json"
@@ -237,10 +246,9 @@ class HttpArchive(Archive):
         }
 
     def _single_files(
-        self, session: requests.Session, folder: Path, listed: dict[tuple[DetectionId, str], str], parts: list[Path]
+        self, session: requests.Session, folder: Path, listed: dict[Product, str], have: set[Product]
     ) -> list[Path]:
-        """Fetch, one by one, the files that are listed but that no part holds."""
-        have = {name for part in parts for name in _names(part)}
+        """Fetch, one by one, the files that are listed but that no package held."""
         found = []
         for (detection, kind), filename in listed.items():
             if (detection, kind) in have:
@@ -254,18 +262,8 @@ class HttpArchive(Archive):
         return found
 
 
-def _names(part: Path) -> set[tuple[DetectionId, str]]:
-    """Detection and kind of every product in a part."""
-    names = [part.name]
-    if part.suffix == ".tar":
-        with tarfile.open(part, "r:") as tar:
-            names = tar.getnames()
-    return {(name.detection, name.kind) for text in names if (name := ProductName.parse(text)) is not None}
-
-
-def _lacking(detections: tuple[DetectionId, ...], parts: list[Path]) -> tuple[DetectionId, ...]:
+def _lacking(detections: tuple[DetectionId, ...], have: set[Product]) -> tuple[DetectionId, ...]:
     """Detections of which a product is missing, of any cycle that has one."""
-    have = set().union(*(_names(part) for part in parts))
     cycles: dict[DetectionId, set[DetectionId]] = {}
     for detection, _ in have:
         cycles.setdefault(detection.catalog, set()).add(detection)
@@ -295,7 +293,8 @@ def _check_votable(path: Path) -> None:
             raise TransientError("the catalog's answer is cut short")
 
 
-def _check_tar(path: Path, wanted: set[DetectionId], limit: int) -> None:
+def _check_tar(path: Path, wanted: set[DetectionId], limit: int) -> set[Product]:
+    """The products in a tar, which is whole and holds no more than was asked for."""
     if _start(path)[257:262] != b"ustar":
         raise TransientError(f"the package service answered {_words(path)!r} instead of a tar file")
     try:
@@ -312,12 +311,16 @@ def _check_tar(path: Path, wanted: set[DetectionId], limit: int) -> None:
     files = [member for member in members if member.isfile()]
     if len(files) > limit:
         raise RefusedError(f"a package has {len(files)} files where at most {limit} were asked for")
+    found = set()
     for member in files:
         name = ProductName.parse(member.name)
         if name is not None and name.detection.catalog not in wanted:
             raise TransientError(f"a package holds {member.name!r}, which was not asked for")
         if member.size > MAX_MEMBER_BYTES:
             raise RefusedError(f"a package's member {member.name!r} claims {member.size} bytes")
+        if name is not None:
+            found.add((name.detection, name.kind))
+    return found
 
 
 def _check_json(path: Path) -> None:

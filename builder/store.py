@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,10 @@ class Store:
         return self.path(package).exists()
 
     def write(self, package: Package, result: PackageResult) -> None:
-        """Keep a finished package: written beside its place, flushed, then renamed.
+        """Keep a finished package: written elsewhere in the root, flushed, then renamed.
+
+        What a killed run left of the same package is removed. Two runs that make it at once do no harm: they write
+        the same.
 
         Raises
         ------
@@ -143,14 +147,22 @@ class Store:
             If the file system refuses.
         """
         path = self.path(package)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        # A folder of their own: among all the finished files the left ones would be costly to find.
+        partial = self.root / "partial" / f"{path.name}.{uuid.uuid4().hex}.partial"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (path.parent, partial.parent):
+                folder.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
                 file.write(_pack(result))
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
+            try:
+                partial.replace(path)
+            except FileNotFoundError:
+                if not path.exists():  # else another run was first, and has removed this one's
+                    raise
+            for left in partial.parent.glob(f"{path.name}.*.partial"):
+                left.unlink(missing_ok=True)
         except OSError as error:
             with contextlib.suppress(OSError):
                 partial.unlink()

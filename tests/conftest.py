@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.runs import command
+
+__all__ = ["command"]
 
 _CACHE = tempfile.mkdtemp(prefix="chandra-spectra-tests-")
 # Before anything imports datasets or huggingface_hub, which read these once.
@@ -35,22 +37,14 @@ socket.socket.connect = _connect_on_loopback  # type: ignore[method-assign,assig
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    import shutil
-
     shutil.rmtree(_CACHE, ignore_errors=True)
-
-
-def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run `chandra-spectra` as a user does, in a process of its own."""
-    words = [sys.executable, "-m", "builder", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, **options)
 
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded sample, prepared by the command into a folder named chandra_spectra."""
     folder = tmp_path_factory.mktemp("sample") / "chandra_spectra"
-    result = command("prepare", folder, "--archive", "embedded")
+    result = command("prepare", folder, "--archive", "embedded", "--workers", 1)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     return folder
@@ -68,11 +62,17 @@ def full_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def mirror(tmp_path: Path) -> Path:
-    """A mirror that a test may damage."""
+@pytest.fixture(scope="session")
+def whole_mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded archive as a mirror."""
     from builder.embedded import make_embedded_mirror
 
-    folder = tmp_path / "mirror"
+    folder = tmp_path_factory.mktemp("whole") / "mirror"
     make_embedded_mirror(folder)
     return folder
+
+
+@pytest.fixture
+def mirror(whole_mirror: Path, tmp_path: Path) -> Path:
+    """A mirror that a test may damage."""
+    return Path(shutil.copytree(whole_mirror, tmp_path / "mirror"))

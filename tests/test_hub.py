@@ -291,10 +291,8 @@ def test_what_a_hub_refuses_is_one_clear_line(
 def test_the_command_says_one_clear_line_and_exits_with_1(
     token: str | None, name: str, words: str, sample: Path, hub: Hub, tmp_path: Path
 ) -> None:
-    endpoint = hub.url if token is not None else "http://127.0.0.1:9"
-    result = main("push", sample, name, "--quick", cwd=tmp_path, HF_ENDPOINT=endpoint, HF_TOKEN=token or "")
-    if token is None:
-        result = main("push", sample, name, "--quick", cwd=tmp_path, HF_ENDPOINT=endpoint, HF_TOKEN=TOKEN)
+    endpoint, token = (hub.url, token) if token is not None else ("http://127.0.0.1:9", TOKEN)
+    result = main("push", sample, name, "--quick", cwd=tmp_path, HF_ENDPOINT=endpoint, HF_TOKEN=token)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1, result.stderr
     assert result.stderr.startswith("chandra-spectra: ") and words in result.stderr

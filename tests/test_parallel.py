@@ -15,17 +15,17 @@ import pytest
 from builder.prepare import prepare, prepare_share
 from builder.server import ArchiveServer
 from builder.settings import Settings
-from builder.simulation import SimulatedArchive
 from builder.sources import open_source, plan_for
 from builder.store import RemoteStore
-from tests.conftest import command
+from tests.impatient import RememberedArchive
+from tests.runs import Run, command
 
 N = 220
 
 
 @pytest.fixture(scope="module")
 def server() -> ArchiveServer:
-    with ArchiveServer(SimulatedArchive(N), bytes_per_second=80e6) as running:
+    with ArchiveServer(RememberedArchive(N), bytes_per_second=80e6) as running:
         yield running
 
 
@@ -56,7 +56,7 @@ def test_three_shards_and_then_an_assembly_give_the_same_bytes_and_fetch_nothing
     server: ArchiveServer, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     start = len(server.log)
-    words = ("--archive", server.url, "--cache", tmp_path / "cache")
+    words = ("--archive", server.url, "--cache", tmp_path / "cache", "--workers", 1)
     for index in range(3):
         result = command("prepare", "--shard", f"{index}/3", *words, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
@@ -111,18 +111,16 @@ def test_a_dask_cluster_that_loses_a_worker_half_way_gives_the_same_bytes(
     )  # fmt: skip
     try:
         address, *workers = cluster.stdout.readline().split()
-        run = subprocess.Popen(
-            [sys.executable, "-m", "builder", "prepare", tmp_path / "out", "--archive", server.url,
-             "--cache", tmp_path / "cache", "--dask", address],
-            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+        run = Run(
+            "prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--dask", address
+        )
         deadline = time.monotonic() + 60
         while not list((tmp_path / "cache").rglob("*.arrows")):
-            assert time.monotonic() < deadline and run.poll() is None
+            assert time.monotonic() < deadline and run.process.is_alive()
             time.sleep(0.02)
         os.kill(int(workers[0]), signal.SIGKILL)
-        _, errors = run.communicate(timeout=120)
-        assert run.returncode == 0, errors
+        result = run.wait(120)
+        assert result.returncode == 0, result.stderr
     finally:
         with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
             cluster.communicate("", timeout=20)

@@ -6,10 +6,10 @@ import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -27,15 +27,15 @@ from builder.server import ArchiveServer
 from builder.settings import Settings
 from builder.simulation import SimulatedArchive
 from builder.sources import open_source, plan_for
-from tests.conftest import command
-from tests.impatient import impatient
+from tests.impatient import RememberedArchive, impatient, impatient_command
+from tests.runs import Run, command
 
 KINDS = sorted(TRANSIENT)
 
 
 @pytest.fixture(scope="module")
 def archive() -> SimulatedArchive:
-    return SimulatedArchive(500)
+    return RememberedArchive(500)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,11 @@ def port() -> int:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    import builder.card
     import builder.remote
     import builder.sources
 
+    monkeypatch.setattr(builder.card, "draw_pictures", builder.card.draw_pictures)
     monkeypatch.setattr(builder.remote, "Client", builder.remote.Client)
     monkeypatch.setattr(builder.sources, "plan", builder.sources.plan)
     impatient()
@@ -62,10 +64,6 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.suffix in (".parquet", ".hdf5") and path.name != "rejections.parquet"
     }
-
-
-def impatient_command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "tests.impatient", *map(str, words)]
 
 
 PERMANENT_FAULTS = dict.fromkeys(PERMANENT, 0.03)
@@ -82,7 +80,7 @@ def test_every_good_detection_is_a_row_and_every_bad_one_a_rejection_with_the_ri
         assert set(met) & set(TRANSIENT) == set(TRANSIENT), "the run met every kind of transient fault"
         assert server.max_connections <= 4
     with ArchiveServer(archive, port=port, faults=Faults(1, {}, PERMANENT_FAULTS)) as server:
-        prepare(tmp_path / "calm", settings, cache=tmp_path / "b", workers=2)
+        prepare(tmp_path / "calm", settings, cache=tmp_path / "b")
     assert contents(tmp_path / "faulty") == contents(tmp_path / "calm")
     assert len(contents(tmp_path / "calm")) == 4
 
@@ -101,30 +99,34 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes_and_fetches_no_finished
     archive: SimulatedArchive, port: int, tmp_path: Path
 ) -> None:
     chance = random.Random(5)
-    with ArchiveServer(archive, port=port, bytes_per_second=25e6) as server:
-        words = impatient_command(
-            "prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--workers", 1
-        )
+    with ArchiveServer(archive, port=port, bytes_per_second=20e6) as server:
+        words = ("prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--workers", 1,
+                 "--limit", 350)  # fmt: skip
         finished: set[tuple[str, ...]] = set()
         for more in (0, 1, 2, 0, 1, 2, 1, 0, 2, 1):  # packages to be finished before the kill
             start, before = len(server.log), len(stored(tmp_path))
-            process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            killed = Run(*words, change=impatient)
             wait_for(lambda s=start, n=before + more: asked(server, s) and len(stored(tmp_path)) >= n)
             time.sleep(chance.uniform(0, 0.3))
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
+            killed.process.kill()
+            assert killed.wait().returncode == -signal.SIGKILL
             assert not asked(server, start) & finished
             finished |= {detections for detections in asked(server, 0) if key_of(detections) in stored(tmp_path)}
         start = len(server.log)
-        result = subprocess.run(words, capture_output=True, text=True, check=False)
+        result = run(*words)
         assert result.returncode == 0, result.stderr
         assert asked(server, start), "the last run had work left"
         assert not asked(server, start) & finished
         assert len(finished) >= 10, "runs that were killed finished packages"
-        prepare(tmp_path / "whole", Settings(server.url), cache=tmp_path / "fresh", workers=2)
+        whole = Settings(server.url, selection=Selection(limit=350))
+        prepare(tmp_path / "whole", whole, cache=tmp_path / "fresh")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     left = [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".partial", ".tar")]
     assert left == []
+
+
+def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return Run(*words, cwd=cwd, change=impatient).wait()
 
 
 def stored(folder: Path) -> set[str]:
@@ -157,22 +159,19 @@ def test_the_archive_never_sees_more_connections_than_the_budget(
     workers: int, archive: SimulatedArchive, tmp_path: Path
 ) -> None:
     with ArchiveServer(archive) as server:
-        settings = Settings(server.url, selection=Selection(limit=150))
+        settings = Settings(server.url, selection=Selection(limit=80))
         prepare(tmp_path / "out", settings, cache=tmp_path / "cache", workers=workers, connections=3)
         assert 1 < server.max_connections <= 3
 
 
 def test_two_runs_that_share_a_cache_share_the_budget(archive: SimulatedArchive, tmp_path: Path) -> None:
-    with ArchiveServer(archive) as server:
+    with ArchiveServer(archive, bytes_per_second=20e6) as server:  # so that they last, and meet
         runs = [
-            subprocess.Popen(
-                impatient_command("prepare", tmp_path / str(number), "--archive", server.url, "--limit", limit,
-                                  "--cache", tmp_path / "cache", "--connections", 2),
-                stdout=subprocess.DEVNULL,
-            )
-            for number, limit in enumerate((150, 155))
+            Run("prepare", tmp_path / str(number), "--archive", server.url, "--limit", limit, "--workers", 1,
+                "--cache", tmp_path / "cache", "--connections", 2, change=impatient)
+            for number, limit in enumerate((80, 85))
         ]  # fmt: skip
-        assert [run.wait() for run in runs] == [0, 0]
+        assert [one.wait().returncode for one in runs] == [0, 0]
         assert server.max_connections <= 2
 
 
@@ -248,8 +247,8 @@ def test_a_mirror_is_downloaded_in_pieces_and_builds_the_same_dataset_offline(
 ) -> None:
     mirror, limit = tmp_path / "mirror", ("--limit", 120)
     with ArchiveServer(archive, port=port, bytes_per_second=20e6) as server:
-        words = impatient_command("download", mirror, "--archive", server.url, "--cache", tmp_path / "cache", *limit)
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        words = ("download", mirror, "--archive", server.url, "--cache", tmp_path / "cache", *limit)
+        process = subprocess.Popen(impatient_command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         index = mirror / "packages.jsonl"
         wait_for(lambda: index.exists() and index.stat().st_size)
         process.send_signal(signal.SIGKILL)
@@ -258,7 +257,7 @@ def test_a_mirror_is_downloaded_in_pieces_and_builds_the_same_dataset_offline(
         with index.open("a") as torn:
             torn.write('{"file": "packages/torn')
         start = len(server.log)
-        result = subprocess.run(words, capture_output=True, text=True, check=False)
+        result = run(*words)
         assert result.returncode == 0, result.stderr
         assert not whole & asked(server, start)
         online = Settings(server.url, selection=Selection(limit=120))
@@ -276,12 +275,10 @@ def test_the_options_that_notes_and_scripts_use_work_as_they_are(archive: Simula
 
     cuts = ("--min_cnts", 4000, "--min_sig", 80, "--max_theta", 5)
     with ArchiveServer(archive) as server:
-        result = command(
-            "download", *cuts, "--output_file", "catalog.hdf5", "--file_path", "DIR", "--archive", server.url,
-            cwd=tmp_path,
-        )  # fmt: skip
+        words = ("download", *cuts, "--output_file", "catalog.hdf5", "--file_path", "DIR", "--archive", server.url)
+        result = run(*words, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
-    result = command(
+    result = run(
         "prepare", "--cat_file", "catalog.hdf5", "--file_path", "DIR", "--output_file", "spectra.hdf5", cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr
@@ -303,16 +300,16 @@ def test_downloads_are_kept_when_asked_for(archive: SimulatedArchive, tmp_path: 
 
 def test_what_was_rejected_is_tried_again_when_asked_for(archive: SimulatedArchive, port: int, tmp_path: Path) -> None:
     faults = Faults(3, {}, {"missing_rmf": 0.2})
-    words = ("prepare", tmp_path / "out", "--limit", 50, "--cache", tmp_path / "cache")
+    words = ("prepare", tmp_path / "out", "--limit", 50, "--cache", tmp_path / "cache", "--workers", 1)
     with ArchiveServer(archive, port=port, faults=faults) as server:
-        result = command(*words, "--archive", server.url)
+        result = run(*words, "--archive", server.url)
         assert result.returncode == 3
         assert "are rejected" in result.stderr
         assert result.stderr.count("\n") == 1
         assert read_manifest(tmp_path / "out")["counts"]["rejected"] > 2
     with ArchiveServer(archive, port=port) as server:
-        assert command(*words, "--archive", server.url).returncode == 3
-        result = command(*words, "--archive", server.url, "--retry-rejected")
+        assert run(*words, "--archive", server.url).returncode == 3
+        result = run(*words, "--archive", server.url, "--retry-rejected")
         assert result.returncode == 0, result.stderr
         assert read_manifest(tmp_path / "out")["counts"]["rejected"] == 0
 
@@ -348,26 +345,28 @@ def test_no_network_is_one_line_that_names_the_host_within_a_minute(tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+def small_disk() -> None:
+    impatient()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000,) * 2)
+
+
 def test_a_full_disk_is_one_line_and_what_was_finished_is_kept(archive: SimulatedArchive, tmp_path: Path) -> None:
     """A limit on the size of files stands in for a full disk: the same error path, another errno."""
     with ArchiveServer(archive) as server:
-        words = ["prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--limit", 60]
-        limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000,) * 2);"
-        limited += "sys.argv = sys.argv[1:]; runpy.run_module('tests.impatient', run_name='__main__')"
-        result = subprocess.run(
-            [sys.executable, "-c", limited, "impatient", *map(str, words)], capture_output=True, text=True, check=False
-        )
+        words = ("prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--limit", 30,
+                 "--workers", 1)  # fmt: skip
+        result = Run(*words, change=small_disk).wait()
         assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
         assert "cannot write" in result.stderr
         assert not (tmp_path / "out").exists()
-        assert command(*words).returncode == 0
+        assert run(*words).returncode == 0
 
 
 @pytest.mark.parametrize("what", ["cache", "output"])
 def test_a_place_that_cannot_be_written_is_one_line(what: str, mirror: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")  # root may write into any folder, but nobody into a file
     places = {"cache": tmp_path / "cache", "output": tmp_path / "out"} | {what: tmp_path / "file" / "below"}
-    result = command("prepare", places["output"], "--archive", mirror, "--cache", places["cache"])
+    result = run("prepare", places["output"], "--archive", mirror, "--cache", places["cache"], "--workers", 1)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
     assert str(tmp_path / "file") in result.stderr
 
@@ -408,19 +407,17 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line_and_costs_nothing_th
     archive: SimulatedArchive, tmp_path: Path
 ) -> None:
     with ArchiveServer(archive, bytes_per_second=15e6) as server:
-        words = impatient_command(
-            "prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--workers", 2,
-            "--limit", 200,
-        )  # fmt: skip
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        words = ("prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--workers", 2,
+                 "--limit", 120)  # fmt: skip
+        broken = Run(*words, change=impatient)
         wait_for(lambda: list((tmp_path / "cache").rglob("*.arrows")))
-        os.kill(workers_of(process.pid)[0], signal.SIGKILL)
-        _, errors = process.communicate(timeout=60)
-        assert (process.returncode, errors.count("\n")) == (1, 1), errors
-        assert "a worker process was killed" in errors
+        os.kill(workers_of(broken.process.pid)[0], signal.SIGKILL)
+        result = broken.wait(60)
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+        assert "a worker process was killed" in result.stderr
         finished = {path.name for path in (tmp_path / "cache").rglob("*.arrows")}
         start = len(server.log)
-        assert subprocess.run(words, capture_output=True, check=False).returncode == 0
+        assert run(*words).returncode == 0
         assert not {key_of(detections) for detections in asked(server, start)} & finished
 
 

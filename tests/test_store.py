@@ -282,6 +282,20 @@ def test_a_killed_write_is_no_finished_package(store: Store, monkeypatch: pytest
     assert [path for path in store.root.rglob("*") if path.is_file()] == [store.path(PACKAGE)]
 
 
+def test_two_runs_that_make_a_package_at_once_do_no_harm(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def meanwhile(number: int) -> None:
+        monkeypatch.setattr(os, "fsync", fsync)
+        store.write(PACKAGE, RESULT)
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    store.write(PACKAGE, RESULT)
+    assert_same(store.read(PACKAGE), RESULT)
+    assert [path for path in store.root.rglob("*") if path.is_file()] == [store.path(PACKAGE)]
+
+
 def test_the_payload_is_plain_arrow(store: Store) -> None:
     """Four streams behind the first line: other programs can read them."""
     store.write(PACKAGE, RESULT)
