@@ -5,6 +5,7 @@
 >>> builder.download_and_prepare(); builder.as_dataset("train")         # doctest: +SKIP
 
 A folder for `load_dataset`, with the canonical HDF5 file, card and manifest, is made by ``chandra-spectra prepare``.
+To train on it, `collate` makes batches for torch, and `Calibration` sums channels into bins and folds models.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from datasets import DownloadConfig, DownloadManager
 from builder.archive import Archive, Fetched
 from builder.catalog import Package, count_of, from_rows, read_votable
 from builder.client import Client, Slots, one_session
-from builder.errors import CatalogError, RefusedError, TransientError, UnavailableError
+from builder.errors import CatalogError, RefusedError, SettingError, TransientError, UnavailableError
 from builder.products import KINDS, MAX_MEMBER_BYTES, ProductName
 from builder.records import DetectionId
 from builder.selection import COLUMNS_QUERIED, Selection
@@ -119,7 +119,14 @@ class HttpArchive(Archive):
         ------
         CatalogError
             If the service reports an error, or the parts do not add up to its own ``COUNT(*)``.
+        SettingError
+            For release 2.0: the service's tables are those of 2.1, and region ids are a release's own.
         """
+        if self.release == "rel2.0":
+            raise SettingError(
+                "the catalog service has the tables of release 2.1 only: for the files of rel2.0 give a catalog file "
+                "of that release with --cat-file"
+            )
         manager = dl_manager if isinstance(dl_manager, ArchiveDownloadManager) else ArchiveDownloadManager(self)
         answers = [from_rows([])]
         for query in selection.queries():

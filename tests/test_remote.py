@@ -18,7 +18,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from builder.errors import ArchiveError, CatalogError
+from builder.catalog import from_rows
+from builder.catalog_files import write_catalog
+from builder.errors import ArchiveError, CatalogError, SettingError
 from builder.faults import PERMANENT, TRANSIENT, Faults
 from builder.prepare import prepare, read_manifest
 from builder.records import DetectionId
@@ -436,6 +438,17 @@ def test_the_services_own_words_are_shown_when_it_refuses_a_query(
     monkeypatch.setattr("builder.selection._FROM", "FROM csc21.nowhere n")
     with ArchiveServer(archive) as server, pytest.raises(CatalogError, match=r"the catalog says: .*nowhere"):
         prepare(tmp_path / "out", Settings(server.url), cache=tmp_path / "cache")
+
+
+def test_release_2_0_is_not_selected_from_the_tables_of_2_1(archive: SimulatedArchive, tmp_path: Path) -> None:
+    with ArchiveServer(archive) as server:
+        with pytest.raises(SettingError, match=r"release 2\.1 only.*--cat-file"):
+            prepare(tmp_path / "out", Settings(server.url, "rel2.0"), cache=tmp_path / "cache")
+        assert len(server.log) == 0
+        write_catalog(tmp_path / "rel20.vot", from_rows(archive.rows[:5]))
+        given = Settings(server.url, "rel2.0", str(tmp_path / "rel20.vot"))
+        manifest, _ = prepare(tmp_path / "out", given, cache=tmp_path / "cache")
+    assert manifest["counts"]["rows"] == 5
 
 
 def test_a_second_download_adds_to_a_mirror_and_asks_again_for_what_was_refused(
