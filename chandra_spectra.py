@@ -129,7 +129,8 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        from builder.rows import healpix
+        from builder.engine import results
+        from builder.rows import join
         from builder.sources import open_source, query
 
         source = open_source(self.config.settings)
@@ -140,8 +141,12 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         splits = self.config.settings.splits
         names = [split for config, split in parts(splits, True) if config == self.config.table]
         if len(names) > 1:  # datasets refuses a split without rows
-            there = set(splits.of(healpix(plan.catalog["ra"], plan.catalog["dec"])).to_pylist())
-            names = [split for split in names if split in there]
+            there: set[str] = set()
+            for package, result in results(packages, source.archive, source.store):
+                there.update(join(plan.catalog, package, result, splits)["split"].to_pylist())
+                if len(there) == len(names):
+                    break
+            names = [split for split in names if split in there] or names[:1]
         own = [{"split": split, "warn": split == names[0]} for split in names]
         return [datasets.SplitGenerator(options["split"], found | options) for options in own]
 

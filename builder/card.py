@@ -112,9 +112,9 @@ def _render(
     pictures: list[Picture],
 ) -> str:
     recipe = settings.recipe
-    names = Counter(scalars["name"].to_pylist())
+    names = Counter(scalars["name"].drop_null().to_pylist())
     several = [number for number in names.values() if number > 1]
-    columns = columns_when(recipe.subtract)
+    columns, least = columns_when(recipe.subtract), _several(recipe.min_counts, "count")
     words = {
         "front_matter": _front_matter(sizes),
         "spectra": "1 X-ray spectrum" if counts["rows"] == 1 else f"{counts['rows']:,} X-ray spectra",
@@ -136,7 +136,7 @@ def _render(
         "energy_min": f"{recipe.energy_min:g}",
         "energy_max": f"{recipe.energy_max:g}",
         "subtracted": "background subtracted" if recipe.subtract else "background not subtracted",
-        "grouped": f"grouped to at least {recipe.min_counts} counts a bin" if recipe.group else "not grouped",
+        "grouped": f"grouped to at least {least} a bin" if recipe.group else "not grouped",
         "counts": _counts(counts),
         "reasons": _reasons(counts["reasons"]),
         "rate": f"{'background-subtracted ' if recipe.subtract else ''}count rate density",
@@ -150,8 +150,8 @@ def _render(
             else "The redistribution matrix (RMF) is not in the dataset; `rmf_file` and `rmf_sha256` name it."
         ),
         "negative": " Background-subtracted rates can be negative." if recipe.subtract else "",
-        "saturated": _rows(pc.sum(scalars["sat_src_flag"]).as_py() or 0),
-        "streaked": _rows(pc.sum(scalars["streak_src_flag"]).as_py() or 0),
+        "saturated": _several(pc.sum(scalars["sat_src_flag"]).as_py() or 0, "row"),
+        "streaked": _several(pc.sum(scalars["streak_src_flag"]).as_py() or 0, "row"),
         "inputs": _inputs(settings),
         "command": command_line(settings),
     }  # fmt: skip
@@ -183,8 +183,7 @@ The splits are by place on the sky, so that a source is on one side only, as col
 ```python
 from datasets import load_dataset
 
-splits = load_dataset("chandra_spectra")
-print(splits["train"].num_rows, splits["test"].num_rows)
+print(load_dataset("chandra_spectra"))
 ```
 """
 
@@ -195,8 +194,8 @@ def _splits(settings: Settings, scalars: pa.Table) -> str:
     return "\n".join(f"| `{split}` | {share} % | {rows[split]:,} |" for split, share in shares)
 
 
-def _rows(number: int) -> str:
-    return f"{number:,} row{'' if number == 1 else 's'}"
+def _several(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _megabytes(size: int) -> str:

@@ -28,6 +28,8 @@ DETECTION_BYTES = 1_100_000
 
 SCHEMA = arrow_schema(CATALOG)
 _IDS = ("obsid", "obi", "region_id")
+NAMES = ("name", *_IDS)
+"""Columns that every catalog must have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Plan:
     duplicates: int
 
 
-def read_votable(content: bytes, origin: str) -> tuple[pa.Table, bool]:
+def read_votable(content: bytes, origin: str, *, whole: bool = True) -> tuple[pa.Table, bool]:
     """Read the catalog's answer.
 
     Parameters
@@ -82,6 +84,8 @@ def read_votable(content: bytes, origin: str) -> tuple[pa.Table, bool]:
         A VOTable.
     origin : str
         Where it came from, for messages.
+    whole : bool
+        It must have every column; else those that it lacks are null.
 
     Returns
     -------
@@ -100,7 +104,10 @@ def read_votable(content: bytes, origin: str) -> tuple[pa.Table, bool]:
     arrays = []
     for column in CATALOG:
         if column.name not in names:
-            raise CatalogError(f"{origin} has no column {column.name}")
+            if whole or column.name in NAMES:
+                raise CatalogError(f"{origin} has no column {column.name}")
+            arrays.append(pa.nulls(len(table), column.full_type))
+            continue
         try:
             arrays.append(_arrow(table[names[column.name]], column))
         except (pa.ArrowException, ValueError, TypeError) as error:

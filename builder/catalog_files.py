@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder.catalog import SCHEMA, read_votable, write_votable
+from builder.catalog import NAMES, SCHEMA, read_votable, write_votable
 from builder.columns import CATALOG
 from builder.errors import CatalogError, OutputError, SettingError
 
@@ -58,7 +58,7 @@ def write_catalog(path: Path, catalog: pa.Table) -> None:
 
 
 def read_catalog(path: Path) -> pa.Table:
-    """Read a catalog file, in any order of rows; columns that it lacks are null, but for the ids.
+    """Read a catalog file, in any order of rows; columns that it lacks are null, but for the name and the ids.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def read_catalog(path: Path) -> pa.Table:
     check_ending(path)
     try:
         if path.suffix in _VOTABLE:
-            table, overflow = read_votable(path.read_bytes(), str(path))
+            table, overflow = read_votable(path.read_bytes(), str(path), whole=False)
             if overflow:
                 raise CatalogError(f"{path} was cut at the service's row limit; write it again")
             return table
@@ -82,7 +82,7 @@ def read_catalog(path: Path) -> pa.Table:
             table = pq.read_table(path)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise CatalogError(f"cannot read the catalog {path}: {error}") from error
-    for name in ("name", "obsid", "obi", "region_id"):
+    for name in NAMES:
         if name not in table.column_names:
             raise CatalogError(f"the catalog {path} has no column {name}")
     have = set(table.column_names)

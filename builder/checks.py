@@ -239,14 +239,18 @@ def check_grids(check: Check, table: pa.Table, file: str) -> Grids:
     return grids
 
 
-def check_responses(check: Check, rows: pa.RecordBatch, file: str, grids: Grids, found: set[str]) -> None:
-    """Every response agrees with itself and names a known grid, once; its key is added to `found`."""
+def check_responses(check: Check, rows: pa.RecordBatch, file: str, used: dict[str, str], found: set[str]) -> None:
+    """Every response agrees with itself and has the grid of the rows that use it; its key is added to `found`."""
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
+        if column.null_count or (pa.types.is_list(column.type) and column.flatten().null_count):
+            check.fail(file, f"{name} holds a null")
+            return
     for row in examples(pa.Table.from_batches([rows])):
         key, grid = row["rmf_sha256"], row["ebounds_id"]
         if key in found:
             check.fail(file, key, "is there twice")
-        if grid not in grids:
-            check.fail(file, key, f"ebounds_id {grid} is not in config ebounds")
+        if grid != used.get(key, grid):
+            check.fail(file, key, f"ebounds_id is {grid}, that of its rows is {used[key]}")
         found.add(key)
         try:
             Response(**{name: row[name] for name in Response.__slots__})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -121,6 +122,8 @@ def prepare(
         _fill_share(settings, shard, cache=cache, workers=workers, connections=connections, store=store)
         return
     where = output or str(output_file.with_suffix("") if output_file else "chandra_spectra")
+    if re.match(r"\w+:/(?!/)", where):
+        raise SettingError(f"{where!r} is neither a folder nor a URL such as s3://bucket/folder")
     folder = where if "://" in where else Path(where)
     if output_file and isinstance(folder, str):
         raise SettingError("--output-file copies from a folder of this machine: not with an OUTPUT that is a URL")
@@ -153,7 +156,7 @@ def prepare(
     if share > max_rejected:
         end(
             f"{share:.1f} % of the selected spectra are rejected, more than {max_rejected:g} %: see "
-            f"{folder}/rejections.parquet; --retry-rejected tries them again",
+            f"{str(folder).rstrip('/')}/rejections.parquet; --retry-rejected tries them again",
             3,
         )
 

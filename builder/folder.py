@@ -22,7 +22,8 @@ from builder.selection import Cone, Selection, read_detections
 from builder.settings import Settings
 from builder.splits import Splits
 
-__all__ = ["Overview", "date_text", "find_detections", "overview", "read_rows", "read_scalars", "read_settings"]
+__all__ = ["Overview", "check_outside", "date_text", "find_detections", "overview", "read_rows", "read_scalars",
+           "read_settings"]  # fmt: skip
 
 _MJD_EPOCH = datetime.date(1858, 11, 17)
 """Day 0 of the modified Julian date."""
@@ -73,8 +74,15 @@ def date_text(mjd: float | None) -> str:
     return "" if mjd is None or not np.isfinite(mjd) else str(_MJD_EPOCH + datetime.timedelta(days=int(mjd)))
 
 
+def check_outside(folder: Path, path: Path) -> None:
+    """Refuse, with OutputError, a file to be written within a prepared folder, which holds its own files only."""
+    if path.parent.resolve().is_relative_to(folder.resolve()):
+        raise OutputError(f"{path} would lie in the prepared folder, which holds its own files only: choose with -o")
+
+
 def _shards(folder: Path, config: str) -> list[Path]:
-    if paths := sorted((folder / DATA_FILES[config]).glob("*.parquet")):
+    # Resolved, as pyarrow takes a relative path with a colon for a URI.
+    if paths := sorted((folder.resolve() / DATA_FILES[config]).glob("*.parquet")):
         return paths
     raise OutputError(f"{folder} is not a prepared folder: it has no {DATA_FILES[config]}/*.parquet")
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["SCALARS", "Picture", "draw_pictures", "finite", "galactic_plane", "histogram_edges", "rows_by_cell"]
+__all__ = ["SCALARS", "Picture", "draw_pictures", "energy_axis", "finite", "galactic_plane", "histogram_edges",
+           "one_line", "rows_by_cell"]  # fmt: skip
 
 SCALARS = ("healpix", "src_cnts_aper_b", "theta", "n_bins", "hard_hm", "hard_ms", "source_counts")
 """Columns that `draw_pictures` wants of every row: 56 bytes a row."""
@@ -109,6 +110,24 @@ def _save(figure: Figure, path: Path) -> None:
     canvas.draw()  # type: ignore[no-untyped-call]
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
     image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def one_line(name: str | None) -> str:
+    """A name as one line of what can be printed: a catalog file may hold any text, or none (null)."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in name or "").split())
+
+
+def energy_axis(axes: Axes, low: float, high: float, ticks: tuple[float, ...]) -> None:
+    """Make the abscissa logarithmic, from `low` to `high` (keV), with those of `ticks`; with others if they are few."""
+    from matplotlib.ticker import AutoLocator
+
+    axes.set(xscale="log", xlim=(low, high))
+    within = [tick for tick in ticks if low <= tick <= high]
+    if len(within) > 1:
+        axes.set_xticks(within)
+    else:
+        axes.xaxis.set_major_locator(AutoLocator())
+    axes.xaxis.set(major_formatter="{x:g}", minor_formatter="")
 
 
 def finite(column: pa.ChunkedArray) -> NDArray[np.float64]:
@@ -238,9 +257,7 @@ def _gallery(figure: Figure, shards: list[Path], counts: NDArray[np.float64]) ->
     limits = max(0.1, 0.96 * min(low[0] for low, _ in bins)), 1.04 * max(high[-1] for _, high in bins)
     for row, (low, high), axes in zip(rows, bins, panels, strict=False):
         _spectrum(axes, row, low, high)
-        axes.set(xscale="log", xlim=limits)
-        axes.set_xticks([tick for tick in _TICKS if limits[0] <= tick <= limits[1]])
-        axes.xaxis.set_major_formatter("{x:g}")
+        energy_axis(axes, *limits, _TICKS)
         axes.minorticks_off()  # most of the time of drawing, and too fine to read
     for axes in panels:  # those that are left
         axes.set_axis_off()
@@ -257,8 +274,12 @@ def _spectrum(axes: Axes, row: dict[str, Any], low: NDArray[np.float64], high: N
     axes.errorbar((low + high) / 2, rate, error, (high - low) / 2, fmt="none", ecolor="C0", elinewidth=0.8)
     axes.set_yscale("log", nonpositive="clip")
     if (positive := rate[rate > 0]).size:
-        axes.set_ylim(positive.min() / 2, (rate + error).max() * 1.5)
-    axes.set_title(f"{row['name']}\n{row['detection_id']}, {row['source_counts']:,} counts", fontsize=8, y=1)
+        bottom, top = np.log10([positive.min() / 2, (rate + error).max() * 1.5])
+        bottom = bottom if np.ceil(bottom) <= top else np.floor(bottom)  # a power of ten is what is labelled
+        axes.set_ylim(10**bottom, 10**top)
+    counts = f"{row['source_counts']:,} count{'' if row['source_counts'] == 1 else 's'}"
+    title = f"{one_line(row['name'])}\n{row['detection_id']}, {counts}"
+    axes.set_title(title, fontsize=8, y=1, parse_math=False)
     axes.tick_params(labelsize=8)
 
 

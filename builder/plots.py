@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from builder.errors import OutputError, SettingError
-from builder.folder import read_rows, read_scalars
+from builder.folder import check_outside, read_rows, read_scalars
+from builder.pictures import energy_axis, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["MOST", "binned_counts", "check_number", "save_plot", "terminal_plot", "title"]
+__all__ = ["MOST", "beside", "binned_counts", "check_number", "save_plot", "terminal_plot", "title"]
 
 _COLOURS = (*(f"C{number}" for number in range(10)), "black", "gold")
 MOST = len(_COLOURS)
@@ -40,9 +41,10 @@ _STYLE: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False, 
 
 
 def title(row: dict[str, Any]) -> str:
-    """What a plot of the row is headed with: source, observation, exposure and counts."""
+    """What a plot of the row is headed with, in one line: source (if it has a name), detection, exposure and counts."""
     exposure, counts = f"{row['exposure'] / 1000:,.1f} ks", row["source_counts"]
-    return f"{row['name']}, {row['detection_id']}, {exposure}, {counts:,} count{'' if counts == 1 else 's'}"
+    parts = one_line(row["name"]), row["detection_id"], exposure, f"{counts:,} count{'' if counts == 1 else 's'}"
+    return ", ".join(filter(None, parts))
 
 
 def terminal_plot(row: dict[str, Any], width: int = 64, height: int = 12) -> str:
@@ -64,7 +66,9 @@ def terminal_plot(row: dict[str, Any], width: int = 64, height: int = 12) -> str
     figure.set_x_limits(0, float(np.ceil(energy.max())))
     figure.set_y_limits(float(low - 0.1), float(high + 0.1))
     figure.plot(energy[positive], logarithms)
-    return f"{title(row)}\n{figure.show()}"
+    missing = len(rate) - len(logarithms)
+    left_out = f"\nleft out: {missing:,} of {len(rate):,} bins, not above zero" if missing else ""
+    return f"{title(row)}\n{figure.show()}{left_out}"
 
 
 def binned_counts(folder: Path, rows: Iterable[dict[str, Any]]) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
@@ -133,9 +137,10 @@ def save_plot(folder: Path, rows: list[dict[str, Any]], path: Path) -> None:
     SettingError
         If the ending is another.
     OutputError
-        Without matplotlib, or if the file cannot be written.
+        Without matplotlib, or if the file would lie in the folder or cannot be written.
     """
     _check_ending(path)
+    check_outside(folder, path)
     try:
         from matplotlib import style
         from matplotlib.figure import Figure
@@ -147,31 +152,41 @@ def save_plot(folder: Path, rows: list[dict[str, Any]], path: Path) -> None:
             upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
             _rates(upper, rows)
             _counts(lower, rows[0], *binned_counts(folder, rows)[0])
-            upper.set_title(title(rows[0]), fontsize=11)
+            upper.set_title(title(rows[0]), fontsize=11, parse_math=False)
         else:
             lower = figure.subplots()
             _rates(lower, rows)
-            names = sorted({row["name"] for row in rows})
-            of = names[0] if len(names) == 1 else f"{len(names)} sources"
-            lower.set_title(f"{len(rows)} spectra of {of}", fontsize=11)
+            lower.set_title(f"{len(rows)} spectra{_of(rows)}", fontsize=11, parse_math=False)
             figure.set_figheight(5 + 0.2 * len(rows))
-            figure.legend(loc="outside lower left", frameon=False, fontsize=9)
+            legend = figure.legend(loc="outside lower left", frameon=False, fontsize=9)
+            for text, row in zip(legend.get_texts(), rows, strict=True):
+                text.set(text=title(row), parse_math=False)
         _energies(lower, rows)
-        with _beside(path) as partial:
+        with beside(path) as partial:
             figure.savefig(partial, dpi=150, format=path.suffix[1:].lower(), metadata=_METADATA[path.suffix.lower()])
 
 
+def _of(rows: list[dict[str, Any]]) -> str:
+    """Of which source or of how many; nothing if one of them has no name."""
+    names = {one_line(row["name"]) for row in rows}
+    if "" in names:
+        return ""
+    return f" of {names.pop() if len(names) == 1 else f'{len(names)} sources'}"
+
+
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when the block ends well."""
-    partial = path.with_name(f".{path.name}.partial")
+def beside(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place when the block ends well and is removed when it does not."""
+    partial = path.parent / f".{path.name}.partial"
     try:
         yield partial
         partial.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        if isinstance(error, OSError):
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
 
 
 def _bins(row: dict[str, Any]) -> tuple[NDArray[np.float64], ...]:
@@ -190,7 +205,8 @@ def _rates(axes: Axes, rows: list[dict[str, Any]]) -> None:
     tops, bottoms = [], []
     for row, colour in zip(rows, _COLOURS, strict=False):
         low, high, rate, error = _bins(row)
-        label = title(row) if len(rows) > 1 else None
+        # A name that begins with _ would be kept out of the legend: the titles are written there in the end.
+        label = row["detection_id"]
         _steps(axes, low, high, rate, color=colour, lw=1.2 if len(rows) <= _ERRORS else 0.9, label=label)
         if len(rows) <= _ERRORS:
             axes.errorbar((low + high) / 2, rate, error, fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.6)
@@ -223,6 +239,5 @@ def _counts(axes: Axes, row: dict[str, Any], source: NDArray[np.int64], backgrou
 def _energies(axes: Axes, rows: list[dict[str, Any]]) -> None:
     low = max(_LOWEST, 0.96 * min(_bins(row)[0][0] for row in rows))
     high = 1.04 * max(_bins(row)[1][-1] for row in rows)
-    axes.set(xscale="log", xlim=(low, high), xlabel="energy (keV)")
-    axes.set_xticks([tick for tick in _TICKS if low <= tick <= high])
-    axes.xaxis.set(major_formatter="{x:g}", minor_formatter="")
+    energy_axis(axes, low, high, _TICKS)
+    axes.set_xlabel("energy (keV)")

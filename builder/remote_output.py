@@ -22,6 +22,7 @@ from builder.filesystems import open_url, reported
 from builder.prepare import HDF5_FILE, MANIFEST_FILE, Progress, prepare
 from builder.settings import Settings
 from builder.sources import default_cache
+from builder.staging import hold
 
 __all__ = ["UPLOADING_FILE", "prepare_remote"]
 
@@ -62,6 +63,9 @@ def prepare_remote(
     there = _look(url)
     finished = _finished(there, settings, force)
     if finished is not None and not retry_rejected:
+        if UPLOADING_FILE in there.sizes:  # of a run that was killed just before its end
+            with _workplace(cache or default_cache(), url):
+                there.remove(UPLOADING_FILE)
         return finished, False
     with _workplace(cache or default_cache(), url) as folder:
         manifest, done = prepare(folder, settings, cache=cache, retry_rejected=retry_rejected, progress=progress,
@@ -104,6 +108,8 @@ class _Folder:
 def _look(url: str) -> _Folder:
     if url.startswith(("file:", "local:")):
         raise SettingError(f"{url}: give a folder of this machine as a path")
+    if url.startswith(("http:", "https:")):
+        raise SettingError(f"{url}: nothing can be written there: give a folder, or a URL such as s3://bucket/folder")
     fs, root = open_url(url, OutputError)
     if not root.strip("/"):
         raise SettingError(f"{url} names no folder: give one such as s3://bucket/chandra_spectra")
@@ -146,11 +152,15 @@ def _finished(there: _Folder, settings: Settings, force: bool) -> dict[str, Any]
 def _workplace(cache: Path, url: str) -> Iterator[Path]:
     """A folder in the cache to prepare in, for as long as it is needed; what a killed run left of it is removed."""
     place = cache / f"upload-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
-    shutil.rmtree(place, ignore_errors=True)
-    try:
-        yield place / "chandra_spectra"
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    with reported(OutputError, f"cannot use {place}"):
+        place.mkdir(parents=True, exist_ok=True)
+    with hold(place, url):
+        try:
+            for left in place.iterdir():
+                shutil.rmtree(left, ignore_errors=True)
+            yield place / "chandra_spectra"
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _upload(folder: Path, manifest: dict[str, Any], there: _Folder, progress: Progress) -> None:

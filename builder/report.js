@@ -5,10 +5,13 @@
   const BLUE = "#1f5fa8", ORANGE = "#c8641b", INK = "#1d2733", SOFT = "#8a95a1", LINE = "#e4e8ed";
   const PAGE = 10; // rows of the table that are there at once
   const number = (value) => value.toLocaleString("en-US");
+  const several = (value, one, more = `${one}s`) => `${number(value)} ${value === 1 ? one : more}`;
+  const spectra = (value) => several(value, "spectrum", "spectra");
 
   // Drawing
 
-  const draw = (id, traces, layout, config = {}) => Plotly.react(element(id), traces, {
+  // Anew each time: Plotly.react would keep the first drawing's ranges as those that a double-click goes back to.
+  const draw = (id, traces, layout, config = {}) => Plotly.newPlot(element(id), traces, {
     font: { family: "system-ui, Helvetica Neue, Arial, sans-serif", size: 12, color: INK },
     margin: { l: 56, r: 12, t: 12, b: 44 },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
@@ -31,9 +34,9 @@
     };
   };
 
-  const nothing = (id) => draw(id, [], {
+  const nothing = (id, label) => draw(id, [], {
     xaxis: { visible: false }, yaxis: { visible: false },
-    annotations: [{ text: "no values", showarrow: false, font: { color: SOFT } }],
+    annotations: [{ text: `${label}:<br>no values`, showarrow: false, font: { color: SOFT } }],
   });
 
   function drawSky() {
@@ -50,7 +53,7 @@
       line(sky.grid, LINE, 1), line(sky.edge, SOFT, 1),
       {
         x: sky.x, y: sky.y, mode: "markers", showlegend: false, customdata: sky.cell,
-        text: sky.rows.map((rows, i) => `RA ${sky.ra[i]}°, Dec ${sky.dec[i]}°<br>${number(rows)} spectra`),
+        text: sky.rows.map((rows, i) => `RA ${sky.ra[i]}°, Dec ${sky.dec[i]}°<br>${spectra(rows)}`),
         hovertemplate: "%{text}<extra></extra>",
         marker: { size: 7, color: sky.rows.map((rows) => Math.log10(rows)), ...scale },
       },
@@ -71,27 +74,27 @@
 
   function drawHistogram({ label, log, edges, rows }, place) {
     const id = `histogram-${place}`;
-    if (!rows.length) return nothing(id);
+    if (!rows.length) return nothing(id, label);
     return draw(id, [{
       x: edges, y: [...rows, 0], mode: "lines", line: { shape: "hv", color: BLUE, width: 1.2 }, fill: "tozeroy",
       fillcolor: "rgba(31,95,168,0.35)",
-      text: rows.map((count, i) => `${number(edges[i])} to ${number(edges[i + 1])}: ${number(count)} spectra`),
+      text: rows.map((count, i) => `${number(edges[i])} to ${number(edges[i + 1])}: ${spectra(count)}`),
       hovertemplate: "%{text}<extra></extra>",
     }], {
       hovermode: "x",
       xaxis: axis(label, log ? { type: "log", dtick: 1, tickformat: "~s" } : {}),
-      yaxis: axis("spectra", { rangemode: "tozero", tickformat: "~s" }),
+      yaxis: axis("spectra", { rangemode: "tozero", tickformat: "~s", ...(Math.max(...rows) < 5 ? { dtick: 1 } : {}) }),
     });
   }
 
   function drawHardness() {
     const { middles, rows, known } = data.hardness;
-    if (!known) return nothing("hardness");
+    if (!known) return nothing("hardness", "hard_ms and hard_hm");
     const { cmin, cmax, ...scale } = decades(Math.max(...rows.flat()));
     return draw("hardness", [{
-      type: "heatmap", x: middles, y: middles, customdata: rows, zmin: cmin, zmax: cmax, ...scale,
+      type: "heatmap", x: middles, y: middles, customdata: rows.map((line) => line.map(spectra)), zmin: cmin, zmax: cmax, ...scale,
       z: rows.map((line) => line.map((count) => (count ? Math.log10(count) : null))), hoverongaps: false,
-      hovertemplate: "hard_ms %{x:.2f}, hard_hm %{y:.2f}<br>%{customdata} spectra<extra></extra>",
+      hovertemplate: "hard_ms %{x:.2f}, hard_hm %{y:.2f}<br>%{customdata}<extra></extra>",
     }], {
       xaxis: axis("hard_ms, soft to medium", { range: [-1, 1], dtick: 0.5 }),
       yaxis: axis("hard_hm, medium to hard", { range: [-1, 1], dtick: 0.5 }),
@@ -115,8 +118,8 @@
     const middles = rate.map((_, i) => (edges[i] + edges[i + 1]) / 2);
     const inCounts = document.querySelector("input[name=shown]:checked").value === "counts";
     const bins = rate.map((value, i) => `${edges[i]} to ${edges[i + 1]} keV<br>`
-      + (inCounts ? `${number(counts[i])} counts<br>${background[i]} scaled background counts`
-        : `${value} ± ${error[i]} counts/s/keV<br>${number(counts[i])} counts`));
+      + (inCounts ? `${several(counts[i], "count")}<br>${background[i]} scaled background counts`
+        : `${value} ± ${error[i]} counts/s/keV<br>${several(counts[i], "count")}`));
     const upper = rate.map((value, i) => value + error[i]);
     const shown = (inCounts ? [...counts, ...background] : rate).filter((value) => value > 0);
     const least = shown.length ? Math.min(...shown) : Math.max(...upper, BELOW) / 10;
@@ -182,7 +185,7 @@
     const query = element("search").value.trim().toLowerCase();
     const cell = /^cell (\d+)$/.exec(query);
     state.found = all.filter((row) => (cell ? facts.healpix[row] === Number(cell[1])
-      : facts.name[row].toLowerCase().includes(query) || facts.detection_id[row].includes(query)));
+      : (facts.name[row] || "").toLowerCase().includes(query) || facts.detection_id[row].includes(query)));
     state.page = 0;
     showTable();
   }
@@ -228,8 +231,8 @@
   function choose(row) {
     state.row = row;
     element("one").hidden = false;
-    element("title").textContent = `${facts.name[row]}, ${facts.detection_id[row]}, `
-      + `${fixed(1)(facts.exposure[row] / 1000)} ks, ${number(facts.source_counts[row])} counts`;
+    element("title").textContent = [facts.name[row], facts.detection_id[row],
+      `${fixed(1)(facts.exposure[row] / 1000)} ks`, several(facts.source_counts[row], "count")].filter(Boolean).join(", ");
     const lines = data.rows.facts.filter(({ name, values }) => !(name in TITLE || values[row] === null));
     element("facts").querySelector("tbody").replaceChildren(...lines.map(({ name, unit, meaning, values }) => {
       const line = document.createElement("tr");
@@ -273,7 +276,8 @@
       place.append(button);
       head.append(place);
     });
-    element("sampled").textContent = sampled || `All ${number(all.length)} rows.`;
+    element("sampled").textContent = sampled
+      || (all.length > 1 ? `All ${number(all.length)} rows.` : all.length ? "The only row." : "");
     const turn = (by) => () => { state.page += by; showTable(); };
     element("back").addEventListener("click", turn(-1));
     element("forth").addEventListener("click", turn(1));

@@ -6,7 +6,6 @@ folder's.
 
 from __future__ import annotations
 
-import contextlib
 import html
 import json
 import math
@@ -25,9 +24,9 @@ from builder import __version__
 from builder.card import command_line, selection_words
 from builder.columns import columns_of
 from builder.errors import OutputError
-from builder.folder import Overview, date_text, overview, read_rows, read_scalars, read_settings
+from builder.folder import Overview, check_outside, date_text, overview, read_rows, read_scalars, read_settings
 from builder.pictures import Floats, finite, galactic_plane, histogram_edges, rows_by_cell
-from builder.plots import binned_counts
+from builder.plots import beside, binned_counts
 from builder.prepare import REJECTIONS_FILE, read_manifest
 from builder.records import REASONS, Recipe
 from builder.settings import EMBEDDED
@@ -99,8 +98,7 @@ def write_report(folder: Path, path: Path) -> Written:
         raise OutputError("the report needs plotly: pip install 'chandra-spectra[report]'") from error
     folder = folder.resolve()
     manifest = read_manifest(folder)
-    if path.resolve().is_relative_to(folder):
-        raise OutputError(f"{path} would lie in the prepared folder, which holds its own files only: choose with -o")
+    check_outside(folder, path)
     seen = overview(folder)
     scalars = read_scalars(folder, ("detection_id", "split", *_BINNED))
     values = {name: finite(scalars[name]) for name in _BINNED}
@@ -128,19 +126,9 @@ def write_report(folder: Path, path: Path) -> Written:
         "data": json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
     page = re.sub(r"@(\w+)@", lambda match: words[match[1]], _PAGE.read_text(encoding="utf-8")).encode()
-    _write(path, page)
-    return Written(path, len(page), len(shown), seen.rows)
-
-
-def _write(path: Path, page: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with beside(path) as partial:
         partial.write_bytes(page)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    return Written(path, len(page), len(shown), seen.rows)
 
 
 def _sample(counts: Floats, n_bins: Floats) -> NDArray[np.int64]:
@@ -198,7 +186,8 @@ def _inline(markdown: str) -> str:
 
 def _reduced(recipe: Recipe) -> str:
     background = "background subtracted" if recipe.subtract else "background not subtracted"
-    group = f"grouped to at least {recipe.min_counts} counts a bin" if recipe.group else "not grouped"
+    counts = f"{recipe.min_counts} count{'' if recipe.min_counts == 1 else 's'}"
+    group = f"grouped to at least {counts} a bin" if recipe.group else "not grouped"
     kept = f"{recipe.energy_min:g}–{recipe.energy_max:g} keV kept"
     return f"with Sherpa: PHA with its background, ARF and RMF; {kept}; {background}; {group}; Gehrels errors."
 

@@ -21,13 +21,14 @@ FULL_SCHEMA = arrow_schema(COLUMNS)
 
 
 def healpix(ra: pa.ChunkedArray, dec: pa.ChunkedArray) -> pa.Array:
-    """HEALPix cell (nside 16, nested) of positions in degrees; null where a position is."""
+    """HEALPix cell (nside 16, nested) of positions in degrees; null where there is no position on the sky."""
     from astropy import units
     from astropy_healpix import lonlat_to_healpix
 
-    lon, lat = (np.nan_to_num(column.to_numpy()) for column in (ra, dec))
+    lon, lat = ra.to_numpy(), dec.to_numpy()
+    missing = ~(np.isfinite(lon) & (np.abs(lat) <= 90))
+    lon, lat = (np.where(missing, 0, angle) for angle in (lon, lat))
     cells = lonlat_to_healpix(lon * units.deg, lat * units.deg, HEALPIX_NSIDE, order="nested")
-    missing = np.isnan(ra.to_numpy()) | np.isnan(dec.to_numpy())
     return pa.array(cells.astype(np.int64), mask=missing)
 
 

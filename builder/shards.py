@@ -14,7 +14,7 @@ from builder.splits import SPLITS, Splits
 __all__ = ["ShardWriter", "parts"]
 
 _GROUP_ROWS = 1000
-"""Rows in a row group: what a reader that streams or filters holds at once (about 25 MB of `counts`)."""
+"""Rows in a row group: what a reader that streams or filters holds at once (about 20 MB of `counts`)."""
 
 _GROUP_BYTES = 20 * 10**6
 """Bytes in a row group, for rows that are large (a row of `responses` is 1 to 2 MB)."""
@@ -51,7 +51,7 @@ class ShardWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._schema, self._split = folder, schema, split
         self._waiting: list[pa.Table] = []
-        self._bytes = 0
+        self._waiting_rows = self._waiting_bytes = self._bytes = 0
         self._writer: pq.ParquetWriter | None = None
         self._paths: list[Path] = []
         self.rows: list[int] = []
@@ -61,7 +61,9 @@ class ShardWriter:
         """Add rows."""
         if len(rows):
             self._waiting.append(rows)
-        if sum(map(len, self._waiting)) >= _GROUP_ROWS or sum(rows.nbytes for rows in self._waiting) >= _GROUP_BYTES:
+            self._waiting_rows += len(rows)
+            self._waiting_bytes += rows.nbytes
+        if self._waiting_rows >= _GROUP_ROWS or self._waiting_bytes >= _GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -74,7 +76,7 @@ class ShardWriter:
             )  # fmt: skip
         if self._waiting:  # `datasets` cannot read a row group without rows
             group = pa.concat_tables(self._waiting).cast(self._schema)
-            self._waiting = []
+            self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
             self._writer.write_table(group)
             self.rows[-1] += len(group)
             self._bytes += group.nbytes

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from builder.card import DATA_FILES
-from builder.checks import Check, Rows
+from builder.checks import Rows
 from builder.prepare import HDF5_FILE
 from builder.shards import parts
 from builder.splits import SPLITS, Splits
@@ -93,16 +92,13 @@ def slices(folder: Path, manifest: dict[str, Any], order: NDArray[np.int64]) -> 
         yield Rows(start, spectra, counts, [SPLITS[code] for code in codes], position, begins)
 
 
-def order_of(check: Check, manifest: dict[str, Any], file: h5py.File) -> NDArray[np.int64]:
-    """For each row, in the catalog's order, the number of its split, by column ``split`` of the HDF5 file."""
-    numbers = [sum(rows_of(manifest, "spectra", split).values()) for split in SPLITS]
-    if numbers[0] != sum(numbers):
-        names = file["split"].asstr()[:]
-        codes = np.full(len(names), -1)
-        for code, split in enumerate(SPLITS):
-            codes[names == split] = code
-        found = [int(np.count_nonzero(codes == code)) for code in range(len(SPLITS))]
-        if found == numbers:
-            return codes
-        check.fail(HDF5_FILE, "split", f"{found} rows are {', '.join(SPLITS)}, {numbers} in Parquet")
-    return np.repeat(np.arange(len(SPLITS)), numbers)
+def order_of(folder: Path, manifest: dict[str, Any]) -> NDArray[np.int64]:
+    """For each row, in the catalog's order, the number of the split in whose files it stands: by its object_id."""
+    ids, codes = [], []
+    for code, split in enumerate(SPLITS):
+        for path in rows_of(manifest, "spectra", split):
+            column = pq.read_table(folder / path, columns=["object_id"])["object_id"].fill_null(0)
+            ids.append(column.to_numpy())
+            codes.append(np.full(len(column), code))
+    order: NDArray[np.int64] = np.concatenate([np.empty(0, np.int64), *codes])
+    return order[np.argsort(np.concatenate([np.empty(0, np.int64), *ids]), kind="stable")] if len(codes) > 1 else order

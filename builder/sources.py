@@ -71,7 +71,7 @@ def open_source(
     kept = (settings.release, settings.recipe, settings.responses)
     if store and "://" in store:
         open_url(store, SettingError)
-        return Source(archive, RemoteStore(f"{store}/{identity}", *kept))
+        return Source(archive, RemoteStore(f"{store.rstrip('/')}/{identity}", *kept))
     root = Path(store).expanduser() if store else cache / "store"
     return Source(archive, Store(root / identity, *kept))
 

@@ -53,7 +53,7 @@ class Splits:
     @classmethod
     def parse(cls, text: str) -> Splits:
         """Read ``none``, ``source`` or, with other shares, such as ``source:70/20/10``; SettingError for another."""
-        match = re.fullmatch(r"(none|source)(?::(\d+(?:/\d+)*))?", text)
+        match = re.fullmatch(r"(none|source)(?::(\d+(?:/\d+)*))?", text) if isinstance(text, str) else None
         if match is None:
             raise SettingError(f"splits {text!r}: give none, source, or source:70/20/10 for other shares")
         shares = tuple(map(int, match[2].split("/"))) if match[2] else cls().shares
@@ -67,13 +67,12 @@ class Splits:
         """The splits that have files."""
         return SPLITS if self.divided else SPLITS[:1]
 
-    def of(self, healpix: pa.Array | pa.ChunkedArray) -> pa.Array:
+    def of(self, healpix: pa.Array) -> pa.Array:
         """The split of each row, from its HEALPix cell (nside 16, nested)."""
         bounds = np.cumsum(self.shares[:-1]) / 100
-        cells = healpix.to_numpy(zero_copy_only=False) if isinstance(healpix, pa.Array) else healpix.to_numpy()
-        known = np.isfinite(cells.astype(np.float64))
-        place = np.full(len(cells), -1.0)  # below any share
-        place[known] = _places()[cells[known].astype(np.int64)]
+        known = healpix.is_valid().to_numpy(zero_copy_only=False)
+        place = np.full(len(healpix), -1.0)  # below any share
+        place[known] = _places()[healpix.drop_null().to_numpy()]
         return pa.array(np.array(SPLITS, dtype=object)[np.searchsorted(bounds, place, side="right")], pa.string())
 
 

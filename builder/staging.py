@@ -12,7 +12,7 @@ from pathlib import Path
 
 from builder.errors import OutputError
 
-__all__ = ["recover_folder", "staging_folder"]
+__all__ = ["hold", "recover_folder", "staging_folder"]
 
 
 def _old(output: Path) -> Path:
@@ -26,8 +26,8 @@ def recover_folder(output: Path) -> None:
 
 
 @contextlib.contextmanager
-def _held(staging: Path, output: Path) -> Iterator[None]:
-    """Hold a staging folder while its run lives, however it ends; OutputError where another run holds it."""
+def hold(staging: Path, output: Path | str) -> Iterator[None]:
+    """Hold the folder in which a run works on `output`, however it ends; OutputError where another run holds it."""
     descriptor = os.open(staging, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -56,10 +56,10 @@ def staging_folder(output: Path) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         for left in output.parent.iterdir():
             if re.fullmatch(rf"\.{re.escape(output.name)}\.\d+\.incomplete", left.name):
-                with _held(left, output):
+                with hold(left, output):
                     shutil.rmtree(left)  # of a run that was killed
         staging.mkdir()
-        with _held(staging, output):
+        with hold(staging, output):
             yield staging
             old = _old(output)
             if old.exists():

@@ -136,7 +136,7 @@ class Store:
         return self.path(package).exists()
 
     def write(self, package: Package, result: PackageResult) -> None:
-        """Keep a finished package: written elsewhere in the root, flushed, then renamed.
+        """Keep a finished package: written in a folder beside, flushed, then renamed.
 
         What a killed run left of the same package is removed. Two runs that make it at once do no harm: they write
         the same.
@@ -148,10 +148,9 @@ class Store:
         """
         path = self.path(package)
         # A folder of their own: among all the finished files the left ones would be costly to find.
-        partial = self.root / "partial" / f"{path.name}.{uuid.uuid4().hex}.partial"
+        partial = path.parent / "partial" / f"{path.name}.{uuid.uuid4().hex}.partial"
         try:
-            for folder in (path.parent, partial.parent):
-                folder.mkdir(parents=True, exist_ok=True)
+            partial.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
                 file.write(_pack(result))
                 file.flush()

@@ -39,13 +39,12 @@ def show_checks(report: Report) -> None:
             print(f"... and {check.failed - len(check.failures):,} more: {check.claim}")
 
 
-def show_summary(folder: Path | str, manifest: dict[str, Any], done: bool | None) -> None:
+def show_summary(folder: Path, manifest: dict[str, Any], done: bool | None) -> None:
     """What a prepared folder holds, and where to go next.
 
     Parameters
     ----------
-    folder : Path or str
-        Of a URL, only what the manifest says is shown.
+    folder : Path
     manifest : dict
     done : bool, optional
         Whether it was made just now, or was finished before; None where the question is not asked.
@@ -57,10 +56,9 @@ def show_summary(folder: Path | str, manifest: dict[str, Any], done: bool | None
 
     console = Console(highlight=False, markup=False)
     counts = manifest["counts"]
-    seen = overview(folder) if isinstance(folder, Path) else None
+    seen = overview(folder)
     table = _table()
-    sources = f" of {_several(seen.sources, 'source')}" if seen else ""
-    table.add_row("rows", f"{counts['rows']:,}", "", f"spectra{sources}")
+    table.add_row("rows", f"{counts['rows']:,}", "", f"spectra of {_several(seen.sources, 'source')}")
     files: dict[str, list[dict[str, Any]]] = {}
     for file in manifest["files"]:
         part, _, name = file["path"].rpartition("/")
@@ -68,11 +66,10 @@ def show_summary(folder: Path | str, manifest: dict[str, Any], done: bool | None
     splits = _splits(files.get("data/", []))
     for split, rows in splits.items() if len(splits) > 1 else ():
         table.add_row(f"  {split}", f"{rows:,}", "", f"{100 * rows / max(counts['rows'], 1):.1f} %")
-    if seen:
-        dates = f"{seen.first} to {seen.last}" if seen.first else ""
-        table.add_row("observations", f"{seen.observations:,}", "", dates)
-        table.add_row("exposure", f"{seen.exposure / 1e6:,.3f}", "Ms", "all rows together")
-        table.add_row("counts", f"{seen.counts:,}", "", "all rows together, kept energies")
+    dates = f"{seen.first} to {seen.last}" if seen.first else ""
+    table.add_row("observations", f"{seen.observations:,}", "", dates)
+    table.add_row("exposure", f"{seen.exposure / 1e6:,.3f}", "Ms", "all rows together")
+    table.add_row("counts", f"{seen.counts:,}", "", "all rows together, kept energies")
     table.add_row("rejected", f"{counts['rejected']:,}", "", f"of {counts['selected']:,} selected")
     for reason, rejected in sorted(counts["reasons"].items(), key=lambda item: -item[1]):
         table.add_row(f"  {reason}", f"{rejected:,}", "", REASONS.get(reason, ""))
@@ -89,11 +86,11 @@ def show_summary(folder: Path | str, manifest: dict[str, Any], done: bool | None
     console.print(table)
     if done is False:
         console.print("\nThe folder was finished before: nothing to do.")
-    if done is not None:
-        load = f'python -c \'from datasets import load_dataset; print(load_dataset("{folder}")["train"][0])\''
+    if done is not None and counts["rows"]:  # datasets loads no folder without rows
+        split = next(split for split, rows in splits.items() if rows)
+        load = f'python -c \'from datasets import load_dataset; print(load_dataset("{folder}")["{split}"][0])\''
         console.print(f"\nNext:  {load}", soft_wrap=True)
-        if seen:
-            console.print(f"       chandra-spectra info {folder}", soft_wrap=True)
+        console.print(f"       chandra-spectra info {folder}", soft_wrap=True)
 
 
 def show_uploaded(url: str, manifest: dict[str, Any], done: bool) -> None:
@@ -139,6 +136,7 @@ def show_row(row: dict[str, Any]) -> None:
     from rich.console import Console
 
     from builder.columns import columns_of
+    from builder.pictures import one_line
 
     texts = ("name", "detection_id", "obsid", "obi", "region_id", "cycle", "instrument")  # said in the title
     table = _table()
@@ -155,7 +153,9 @@ def show_row(row: dict[str, Any]) -> None:
             digits = 6 if column.dtype == "float32" else 9
             table.add_row(column.name, f"{value:.{digits}g}" if isinstance(value, float) else str(value), column.unit)
     console = Console(highlight=False, markup=False)
-    console.print(f"\ndetection {row['detection_id']} of {row['name']}, {row['instrument']}", style="bold")
+    of = f" of {one_line(row['name'])}" if row["name"] else ""
+    instrument = f", {row['instrument']}" if row["instrument"] else ""
+    console.print(f"\ndetection {row['detection_id']}{of}{instrument}", style="bold")
     console.print(table)
     console.print("files  " + "\n       ".join(row[f"{kind}_file"] for kind in ("pha", "arf", "rmf")))
     if missing:
@@ -222,7 +222,7 @@ def show_estimate(planned: Plan, bandwidth: float) -> None:
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
-    table.add_row("detections", f"{len(planned.catalog):,}", f"in {len(planned.packages):,} packages")
+    table.add_row("detections", f"{len(planned.catalog):,}", f"in {_several(len(planned.packages), 'package')}")
     if planned.rejections:
         table.add_row("without spectra", f"{len(planned.rejections):,}", "not ACIS")
     table.add_row("download", size_text(size), "about 1.1 MB a detection")

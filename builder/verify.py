@@ -37,6 +37,7 @@ from builder.engine import make
 from builder.errors import SettingError
 from builder.prepare import HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Progress, manifest_digest, read_manifest
 from builder.records import REASONS, DetectionId, Recipe
+from builder.rows import examples
 from builder.settings import Settings
 from builder.slices import order_of, parts_of, rows_of, slices
 from builder.sources import open_source
@@ -114,6 +115,7 @@ def verify(
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    shown, folder = folder, folder.resolve()  # pyarrow takes a relative path with a colon for a URI
     files = Check("files are those of the manifest")
     numbers = Check("rows, rejections and files add up")
     ids = Check("ids are unique, in order and consistent")
@@ -134,7 +136,7 @@ def verify(
                 _check_loads(loads, folder, manifest)
             if recheck:
                 _check_again(again, folder, manifest, recheck, archive, seed, cache, progress)
-    return Report(folder, (files, numbers, ids, grids, channels, spectra, hdf5, loads, again))
+    return Report(shown, (files, numbers, ids, grids, channels, spectra, hdf5, loads, again))
 
 
 @contextmanager
@@ -202,6 +204,8 @@ def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None
                 equal("number of rows", parquet.metadata.num_rows, rows, path)
                 if Features.from_arrow_schema(parquet.schema_arrow) != features(config):
                     check.fail(path, f"has not the columns of config {config}")
+        if not shards and counts["rows"] and config not in totals:
+            check.fail(MANIFEST_FILE, f"names no file of config {config}")
         if config in totals:
             totals[config] += sum(shards.values())
             equal(f"rows of config {config}, split {split}", sum(shards.values()),
@@ -251,14 +255,11 @@ def _check_content(folder: Path, manifest: dict[str, Any], checks: tuple[Check, 
     recipe = Recipe(**{name: value for name, value in manifest["settings"]["recipe"].items() if name != "version"})
     rejected = set(pq.read_table(folder / REJECTIONS_FILE)["detection_id"].to_pylist())
     detections = {DetectionId.parse(name).catalog.object_id for name in rejected}
-    previous, distinct, used, responses = -1, 0, set[str](), set[str]()
+    previous, distinct, used, responses = -1, 0, set[str](), dict[str, str]()
     with h5py.File(folder / HDF5_FILE) as file, _reading(ids, "Parquet"):
         known = _check_ebounds(grids, hdf5, folder, rows_of(manifest, "ebounds", "train"), file)
         comparable = hdf5_columns(hdf5, file, HDF5_FILE, counts["rows"])
-        order = np.zeros(counts["rows"], dtype=np.int64)
-        with _reading(hdf5, HDF5_FILE):
-            order = order_of(hdf5, manifest, file)
-        for rows in slices(folder, manifest, order):
+        for rows in slices(folder, manifest, order_of(folder, manifest)):
             if check_nulls(ids, rows):
                 numbers = rows.spectra["object_id"].to_numpy() // 10 * 10  # without the cycle
                 detections.difference_update(numbers.tolist())
@@ -270,7 +271,8 @@ def _check_content(folder: Path, manifest: dict[str, Any], checks: tuple[Check, 
                     with _reading(hdf5, HDF5_FILE):
                         check_hdf5(hdf5, rows, file)
                 used.update(rows.counts["ebounds_id"].to_pylist())
-                responses.update(rows.counts["rmf_sha256"].to_pylist())
+                responses.update(zip(rows.counts["rmf_sha256"].to_pylist(), rows.counts["ebounds_id"].to_pylist(),
+                                     strict=True))  # fmt: skip
             done = rows.start + len(rows)
             for check in (ids, channels, spectra, hdf5):
                 check.scope = f"{done:,} rows"
@@ -280,7 +282,7 @@ def _check_content(folder: Path, manifest: dict[str, Any], checks: tuple[Check, 
         for key in sorted(set(known) - used):
             grids.fail(next(iter(rows_of(manifest, "ebounds", "train"))), key, "no row has this grid")
         if manifest["settings"]["responses"]:
-            _check_responses(grids, folder, rows_of(manifest, "responses", "train"), known, responses)
+            _check_responses(grids, folder, rows_of(manifest, "responses", "train"), responses)
 
 
 def _check_ebounds(check: Check, hdf5: Check, folder: Path, files: dict[str, int], file: h5py.File) -> Grids:
@@ -299,16 +301,16 @@ def _check_ebounds(check: Check, hdf5: Check, folder: Path, files: dict[str, int
     return known
 
 
-def _check_responses(check: Check, folder: Path, files: dict[str, int], grids: Grids, used: set[str]) -> None:
-    """Every response is well-formed, is there once, and is that of a row; every row has its own."""
+def _check_responses(check: Check, folder: Path, files: dict[str, int], used: dict[str, str]) -> None:
+    """Every response is well-formed, is there once, and is that of a row, with its grid; every row has its own."""
     found = set[str]()
     with _reading(check, DATA_FILES["responses"]):
         for path in files:
             with pq.ParquetFile(folder / path) as file:
                 for batch in file.iter_batches(10):
-                    check_responses(check, batch, path, grids, found)
+                    check_responses(check, batch, path, used, found)
     check.scope += f", {len(found):,} responses"
-    for key in sorted(used ^ found):
+    for key in sorted(used.keys() ^ found):
         why = "a row's response is missing" if key in used else "no row has this response"
         check.fail(next(iter(files)), key, why)
 
@@ -318,21 +320,23 @@ def _check_loads(check: Check, folder: Path, manifest: dict[str, Any]) -> None:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
+    wanted: dict[str, dict[str, int]] = {}
     for config, split in parts_of(manifest):
-        if not (files := rows_of(manifest, config, split)):  # a split without rows
-            continue
-        expected = sum(files.values())
+        if rows := sum(rows_of(manifest, config, split).values()):  # datasets loads no split without rows
+            wanted.setdefault(config, {})[split] = rows
+    for config, expected in wanted.items():
         with tempfile.TemporaryDirectory() as cache, _reading(check, f"config {config}"):
             try:
-                dataset = load_dataset(str(folder), config, split=split, cache_dir=cache)
+                loaded = load_dataset(str(folder), config, cache_dir=cache)
             except DatasetsError as error:
                 check.fail(f"config {config}", f"load_dataset: {error.__cause__ or error}")
                 continue
-            if len(dataset) != expected:
-                check.fail(f"config {config}", f"load_dataset gives {len(dataset)} rows, not {expected}")
-            if dataset.features != features(config):
+            found = {split: len(dataset) for split, dataset in loaded.items()}
+            if found != expected:
+                check.fail(f"config {config}", f"load_dataset gives {found} rows, not {expected}")
+            if any(dataset.features != features(config) for dataset in loaded.values()):
                 check.fail(f"config {config}", "load_dataset gives other features")
-    check.scope = ", ".join(dict.fromkeys(config for config, _ in parts_of(manifest)))
+    check.scope = ", ".join(wanted) or "no rows"
 
 
 def _check_again(
@@ -348,13 +352,14 @@ def _check_again(
     """Reduce some rows again, by the way that every row goes, and compare with the doubles of the HDF5 file."""
     said = manifest["settings"]
     recipe = Recipe(**{name: value for name, value in said["recipe"].items() if name != "version"})
-    settings = Settings(archive or said["archive"], said["release"], said.get("catalog", ""), recipe=recipe)
+    settings = Settings(archive or said["archive"], said["release"], said.get("catalog", ""), recipe=recipe,
+                        responses=said["responses"])  # fmt: skip
     source = open_source(settings, cache)
     total = manifest["counts"]["rows"]
     chosen = sorted(random.Random(seed).sample(range(total), min(number, total)))
     columns = [column for column in COLUMNS if column.name in SPECTRA_SCHEMA.names]
     with h5py.File(folder / HDF5_FILE) as file, tempfile.TemporaryDirectory() as root:
-        store = Store(Path(root), settings.release, recipe)
+        store = Store(Path(root), settings.release, recipe, settings.responses)
         for start in range(0, len(chosen), PACKAGE_SIZE):
             rows = {row: DetectionId.parse(file["detection_id"].asstr()[row]) for row in chosen[start:][:PACKAGE_SIZE]}
             package = Package(0, tuple(dict.fromkeys(detection.catalog for detection in rows.values())))
@@ -372,8 +377,22 @@ def _check_again(
                     difference = _difference(file[column.hdf5_name][row], expected[column.name])
                     if difference:
                         check.fail(*place, column.hdf5_name + difference)
+            if settings.responses:
+                _check_responses_again(check, folder, list(rows_of(manifest, "responses", "train")), result.responses)
             progress("recheck", start + len(rows), len(chosen))
     check.scope = f"{len(chosen):,} of {total:,} rows, from {settings.archive}"
+
+
+def _check_responses_again(check: Check, folder: Path, files: list[str], again: pa.Table) -> None:
+    """Compare responses that were read again, by their keys, with those of the folder."""
+    wanted = {row["rmf_sha256"]: row for row in examples(again)}
+    for path in files:
+        with pq.ParquetFile(folder / path) as file:
+            for batch in file.iter_batches(10):
+                for stored in examples(pa.Table.from_batches([batch])):
+                    for name, value in wanted.get(stored["rmf_sha256"], {}).items():
+                        if difference := _difference(stored[name], value):
+                            check.fail(path, stored["rmf_sha256"], name + difference)
 
 
 def _difference(stored: Any, again: Any) -> str:

@@ -6,8 +6,8 @@
 FOLDER is a prepared folder (default chandra_spectra), PICTURE the PNG to write (default hardness.png).
 
 Rows are streamed by a worker process, padded by `collate`, and split by place on the sky (column `split`), so that no
-source is on both sides. The catalog measures `hard_hs` from counts in apertures; the model has the spectrum only, and
-has to find out by itself which energies matter, and that the number of bins does not.
+source is on both sides. The catalog's `hard_hs` is of photon fluxes; the model has the spectrum in counts only, and has
+to find out by itself what the effective area does, which energies matter, and that the number of bins does not.
 """
 
 from __future__ import annotations

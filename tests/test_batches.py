@@ -108,6 +108,17 @@ def test_channels_stack_and_the_effective_area_is_padded(counts: Dataset, form: 
     assert batch["arf"]["lengths"].tolist() == [900] * 5
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_text_that_is_null_in_all_rows_is_still_a_list(spectra: Dataset, form: Any) -> None:
+    rows = [spectra.with_format(form)[number] | {"instrument": None} for number in range(2)]
+    assert collate(rows)["instrument"] == [None, None]
+
+
+def test_structs_of_the_users_own_are_lists(spectra: Dataset) -> None:
+    own = [{"a": 1}, {"a": 2}]
+    assert collate([spectra[number] | {"own": own[number]} for number in range(2)])["own"] == own
+
+
 def test_effective_areas_of_different_lengths_are_padded_too(counts: Dataset) -> None:
     rows = [counts[0], counts[1]]
     rows[1]["arf"] = {name: values[:100] for name, values in rows[1]["arf"].items()}

@@ -24,6 +24,7 @@ import pytest
 from datasets import load_dataset, load_dataset_builder
 from datasets.exceptions import NonMatchingSplitsSizesError
 from huggingface_hub import DatasetCard, DatasetCardData, metadata_load
+from matplotlib.figure import Figure
 from PIL import Image
 
 from builder import card as card_module
@@ -31,7 +32,7 @@ from builder import prepare as prepare_module
 from builder.card import DATA_FILES, write_card
 from builder.cli import app
 from builder.columns import COLUMNS, EBOUNDS, RESPONSES, configs_with, features, markdown
-from builder.pictures import SCALARS, draw_pictures
+from builder.pictures import SCALARS, draw_pictures, energy_axis
 from builder.prepare import prepare, read_manifest
 from builder.records import REASONS, DetectionId, Recipe
 from builder.selection import Cone, Selection
@@ -360,6 +361,27 @@ def test_rows_of_the_gallery_are_found_in_any_shard_and_row_group(sample: Path, 
         pq.write_table(part, path, row_group_size=7)
     draw_pictures(tmp_path, paths, table.select(SCALARS))
     assert (tmp_path / "images/spectra.png").read_bytes() == (sample / "images/spectra.png").read_bytes()
+
+
+def test_names_in_the_gallery_are_written_as_they_are_whatever_they_hold(sample: Path, tmp_path: Path) -> None:
+    table = pq.read_table(shards(sample)[0]).slice(0, 3)
+    place = table.schema.get_field_index("name")
+    drawn = []
+    for names in ([r"a$b_{c}^\frac$ x", "of\ntwo lines", None], [r"a$b_{c}^\frac$ x", "of two lines", ""]):
+        pq.write_table(table.set_column(place, "name", pa.array(names)), tmp_path / "0.parquet")
+        draw_pictures(tmp_path, [tmp_path / "0.parquet"], table.select(SCALARS))
+        drawn.append((tmp_path / "images/spectra.png").read_bytes())
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize(("low", "high"), [(5.5, 8), (2.2, 4.5), (0.5, 8)])
+def test_an_energy_axis_has_numbers_whatever_its_range(low: float, high: float) -> None:
+    axes = Figure(figsize=(2, 2)).subplots()
+    energy_axis(axes, low, high, (0.5, 1, 2, 4, 8))
+    labels = dict(zip(axes.get_xticks(), (text.get_text() for text in axes.get_xticklabels()), strict=True))
+    seen = {tick: label for tick, label in labels.items() if low <= tick <= high}
+    assert len(seen) > 1
+    assert all(float(label) == pytest.approx(tick) for tick, label in seen.items())
 
 
 def test_values_that_are_no_numbers_or_out_of_range_do_no_harm(sample: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from builder.errors import OutputError, SettingError
 from builder.folder import read_rows, read_scalars
-from builder.plots import MOST, binned_counts, check_number, save_plot, terminal_plot
+from builder.plots import MOST, beside, binned_counts, check_number, save_plot, terminal_plot, title
 from tests.conftest import command
 
 REAL = "4938.0.43"
@@ -70,6 +71,45 @@ def test_several_spectra_lie_over_each_other_with_a_line_each_in_the_legend(
     assert "counts in the bin" not in said
 
 
+def test_names_are_written_as_they_are_in_one_line_and_none_is_left_out(
+    sample: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    names = {r"a$b_{c}^\frac$ x": r"a$b_{c}^\frac$ x, ", "_ of\ntwo\t lines": "_ of two lines, ", None: ""}
+    named = [{**row, "name": name} for row, name in zip(rows[-3:], names, strict=True)]
+    titles = [f"{begin}{row['detection_id']}, " for begin, row in zip(names.values(), named, strict=True)]
+    for row, begin in zip(named, titles, strict=True):
+        assert title(row).startswith(begin)
+        save_plot(sample, [row], tmp_path / "one.svg")
+        assert title(row) in texts(tmp_path / "one.svg")
+    save_plot(sample, named, tmp_path / "all.svg")
+    said = texts(tmp_path / "all.svg")
+    assert [text for text in said if text.endswith(" counts")] == [title(row) for row in named]
+    assert "3 spectra" in said
+    save_plot(sample, named[:2], tmp_path / "all.svg")
+    assert "2 spectra of 2 sources" in texts(tmp_path / "all.svg")
+
+
+@pytest.mark.parametrize(("low", "high", "ticks"), [(5.5, 8, {"6", "7", "8"}), (2.2, 4.5, {"3", "4"}),
+                                                     (0.5, 8, {"0.5", "1", "2", "5"})])  # fmt: skip
+def test_the_energies_are_numbered_whatever_is_kept_of_them(
+    sample: Path, rows: list[dict[str, Any]], tmp_path: Path, low: float, high: float, ticks: set[str]
+) -> None:
+    row = copy.deepcopy(rows[-1])
+    bins = row["spectrum"]
+    kept = (bins["ene_low_bin"] >= low) & (bins["ene_high_bin"] <= high)
+    row["spectrum"] = {name: np.asarray(values)[kept] for name, values in bins.items()}
+    save_plot(sample, [row], tmp_path / "a.svg")
+    assert ticks <= set(texts(tmp_path / "a.svg"))
+
+
+def test_the_terminal_says_how_many_bins_it_leaves_out(rows: list[dict[str, Any]]) -> None:
+    row = copy.deepcopy(rows[-1])
+    row["spectrum"]["flux"] = np.abs(row["spectrum"]["flux"]) + 1e-6
+    assert "left out" not in terminal_plot(row)
+    row["spectrum"]["flux"][[1, 3, 4]] = (0, -1, -2)
+    assert terminal_plot(row).splitlines()[-1] == f"left out: 3 of {row['n_bins']:,} bins, not above zero"
+
+
 @pytest.mark.parametrize("rate", [-1.0, 0.0])
 def test_a_spectrum_that_is_nowhere_above_zero_is_drawn_all_the_same(
     sample: Path, rows: list[dict[str, Any]], tmp_path: Path, rate: float
@@ -93,7 +133,20 @@ def test_what_cannot_be_written_leaves_nothing_behind(sample: Path, rows: list[d
     (tmp_path / "a.png").mkdir()
     with pytest.raises(OutputError, match=r"cannot write .*a\.png"):
         save_plot(sample, rows[:1], tmp_path / "a.png")
+    for error in (ValueError, KeyboardInterrupt):
+        with contextlib.suppress(error), beside(tmp_path / "b.png") as partial:
+            partial.write_bytes(b"half")
+            raise error
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_drawing_within_the_prepared_folder_is_refused(sample: Path, rows: list[dict[str, Any]]) -> None:
+    picture = sample / "images" / "spectra.png"
+    before = sorted(sample.rglob("*")), picture.read_bytes()
+    for path in (picture, sample / "new.png", sample / "data" / ".." / "new.png"):
+        with pytest.raises(OutputError, match=r"\.png would lie in the prepared folder"):
+            save_plot(sample, rows[:1], path)
+    assert (sorted(sample.rglob("*")), picture.read_bytes()) == before
 
 
 # the command

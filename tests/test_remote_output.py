@@ -16,7 +16,7 @@ import pytest
 
 from builder.errors import OutputError, SettingError, StoreError
 from builder.prepare import prepare
-from builder.remote_output import UPLOADING_FILE, prepare_remote
+from builder.remote_output import UPLOADING_FILE, _workplace, prepare_remote
 from builder.selection import Selection
 from builder.settings import Settings
 from builder.sources import default_cache, open_source, plan_for
@@ -260,3 +260,31 @@ def test_a_store_on_s3_that_refuses_or_knows_nobody_is_one_clear_line(s3: S3, mo
     with pytest.raises(OutputError, match="cannot read s3://bucket/x: Unable to locate credentials"):
         prepare_remote("s3://bucket/x", SETTINGS)
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_two_runs_do_not_write_to_one_url_at_once() -> None:
+    url = "memory://busy/chandra_spectra"
+    with _workplace(default_cache(), url) as place:
+        (place.parent / "half").touch()
+        with pytest.raises(OutputError, match=f"another run is writing {url}"):
+            prepare_remote(url, SETTINGS)
+        assert (place.parent / "half").exists()
+
+
+def test_what_a_run_left_that_was_killed_just_before_its_end_is_removed(plain: Path) -> None:
+    url = copied(plain, "memory://left/chandra_spectra")
+    fs, root = fsspec.url_to_fs(url)
+    fs.pipe_file(f"{root}/{UPLOADING_FILE}", b'{"dataset": "chandra_spectra", "files": []}')
+    assert prepare_remote(url, SETTINGS)[1] is False
+    assert contents(url) == contents(plain)
+
+
+def test_an_output_that_nothing_can_be_written_to_is_refused_at_once(tmp_path: Path) -> None:
+    for output, words in (
+        ("http://127.0.0.1/out", "nothing can be written there"),
+        ("s3:/bucket/x", "neither a folder"),
+    ):
+        result = command("prepare", output, "--archive", "embedded", cwd=tmp_path)
+        assert result.returncode == 1
+        assert words in result.stderr and result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

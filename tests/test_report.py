@@ -65,6 +65,13 @@ def tiled(times: int) -> Any:
     return tile
 
 
+def only(table: pa.Table) -> pa.Table:
+    """A table's first row alone; of the config ``spectra``, without a name and without net counts."""
+    for name in {"name", "src_cnts_aper_b"} & set(table.column_names):
+        table = with_column(table, name, [None] * len(table))
+    return table.slice(0, 1)
+
+
 def data_of(page: Path) -> dict[str, Any]:
     """What is in the page's element `data`."""
     (text,) = re.findall(
@@ -79,7 +86,7 @@ def facts_of(page: Path) -> dict[str, list[Any]]:
 
 @pytest.fixture(scope="module")
 def pages(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The sample's page, that of many rows, of none, and of one with hostile names and messages."""
+    """The sample's page, that of many rows, of one without a name, of none, and of hostile names and messages."""
     root = tmp_path_factory.mktemp("pages")
     none = {"data": lambda table: table.slice(0, 0), "counts": lambda table: table.slice(0, 0)}
     hostile = {
@@ -89,6 +96,7 @@ def pages(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     folders = {
         "sample": sample,
         "many": copied(sample, root / "many", data=tiled(34), counts=tiled(34)),
+        "one": copied(sample, root / "one", data=only, counts=only),
         "none": copied(sample, root / "none", **none),
         "hostile": copied(sample, root / "<b>&amp;", **hostile),
     }
@@ -358,15 +366,31 @@ def test_a_row_shows_its_spectrum_by_click_and_by_key(page: Page, sample: Path, 
 
 
 def test_a_drag_zooms_and_a_double_click_goes_back(page: Page) -> None:
-    whole = page.run("return document.getElementById('spectrum').layout.xaxis.range")
-    page.run("document.getElementById('one').scrollIntoView()")
-    actions = webdriver.ActionChains(page.browser)
-    plot = page.one("#spectrum .nsewdrag")
-    actions.move_to_element_with_offset(plot, -100, -50).click_and_hold().move_by_offset(150, 100).release().perform()
-    zoomed = page.run("return document.getElementById('spectrum').layout.xaxis.range")
-    assert whole[0] < zoomed[0] < zoomed[1] < whole[1]
-    webdriver.ActionChains(page.browser).double_click(plot).perform()
-    assert page.run("return document.getElementById('spectrum').layout.xaxis.range") == pytest.approx(whole)
+    def ranges() -> list[float]:
+        return page.run(  # type: ignore[no-any-return]
+            "const { xaxis, yaxis } = document.getElementById('spectrum').layout;"
+            "return [...xaxis.range, ...yaxis.range]"
+        )
+
+    first = ranges()
+    page.search("4938.0.43")
+    page.rows[0].click()
+    seen = [first]
+    for shown in ("rate", "counts"):
+        page.one(f"input[value={shown}]").click()
+        whole = ranges()
+        assert whole not in seen  # the ranges are the spectrum's own
+        seen.append(whole)
+        page.run("document.getElementById('one').scrollIntoView()")
+        actions, plot = webdriver.ActionChains(page.browser), page.one("#spectrum .nsewdrag")
+        actions.move_to_element_with_offset(plot, -100, -50).click_and_hold().move_by_offset(
+            150, 100
+        ).release().perform()
+        zoomed = ranges()
+        assert whole[0] < zoomed[0] < zoomed[1] < whole[1]
+        assert whole[2] < zoomed[2] < zoomed[3] < whole[3]
+        webdriver.ActionChains(page.browser).double_click(plot).perform()
+        assert ranges() == pytest.approx(whole)
 
 
 def test_counts_and_background_are_shown_when_asked_for(page: Page, sample: Path) -> None:
@@ -433,6 +457,23 @@ def test_a_search_that_finds_nothing_in_a_sample_says_that_it_is_one(browser: An
     assert page.one("#sampled").text.startswith(said)
     page.search("SIM 9999")
     assert page.one("#nothing").text.startswith(f"Nothing found among {said}")
+    page.assert_quiet()
+
+
+def test_a_single_row_without_a_name_and_without_net_counts_has_a_page_too(
+    browser: Any, pages: dict[str, Path]
+) -> None:
+    page = Page(browser, pages["one"])
+    (detection,) = facts_of(pages["one"])["detection_id"]
+    assert page.one("#sampled").text == "The only row."
+    assert page.one("#title").text.startswith(f"{detection}, ")
+    page.search("null")
+    assert page.rows == []
+    page.search(detection)
+    assert page.column(1) == [detection]
+    assert page.one("#histogram-0").text == "net counts, 0.5–7 keV:no values"  # in two lines
+    ticks = page.browser.find_elements(By.CSS_SELECTOR, "#histogram-1 .ytick text")
+    assert [tick.text for tick in ticks] == ["0", "1"]
     page.assert_quiet()
 
 

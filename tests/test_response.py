@@ -202,6 +202,33 @@ def test_a_response_that_several_rows_share_is_stored_once(mirror: Path, tmp_pat
     assert entry["rows"] == len(set(pq.read_table(tmp_path / "out/counts")["rmf_sha256"].to_pylist()))
 
 
+def test_verify_finds_a_response_that_is_another_than_in_the_archive(full_sample: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(full_sample, tmp_path / "chandra_spectra"))
+    path = folder / "responses/train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    row = table.slice(1, 1).to_pylist()[0]
+    row["matrix"][1000] *= 2
+    changed = pa.Table.from_pylist([row], schema=table.schema)
+    pq.write_table(pa.concat_tables([table.slice(0, 1), changed, table.slice(2)]), path)
+    rehash(folder)
+    assert verify(folder, load=False).failures == []  # it is as good a matrix as any
+    (failure,) = verify(folder, load=False, recheck=62).failures
+    assert failure.startswith(f"responses/train-00000-of-00001.parquet: {row['rmf_sha256']}: matrix[1000] is")
+
+
+def test_verify_finds_a_null_in_the_responses(full_sample: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(full_sample, tmp_path / "chandra_spectra"))
+    path = folder / "responses/train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    names = table.column_names.index("n_grp")
+    pq.write_table(
+        table.set_column(names, table.schema.field("n_grp"), pa.nulls(len(table), table["n_grp"].type)), path
+    )
+    rehash(folder)
+    failures = verify(folder, load=False).failures
+    assert "responses/train-00000-of-00001.parquet: n_grp holds a null" in failures
+
+
 @pytest.mark.parametrize("name", ["ebounds_id", "n_grp", "f_chan", "n_chan", "matrix", "rmf_sha256"])
 def test_verify_finds_a_damaged_response(name: str, full_sample: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(full_sample, tmp_path / "chandra_spectra"))

@@ -17,8 +17,11 @@ from datasets import load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from builder.catalog import from_rows
+from builder.catalog_files import read_catalog, write_catalog
 from builder.errors import SettingError
 from builder.prepare import prepare, read_manifest
+from builder.records import DetectionId
 from builder.rows import healpix
 from builder.selection import Selection
 from builder.settings import Settings
@@ -181,6 +184,18 @@ def test_the_builder_gives_the_splits_of_the_folder(full_sample: Path, tmp_path:
         assert mine[split].to_list() == theirs[split].to_list()
 
 
+def test_a_split_whose_detections_are_all_rejected_is_left_out_by_the_builder(mirror: Path, tmp_path: Path) -> None:
+    """90018.1.25 has no RMF file in the sample, and of these three it alone lies in a cell of the test split."""
+    chosen = {DetectionId(4938, 0, 43), DetectionId(7867, 0, 2), DetectionId(90018, 1, 25)}
+    rows = [row for row in read_catalog(mirror / "catalog.vot").to_pylist()
+            if DetectionId(row["obsid"], row["obi"], row["region_id"]) in chosen]  # fmt: skip
+    known = {"theta": 1, "flux_significance_b": 9, "flux_bb_aper_b": 1e-13}
+    write_catalog(mirror / "catalog.vot", from_rows(row | known for row in rows))
+    builder = ChandraSpectra(archive=str(mirror), min_cnts=0, splits="source", cache_dir=str(tmp_path / "cache"))
+    builder.download_and_prepare()
+    assert {split: len(found) for split, found in builder.as_dataset().items()} == {"train": 2}
+
+
 def test_wrong_splits_end_the_command_in_one_line(tmp_path: Path) -> None:
     result = command("prepare", tmp_path / "out", "--archive", "embedded", "--splits", "50/50")
     assert result.returncode == 1
@@ -230,8 +245,15 @@ def test_verify_finds_a_row_that_stands_in_the_files_of_another_split(folder: Pa
     assert verify(folder, load=False).failed
 
 
-def test_verify_finds_a_changed_split_in_hdf5(folder: Path) -> None:
+@pytest.mark.parametrize("damage", ["changed", "missing", "longer"])
+def test_verify_finds_a_damaged_split_in_hdf5_and_blames_nothing_else(damage: str, folder: Path) -> None:
     with h5py.File(folder / "chandra_spectra.hdf5", "r+") as file:
-        file["split"][5] = "test" if file["split"].asstr()[5] == "train" else "train"
+        if damage == "changed":
+            file["split"][5] = "test" if file["split"].asstr()[5] == "train" else "train"
+        elif damage == "missing":
+            del file["split"]
+        else:
+            file["split"].resize(63, axis=0)
     rehash(folder)
-    assert any("split" in line for line in verify(folder, load=False).failures)
+    (failure,) = verify(folder, load=False).failures
+    assert "split" in failure and failure.startswith("chandra_spectra.hdf5")
