@@ -264,15 +264,11 @@ def _last(path: str) -> str:
     return Path(path).name or path
 
 
-def _is_local(archive: str) -> bool:
-    return archive != EMBEDDED and not archive.startswith(("http://", "https://"))
-
-
 def _inputs(settings: Settings) -> str:
     """What the command needs beside the archive."""
     made = "that it was made from, as `chandra-spectra"
     lines = []
-    if _is_local(settings.archive):
+    if settings.from_mirror:
         lines.append(f"`{_last(settings.archive)}` is the mirror folder {made} download` writes it.\n")
     if settings.catalog:
         lines.append(f"`{_last(settings.catalog)}` is the catalog file {made} catalog` writes it.\n")
@@ -285,7 +281,7 @@ def command_line(settings: Settings) -> str:
     """The command whose settings are these; local paths by their last part."""
     selection, recipe = settings.selection, settings.recipe
     options = {
-        "archive": _last(settings.archive) if _is_local(settings.archive) else settings.archive,
+        "archive": _last(settings.archive) if settings.from_mirror else settings.archive,
         "release": settings.release,
         "cat-file": _last(settings.catalog) if settings.catalog else None,
         "min-cnts": selection.min_cnts,

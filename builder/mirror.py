@@ -27,10 +27,10 @@ from builder.errors import ArchiveError, CatalogError, StoreError
 from builder.products import members
 from builder.records import DetectionId
 from builder.selection import Selection
+from builder.settings import CATALOG_FILE
 
-__all__ = ["CATALOG_FILE", "INDEX_FILE", "Mirror", "MirrorArchive"]
+__all__ = ["INDEX_FILE", "Mirror", "MirrorArchive"]
 
-CATALOG_FILE = "catalog.vot"
 INDEX_FILE = "packages.jsonl"
 
 

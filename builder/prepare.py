@@ -41,6 +41,7 @@ __all__ = [
     "HDF5_FILE",
     "MANIFEST_FILE",
     "REJECTIONS_FILE",
+    "check_settings",
     "copy_hdf5",
     "counter",
     "manifest_digest",
@@ -233,6 +234,15 @@ def _rejected(planned: Plan, source: Source) -> frozenset[Package]:
     return frozenset(found)
 
 
+def check_settings(manifest: dict[str, Any], settings: Settings, where: Path | str) -> None:
+    """OutputError where the folder of a manifest was made with other settings, or from a catalog that has changed."""
+    if manifest.get("settings") != settings.as_dict():
+        raise OutputError(
+            f"{where} was prepared with other settings, or from another catalog: choose another name, or --force to "
+            "replace it"
+        )
+
+
 def _finished(output: Path, settings: Settings, force: bool) -> dict[str, Any] | None:
     """The manifest of a folder that is what is asked for, None where there is work to do."""
     if not output.exists():
@@ -251,8 +261,7 @@ def _finished(output: Path, settings: Settings, force: bool) -> dict[str, Any] |
         raise
     if force:
         return None
-    if manifest.get("settings") != settings.as_dict():
-        raise OutputError(f"{output} was prepared with other settings: choose another name, or --force to replace it")
+    check_settings(manifest, settings, output)
     for file in manifest["files"]:
         path = output / file["path"]
         if not path.is_file() or path.stat().st_size != file["bytes"]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from builder.errors import OutputError, SettingError
 from builder.filesystems import open_url, reported
-from builder.prepare import HDF5_FILE, MANIFEST_FILE, Progress, prepare
+from builder.prepare import HDF5_FILE, MANIFEST_FILE, Progress, check_settings, prepare
 from builder.settings import Settings
 from builder.sources import default_cache
 from builder.staging import hold
@@ -137,10 +137,7 @@ def _finished(there: _Folder, settings: Settings, force: bool) -> dict[str, Any]
             f"{there.url}/{MANIFEST_FILE} is not the manifest of a prepared folder: choose another name, "
             "or --force if it is damaged"
         )
-    if manifest.get("settings") != settings.as_dict():
-        raise OutputError(
-            f"{there.url} was prepared with other settings: choose another name, or --force to replace it"
-        )
+    check_settings(manifest, settings, there.url)
     for file in manifest["files"]:
         if there.sizes.get(file["path"]) != file["bytes"]:
             path = f"{there.url}/{file['path']}"

@@ -13,13 +13,16 @@ from builder.records import Recipe
 from builder.selection import RELEASES, Selection
 from builder.splits import Splits
 
-__all__ = ["DEFAULT_ARCHIVE", "EMBEDDED", "Settings"]
+__all__ = ["CATALOG_FILE", "DEFAULT_ARCHIVE", "EMBEDDED", "Settings"]
 
 DEFAULT_ARCHIVE = "https://cda.cfa.harvard.edu"
 """Base URL of the Chandra Data Archive's services."""
 
 EMBEDDED = "embedded"
 """The archive that is made on this machine: two real detections and simulated ones."""
+
+CATALOG_FILE = "catalog.vot"
+"""The catalog's answer in a mirror folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,19 @@ class Settings:
         if (self.archive == EMBEDDED or self.catalog) and not given:  # 60 arcmin: no detection is farther off axis
             object.__setattr__(self, "selection", dataclasses.replace(cuts, min_cnts=0.0, min_sig=0.0, max_theta=60.0))
 
+    @property
+    def from_mirror(self) -> bool:
+        """Whether the archive is a mirror folder."""
+        return self.archive != EMBEDDED and not self.archive.startswith(("http://", "https://"))
+
     def as_dict(self) -> dict[str, Any]:
-        """The settings as they are written into the manifest and the HDF5 file."""
+        """The settings as the manifest and the HDF5 file have them, with the checksum of a catalog on this machine."""
+        held = Path(self.archive).expanduser() / CATALOG_FILE if self.from_mirror else ""
         return {
             "archive": self.archive,
             "release": self.release,
-            **({"catalog": self.catalog, "catalog_sha256": _sha256(self.catalog)} if self.catalog else {}),
+            **({"catalog": self.catalog} if self.catalog else {}),
+            **({"catalog_sha256": _sha256(self.catalog or held)} if self.catalog or held else {}),
             "selection": self.selection.as_dict(),
             "recipe": self.recipe.as_dict(),
             "splits": str(self.splits),
@@ -79,7 +89,7 @@ class Settings:
         }
 
 
-def _sha256(path: str) -> str:
+def _sha256(path: Path | str) -> str:
     """SHA-256 of a file, empty if it cannot be read; whoever reads it next says why."""
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()

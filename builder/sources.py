@@ -14,8 +14,8 @@ from builder.archive import Archive
 from builder.catalog import Plan, plan
 from builder.errors import OutputError, SettingError
 from builder.filesystems import open_url
-from builder.mirror import CATALOG_FILE, INDEX_FILE, MirrorArchive
-from builder.settings import EMBEDDED, Settings
+from builder.mirror import INDEX_FILE, MirrorArchive
+from builder.settings import CATALOG_FILE, EMBEDDED, Settings
 from builder.store import RemoteStore, Store
 
 if TYPE_CHECKING:

@@ -17,11 +17,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from builder.catalog_files import read_catalog, write_catalog
 from builder.columns import COLUMNS, columns_of
 from builder.errors import ArchiveError, ChandraSpectraError, OutputError
 from builder.mirror import MirrorArchive
 from builder.prepare import prepare, read_manifest
 from builder.records import DetectionId
+from builder.selection import Selection
 from builder.settings import Settings
 from tests.conftest import command
 from tests.goldens import GOLDENS
@@ -240,8 +242,6 @@ def test_a_finished_package_is_never_fetched_again(
 
 
 def test_a_selection_without_detections_is_refused(mirror: Path, tmp_path: Path) -> None:
-    from builder.selection import Selection
-
     with pytest.raises(ChandraSpectraError, match="no detection"):
         prepare(
             tmp_path / "out", Settings(archive=str(mirror), selection=Selection(min_cnts=1e9)), cache=tmp_path / "c"
@@ -304,8 +304,6 @@ def test_two_runs_into_the_same_folder_do_not_take_each_others_work_away(tmp_pat
 
 
 def test_a_catalog_file_that_changed_is_not_taken_for_finished(mirror: Path, tmp_path: Path) -> None:
-    from builder.catalog_files import read_catalog, write_catalog
-
     rows = read_catalog(mirror / "catalog.vot")
     write_catalog(tmp_path / "catalog.parquet", rows)
     prepare(tmp_path / "out", Settings(str(mirror), catalog=str(tmp_path / "catalog.parquet")), cache=tmp_path / "c")
@@ -314,6 +312,19 @@ def test_a_catalog_file_that_changed_is_not_taken_for_finished(mirror: Path, tmp
         prepare(
             tmp_path / "out", Settings(str(mirror), catalog=str(tmp_path / "catalog.parquet")), cache=tmp_path / "c"
         )
+
+
+def test_a_mirror_whose_catalog_grew_is_not_taken_for_finished(mirror: Path, tmp_path: Path) -> None:
+    whole = read_catalog(mirror / "catalog.vot")
+    cuts = Selection(min_cnts=0, min_sig=0, max_theta=60)
+    for rows in (whole.slice(0, 20), whole):
+        write_catalog(mirror / "catalog.vot", rows)
+        if len(rows) == len(whole):
+            with pytest.raises(OutputError, match="other settings"):
+                prepare(tmp_path / "out", Settings(str(mirror), selection=cuts), cache=tmp_path / "c")
+        done = prepare(tmp_path / "out", Settings(str(mirror), selection=cuts), cache=tmp_path / "c", force=True)[1]
+        assert done
+        assert not prepare(tmp_path / "out", Settings(str(mirror), selection=cuts), cache=tmp_path / "c")[1]
 
 
 def test_threads_that_open_a_mirror_at_once_find_all_of_it(mirror: Path) -> None:
