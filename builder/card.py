@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 from builder import __version__
 from builder.columns import CONFIGS, EBOUNDS, RESPONSES, columns_when, features, markdown
 from builder.pictures import SCALARS, Picture, draw_pictures
-from builder.records import REASONS
+from builder.records import REASONS, Recipe
 from builder.settings import EMBEDDED, Settings
 from builder.shards import parts
 from builder.splits import SPLITS, Splits
+from builder.words import several
 
 __all__ = ["CARD_FILE", "DATA_FILES", "DETECTIONS_FILE", "command_line", "selection_words", "write_card"]
 
@@ -113,12 +114,12 @@ def _render(
 ) -> str:
     recipe = settings.recipe
     names = Counter(scalars["name"].drop_null().to_pylist())
-    several = [number for number in names.values() if number > 1]
-    columns, least = columns_when(recipe.subtract), _several(recipe.min_counts, "count")
+    repeated = [number for number in names.values() if number > 1]
+    columns, (subtracted, grouped) = columns_when(recipe.subtract), reduction_words(recipe)
     words = {
         "front_matter": _front_matter(sizes),
         "spectra": "1 X-ray spectrum" if counts["rows"] == 1 else f"{counts['rows']:,} X-ray spectra",
-        "sources": "1 source" if len(names) == 1 else f"{len(names):,} sources",
+        "sources": several(len(names), "source"),
         "release": settings.release.removeprefix("rel"),
         "version": __version__,
         "embedded": _EMBEDDED if settings.archive == EMBEDDED else "",
@@ -130,13 +131,13 @@ def _render(
         ),
         "splits": _splits(settings, scalars),
         "how_to_split": _DIVIDED if settings.splits.divided else _UNDIVIDED,
-        "several": f"{len(several):,} of the {len(names):,} sources",
-        "repeated": f"{sum(several):,}",
+        "several": f"{len(repeated):,} of the {len(names):,} sources",
+        "repeated": f"{sum(repeated):,}",
         "selected": selection_words(settings),
         "energy_min": f"{recipe.energy_min:g}",
         "energy_max": f"{recipe.energy_max:g}",
-        "subtracted": "background subtracted" if recipe.subtract else "background not subtracted",
-        "grouped": f"grouped to at least {least} a bin" if recipe.group else "not grouped",
+        "subtracted": subtracted,
+        "grouped": grouped,
         "counts": _counts(counts),
         "reasons": _reasons(counts["reasons"]),
         "rate": f"{'background-subtracted ' if recipe.subtract else ''}count rate density",
@@ -150,8 +151,8 @@ def _render(
             else "The redistribution matrix (RMF) is not in the dataset; `rmf_file` and `rmf_sha256` name it."
         ),
         "negative": " Background-subtracted rates can be negative." if recipe.subtract else "",
-        "saturated": _several(pc.sum(scalars["sat_src_flag"]).as_py() or 0, "row"),
-        "streaked": _several(pc.sum(scalars["streak_src_flag"]).as_py() or 0, "row"),
+        "saturated": several(pc.sum(scalars["sat_src_flag"]).as_py() or 0, "row"),
+        "streaked": several(pc.sum(scalars["streak_src_flag"]).as_py() or 0, "row"),
         "inputs": _inputs(settings),
         "command": command_line(settings),
     }  # fmt: skip
@@ -194,10 +195,6 @@ def _splits(settings: Settings, scalars: pa.Table) -> str:
     return "\n".join(f"| `{split}` | {share} % | {rows[split]:,} |" for split, share in shares)
 
 
-def _several(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
@@ -206,6 +203,15 @@ def _number(value: float) -> str:
     """A number as short as it can be without becoming another."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
+
+
+def reduction_words(recipe: Recipe) -> tuple[str, str]:
+    """What became of the background, and of the channels."""
+    least = several(recipe.min_counts, "count")
+    return (
+        "background subtracted" if recipe.subtract else "background not subtracted",
+        f"grouped to at least {least} a bin" if recipe.group else "not grouped",
+    )
 
 
 def selection_words(settings: Settings) -> str:

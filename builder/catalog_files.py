@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +9,8 @@ import pyarrow.parquet as pq
 
 from builder.catalog import NAMES, SCHEMA, read_votable, write_votable
 from builder.columns import CATALOG
-from builder.errors import CatalogError, OutputError, SettingError
+from builder.errors import CatalogError, SettingError
+from builder.staging import beside
 
 __all__ = ["check_ending", "read_catalog", "write_catalog"]
 
@@ -37,8 +37,7 @@ def write_catalog(path: Path, catalog: pa.Table) -> None:
         If the file cannot be written; none is left half written.
     """
     check_ending(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with beside(path) as partial:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix in _VOTABLE:
             partial.write_bytes(write_votable(catalog.to_pylist()))
@@ -49,12 +48,6 @@ def write_catalog(path: Path, catalog: pa.Table) -> None:
                 writer.append(catalog)
         else:
             pq.write_table(catalog, partial)
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def read_catalog(path: Path) -> pa.Table:

@@ -212,7 +212,7 @@ def read_settings(folder: Path, manifest: dict[str, Any]) -> Settings:
             cuts["cone"] = Cone(**cuts["cone"])
         if "detections" in cuts:
             cuts["detections"] = read_detections(folder / DETECTIONS_FILE)
-        recipe = Recipe(**{name: value for name, value in said["recipe"].items() if name != "version"})
+        recipe = Recipe.from_dict(said["recipe"])
         return Settings(said["archive"], said["release"], said.get("catalog", ""), Selection(**cuts), recipe,
                         Splits.parse(said["splits"]), said["responses"])  # fmt: skip
     except (KeyError, TypeError) as error:

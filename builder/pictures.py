@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from builder.rows import HEALPIX_NSIDE
+from builder.words import one_line, several
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,11 +111,6 @@ def _save(figure: Figure, path: Path) -> None:
     canvas.draw()  # type: ignore[no-untyped-call]
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
     image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
-
-
-def one_line(name: str | None) -> str:
-    """A name as one line of what can be printed: a catalog file may hold any text, or none (null)."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in name or "").split())
 
 
 def energy_axis(axes: Axes, low: float, high: float, ticks: tuple[float, ...]) -> None:
@@ -277,7 +273,7 @@ def _spectrum(axes: Axes, row: dict[str, Any], low: NDArray[np.float64], high: N
         bottom, top = np.log10([positive.min() / 2, (rate + error).max() * 1.5])
         bottom = bottom if np.ceil(bottom) <= top else np.floor(bottom)  # a power of ten is what is labelled
         axes.set_ylim(10**bottom, 10**top)
-    counts = f"{row['source_counts']:,} count{'' if row['source_counts'] == 1 else 's'}"
+    counts = several(row["source_counts"], "count")
     title = f"{one_line(row['name'])}\n{row['detection_id']}, {counts}"
     axes.set_title(title, fontsize=8, y=1, parse_math=False)
     axes.tick_params(labelsize=8)

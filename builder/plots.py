@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +11,14 @@ from numpy.typing import NDArray
 
 from builder.errors import OutputError, SettingError
 from builder.folder import check_outside, read_rows, read_scalars
-from builder.pictures import energy_axis, one_line
+from builder.pictures import energy_axis
+from builder.staging import beside
+from builder.words import one_line, several
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["MOST", "beside", "binned_counts", "check_number", "save_plot", "terminal_plot", "title"]
+__all__ = ["MOST", "binned_counts", "check_number", "save_plot", "terminal_plot", "title"]
 
 _COLOURS = (*(f"C{number}" for number in range(10)), "black", "gold")
 MOST = len(_COLOURS)
@@ -42,8 +43,8 @@ _STYLE: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False, 
 
 def title(row: dict[str, Any]) -> str:
     """What a plot of the row is headed with, in one line: source (if it has a name), detection, exposure and counts."""
-    exposure, counts = f"{row['exposure'] / 1000:,.1f} ks", row["source_counts"]
-    parts = one_line(row["name"]), row["detection_id"], exposure, f"{counts:,} count{'' if counts == 1 else 's'}"
+    exposure, counts = f"{row['exposure'] / 1000:,.1f} ks", several(row["source_counts"], "count")
+    parts = one_line(row["name"]), row["detection_id"], exposure, counts
     return ", ".join(filter(None, parts))
 
 
@@ -172,21 +173,6 @@ def _of(rows: list[dict[str, Any]]) -> str:
     if "" in names:
         return ""
     return f" of {names.pop() if len(names) == 1 else f'{len(names)} sources'}"
-
-
-@contextlib.contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when the block ends well and is removed when it does not."""
-    partial = path.parent / f".{path.name}.partial"
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        if isinstance(error, OSError):
-            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-        raise
 
 
 def _bins(row: dict[str, Any]) -> tuple[NDArray[np.float64], ...]:

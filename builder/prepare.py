@@ -16,7 +16,6 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -34,7 +33,7 @@ from builder.settings import Settings
 from builder.shards import ShardWriter, parts
 from builder.sources import Source, open_source, plan_for
 from builder.splits import SPLITS
-from builder.staging import recover_folder, staging_folder
+from builder.staging import beside, recover_folder, staging_folder
 from builder.store import EBOUNDS_SCHEMA, PackageResult, rejections_table
 
 __all__ = [
@@ -213,15 +212,9 @@ def dask_executor(address: str) -> Iterator[Executor]:
 
 def copy_hdf5(folder: Path, path: Path) -> None:
     """Give the canonical HDF5 file of a prepared folder under another name; OutputError if it cannot be written."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with beside(path) as partial:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / HDF5_FILE, partial)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _rejected(planned: Plan, source: Source) -> frozenset[Package]:
@@ -293,10 +286,9 @@ def _assemble(staging: Path, settings: Settings, planned: Plan, source: Source, 
                 for config in ("spectra", "counts"):
                     shards[config, split].append(public(part, config))
             hdf5.append(table)
-            if settings.responses:
-                new = [key not in known for key in result.responses["rmf_sha256"].to_pylist()]
-                known.update(result.responses["rmf_sha256"].to_pylist())
-                for number in np.flatnonzero(new):  # one by one: a package's together take 70 MB, and as much again
+            for number, key in enumerate(result.responses["rmf_sha256"].to_pylist()):
+                if key not in known:  # one by one: a package's together take 70 MB, and as much again
+                    known.add(key)
                     shards["responses", "train"].append(public(result.responses.slice(number, 1), "responses"))
             rows += len(table)
             rejections.append(result.rejections)

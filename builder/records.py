@@ -8,7 +8,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,6 +172,11 @@ class Recipe:
     def as_dict(self) -> dict[str, float | int | bool]:
         """The settings and the version, as they are written beside the data."""
         return {**dataclasses.asdict(self), "version": self.VERSION}
+
+    @classmethod
+    def from_dict(cls, said: dict[str, Any]) -> Recipe:
+        """The inverse of `as_dict`, whatever the version; TypeError for a setting that is not known."""
+        return cls(**{name: value for name, value in said.items() if name != "version"})
 
     @property
     def key(self) -> str:

@@ -21,16 +21,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from builder import __version__
-from builder.card import command_line, selection_words
+from builder.card import command_line, reduction_words, selection_words
 from builder.columns import columns_of
 from builder.errors import OutputError
 from builder.folder import Overview, check_outside, date_text, overview, read_rows, read_scalars, read_settings
 from builder.pictures import Floats, finite, galactic_plane, histogram_edges, rows_by_cell
-from builder.plots import beside, binned_counts
+from builder.plots import binned_counts
 from builder.prepare import REJECTIONS_FILE, read_manifest
 from builder.records import REASONS, Recipe
 from builder.settings import EMBEDDED
 from builder.splits import SPLITS
+from builder.staging import beside
 
 __all__ = ["SAMPLE", "Written", "write_report"]
 
@@ -185,9 +186,7 @@ def _inline(markdown: str) -> str:
 
 
 def _reduced(recipe: Recipe) -> str:
-    background = "background subtracted" if recipe.subtract else "background not subtracted"
-    counts = f"{recipe.min_counts} count{'' if recipe.min_counts == 1 else 's'}"
-    group = f"grouped to at least {counts} a bin" if recipe.group else "not grouped"
+    background, group = reduction_words(recipe)
     kept = f"{recipe.energy_min:g}–{recipe.energy_max:g} keV kept"
     return f"with Sherpa: PHA with its background, ARF and RMF; {kept}; {background}; {group}; Gehrels errors."
 

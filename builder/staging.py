@@ -1,4 +1,4 @@
-"""A folder takes another's place when it is complete, and not before: what a killed run leaves is in nobody's way."""
+"""A folder or a file takes its place when it is complete, and not before; what a killed run leaves does no harm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from builder.errors import OutputError
 
-__all__ = ["hold", "recover_folder", "staging_folder"]
+__all__ = ["beside", "hold", "recover_folder", "staging_folder"]
 
 
 def _old(output: Path) -> Path:
@@ -74,3 +74,24 @@ def staging_folder(output: Path) -> Iterator[Path]:
         raise OutputError(f"cannot write {name}: {error.strerror or error}; what was there before is kept") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place when the block ends well, and is removed when it does not.
+
+    Raises
+    ------
+    OutputError
+        If the file system refuses.
+    """
+    partial = path.parent / f".{path.name}.partial"
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError):
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise

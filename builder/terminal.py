@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from builder.words import several
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -58,7 +60,7 @@ def show_summary(folder: Path, manifest: dict[str, Any], done: bool | None) -> N
     counts = manifest["counts"]
     seen = overview(folder)
     table = _table()
-    table.add_row("rows", f"{counts['rows']:,}", "", f"spectra of {_several(seen.sources, 'source')}")
+    table.add_row("rows", f"{counts['rows']:,}", "", f"spectra of {several(seen.sources, 'source')}")
     files: dict[str, list[dict[str, Any]]] = {}
     for file in manifest["files"]:
         part, _, name = file["path"].rpartition("/")
@@ -75,11 +77,11 @@ def show_summary(folder: Path, manifest: dict[str, Any], done: bool | None) -> N
         table.add_row(f"  {reason}", f"{rejected:,}", "", REASONS.get(reason, ""))
     for name, parts in files.items():
         size, unit = size_text(sum(file["bytes"] for file in parts)).split()
-        remarks = [] if parts[0]["rows"] is None else [_several(sum(file["rows"] for file in parts), "row")]
-        remarks += [_several(len(parts), "file")] if name.endswith("/") else []
+        remarks = [] if parts[0]["rows"] is None else [several(sum(file["rows"] for file in parts), "row")]
+        remarks += [several(len(parts), "file")] if name.endswith("/") else []
         table.add_row(name, size, unit, ", ".join(remarks))
     size, unit = size_text(sum(file["bytes"] for file in manifest["files"])).split()
-    table.add_row("together", size, unit, _several(len(manifest["files"]), "file"))
+    table.add_row("together", size, unit, several(len(manifest["files"]), "file"))
     if done:
         table.add_row("time", f"{manifest['seconds']:,.1f}", "s", "")
     console.print(str(folder), style="bold")
@@ -116,10 +118,6 @@ def _table() -> Table:
     table.add_column(no_wrap=True)
     table.add_column(style="dim")
     return table
-
-
-def _several(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _splits(shards: list[dict[str, Any]]) -> dict[str, int]:
@@ -222,7 +220,7 @@ def show_estimate(planned: Plan, bandwidth: float) -> None:
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
-    table.add_row("detections", f"{len(planned.catalog):,}", f"in {_several(len(planned.packages), 'package')}")
+    table.add_row("detections", f"{len(planned.catalog):,}", f"in {several(len(planned.packages), 'package')}")
     if planned.rejections:
         table.add_row("without spectra", f"{len(planned.rejections):,}", "not ACIS")
     table.add_row("download", size_text(size), "about 1.1 MB a detection")

@@ -43,6 +43,7 @@ from builder.slices import order_of, parts_of, rows_of, slices
 from builder.sources import open_source
 from builder.splits import Splits
 from builder.store import REJECTIONS_SCHEMA, SPECTRA_SCHEMA, Store
+from builder.words import several
 
 __all__ = ["Report", "verify"]
 
@@ -252,7 +253,7 @@ def _check_content(folder: Path, manifest: dict[str, Any], checks: tuple[Check, 
     ids, grids, channels, spectra, hdf5 = checks
     counts = manifest["counts"]
     splits = Splits.parse(manifest["settings"]["splits"])
-    recipe = Recipe(**{name: value for name, value in manifest["settings"]["recipe"].items() if name != "version"})
+    recipe = Recipe.from_dict(manifest["settings"]["recipe"])
     rejected = set(pq.read_table(folder / REJECTIONS_FILE)["detection_id"].to_pylist())
     detections = {DetectionId.parse(name).catalog.object_id for name in rejected}
     previous, distinct, used, responses = -1, 0, set[str](), dict[str, str]()
@@ -290,7 +291,7 @@ def _check_ebounds(check: Check, hdf5: Check, folder: Path, files: dict[str, int
     with _reading(check, DATA_FILES["ebounds"]):
         for path in files:
             known |= check_grids(check, pq.read_table(folder / path), path)
-    check.scope = f"{len(known)} grid{'' if len(known) == 1 else 's'}"
+    check.scope = several(len(known), "grid")
     with _reading(hdf5, f"{HDF5_FILE}: ebounds"):
         group = file["ebounds"]
         stored = zip(group["ebounds_id"].asstr()[:], group["energy_lo"][:], group["energy_hi"][:], strict=True)
@@ -351,7 +352,7 @@ def _check_again(
 ) -> None:
     """Reduce some rows again, by the way that every row goes, and compare with the doubles of the HDF5 file."""
     said = manifest["settings"]
-    recipe = Recipe(**{name: value for name, value in said["recipe"].items() if name != "version"})
+    recipe = Recipe.from_dict(said["recipe"])
     settings = Settings(archive or said["archive"], said["release"], said.get("catalog", ""), recipe=recipe,
                         responses=said["responses"])  # fmt: skip
     source = open_source(settings, cache)

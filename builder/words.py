@@ -1,0 +1,15 @@
+"""Numbers and names as people read them."""
+
+from __future__ import annotations
+
+__all__ = ["one_line", "several"]
+
+
+def several(number: int, what: str) -> str:
+    """A number of things, such as ``1 row`` or ``1,200 rows``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def one_line(name: str | None) -> str:
+    """A name as one line of what can be printed: a catalog file may hold any text, or none (null)."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in name or "").split())
