@@ -55,8 +55,8 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     ----------
     table : {'spectra', 'counts', 'ebounds', 'responses'}
         Which columns; by default the first word of the config's name.
-    min_cnts, min_sig, max_theta : float
-        Cuts, see `builder.selection.Selection`; the embedded sample is taken whole unless they are changed.
+    min_cnts, min_sig, max_theta : float, optional
+        Cuts, see `builder.selection.Selection`; by default 40, 4 and 10, and none for the embedded sample.
     archive : str
         ``embedded``, a mirror folder, or the base URL of the services.
     release : str
@@ -75,9 +75,9 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
 
     name: str = "spectra"
     table: str = ""
-    min_cnts: float = 40
-    min_sig: float = 4
-    max_theta: float = 10
+    min_cnts: float | None = None
+    min_sig: float | None = None
+    max_theta: float | None = None
     archive: str = DEFAULT_ARCHIVE
     release: str = "rel2.1"
     recipe: Recipe = field(default_factory=Recipe)

@@ -217,18 +217,23 @@ def reduction_words(recipe: Recipe) -> tuple[str, str]:
 def selection_words(settings: Settings) -> str:
     """Which detections were taken, as Markdown."""
     selection = settings.selection
-    cuts = (selection.min_cnts, selection.min_sig, selection.max_theta)
-    given = settings.archive == EMBEDDED or settings.catalog
-    whole = given and cuts == (0, 0, 60)
-    parts = [
-        "detections with more than {} net counts and a flux significance above {} (both 0.5-7 keV), less than {} arcmin"
-        " from the optical axis".format(*map(_number, cuts))
+    listed_elsewhere = settings.archive == EMBEDDED or settings.catalog
+    cuts = [
+        words.format(_number(cut))
+        for cut, words in (
+            (selection.min_cnts, "with more than {} net counts (0.5-7 keV)"),
+            (selection.min_sig, "with a flux significance above {} (0.5-7 keV)"),
+            (selection.max_theta, "less than {} arcmin from the optical axis"),
+        )
+        if cut is not None
     ]
-    if whole:
+    if cuts:
+        parts = [f"detections {cuts[0]}", *cuts[1:]]
+    else:
         parts = ["the whole embedded sample" if settings.archive == EMBEDDED else "all detections"]
     if settings.catalog:
         parts.append(f"listed in the catalog file `{_last(settings.catalog)}`")
-    if not given:
+    if not listed_elsewhere:
         parts.append(
             "matched uniquely to a source (`match_type` u), with a black-body flux (`flux_bb_aper_b` not null)"
         )
@@ -244,7 +249,7 @@ def selection_words(settings: Settings) -> str:
         parts.append(f"among the {len(selection.detections):,} in [{DETECTIONS_FILE}]({DETECTIONS_FILE})")
     if selection.limit:
         parts.append(f"of these the first {selection.limit:,} by obsid, obi and region_id")
-    nulls = " A detection without a value passes the cut on it." if given and not whole else ""
+    nulls = " A detection without a value passes the cut on it." if listed_elsewhere and cuts else ""
     return f"{', '.join(parts)}.{nulls}"
 
 

@@ -63,9 +63,16 @@ Archive = Annotated[str, typer.Option(help="'embedded', a mirror folder, or the 
 Release = Annotated[str, typer.Option(help="Release of the catalog: rel2.1, rel2.0 or cur.")]
 Connections = Annotated[int, typer.Option(min=1, help="Connections to the archive, of all runs with this cache.")]
 CUTS, RECIPE = "Selection", "Reduction"  # panels of --help
-MinCnts = Annotated[float, typer.Option(rich_help_panel=CUTS, help="More net counts than this.")]
-MinSig = Annotated[float, typer.Option(rich_help_panel=CUTS, help="A flux significance above this.")]
-MaxTheta = Annotated[float, typer.Option(rich_help_panel=CUTS, help="Less than this off axis, arcmin.")]
+# Defaults: those of `builder.settings.DEFAULT_CUTS`, which only an archive's own catalog has.
+MinCnts = Annotated[
+    float | None, typer.Option(rich_help_panel=CUTS, help="More net counts than this.", show_default="40")
+]
+MinSig = Annotated[
+    float | None, typer.Option(rich_help_panel=CUTS, help="A flux significance above this.", show_default="4")
+]
+MaxTheta = Annotated[
+    float | None, typer.Option(rich_help_panel=CUTS, help="Less than this off axis, arcmin.", show_default="10")
+]
 ConeText = Annotated[
     str | None, typer.Option("--cone", rich_help_panel=CUTS, metavar="RA,DEC,RADIUS", help="In this circle, degrees.")
 ]
@@ -87,9 +94,9 @@ ARCHIVE = "https://cda.cfa.harvard.edu"
 
 
 def selection_of(
-    min_cnts: float,
-    min_sig: float,
-    max_theta: float,
+    min_cnts: float | None,
+    min_sig: float | None,
+    max_theta: float | None,
     cone: str | None,
     names: list[str] | None,
     obsids: list[int] | None,

@@ -48,9 +48,9 @@ def prepare(
     ] = None,
     archive: Archive = ARCHIVE,
     release: Release = "rel2.1",
-    min_cnts: MinCnts = 40,
-    min_sig: MinSig = 4,
-    max_theta: MaxTheta = 10,
+    min_cnts: MinCnts = None,
+    min_sig: MinSig = None,
+    max_theta: MaxTheta = None,
     cone: ConeText = None,
     names: Names = None,
     obsids: Obsids = None,
@@ -100,8 +100,8 @@ def prepare(
 ) -> None:
     """Build a folder that load_dataset reads: Parquet shards, HDF5 file, card and manifest.
 
-    The embedded sample and a catalog file are taken whole unless cuts are given. An interrupted run goes on where it
-    was when the same command is given again.
+    The embedded sample and a catalog file have no default cuts. An interrupted run goes on where it was when the same
+    command is given again.
     """
     from builder.errors import SettingError
     from builder.records import Recipe
@@ -179,9 +179,9 @@ def catalog(
     output: Annotated[Path, typer.Argument(help="File to write: .vot, .parquet or .hdf5.")],
     archive: Archive = ARCHIVE,
     release: Release = "rel2.1",
-    min_cnts: MinCnts = 40,
-    min_sig: MinSig = 4,
-    max_theta: MaxTheta = 10,
+    min_cnts: MinCnts = None,
+    min_sig: MinSig = None,
+    max_theta: MaxTheta = None,
     cone: ConeText = None,
     names: Names = None,
     obsids: Obsids = None,
@@ -212,9 +212,9 @@ def download(
     mirror: Annotated[Path | None, typer.Argument(help="Mirror folder to write or to complete.")] = None,
     archive: Archive = ARCHIVE,
     release: Release = "rel2.1",
-    min_cnts: MinCnts = 40,
-    min_sig: MinSig = 4,
-    max_theta: MaxTheta = 10,
+    min_cnts: MinCnts = None,
+    min_sig: MinSig = None,
+    max_theta: MaxTheta = None,
     cone: ConeText = None,
     names: Names = None,
     obsids: Obsids = None,

@@ -44,6 +44,10 @@ _WHERE = (
 )
 
 
+# Setting, column and relation of each cut.
+_CUTS = (("min_cnts", "src_cnts_aper_b", ">"), ("min_sig", "flux_significance_b", ">"), ("max_theta", "theta", "<"))
+
+
 @dataclass(frozen=True, slots=True)
 class Cone:
     """A circle on the sky: centre and radius in degrees.
@@ -128,11 +132,11 @@ class Selection:
 
     Attributes
     ----------
-    min_cnts : float
+    min_cnts : float, optional
         More net counts than this, 0.5-7 keV (``src_cnts_aper_b``).
-    min_sig : float
+    min_sig : float, optional
         A flux significance above this, S/N (``flux_significance_b``).
-    max_theta : float
+    max_theta : float, optional
         An off-axis angle below this, arcmin (``theta``).
     cone : Cone, optional
         Of sources in this circle.
@@ -151,9 +155,9 @@ class Selection:
         If a cut is negative or not a finite number, or another value is not what it should be.
     """
 
-    min_cnts: float = 40.0
-    min_sig: float = 4.0
-    max_theta: float = 10.0
+    min_cnts: float | None = None
+    min_sig: float | None = None
+    max_theta: float | None = None
     cone: Cone | None = None
     names: tuple[str, ...] = ()
     obsids: tuple[int, ...] = ()
@@ -173,13 +177,11 @@ class Selection:
             raise SettingError(f"limit must be at least 1, not {self.limit}")
 
     @property
-    def _cuts(self) -> tuple[tuple[str, str, str, float], ...]:
-        """Setting, column, relation and bound of each cut."""
-        return (
-            ("min_cnts", "src_cnts_aper_b", ">", self.min_cnts),
-            ("min_sig", "flux_significance_b", ">", self.min_sig),
-            ("max_theta", "theta", "<", self.max_theta),
-        )
+    def _cuts(self) -> Iterator[tuple[str, str, str, float]]:
+        """Setting, column, relation and bound of each cut that is given."""
+        for name, column, relation in _CUTS:
+            if (bound := getattr(self, name)) is not None:
+                yield name, column, relation, bound
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as they are written beside the data; a list of detections by its number and SHA-256."""

@@ -13,13 +13,16 @@ from builder.records import Recipe
 from builder.selection import RELEASES, Selection
 from builder.splits import Splits
 
-__all__ = ["CATALOG_FILE", "DEFAULT_ARCHIVE", "EMBEDDED", "Settings"]
+__all__ = ["CATALOG_FILE", "DEFAULT_ARCHIVE", "DEFAULT_CUTS", "EMBEDDED", "Settings"]
 
 DEFAULT_ARCHIVE = "https://cda.cfa.harvard.edu"
 """Base URL of the Chandra Data Archive's services."""
 
 EMBEDDED = "embedded"
 """The archive that is made on this machine: two real detections and simulated ones."""
+
+DEFAULT_CUTS = {"min_cnts": 40.0, "min_sig": 4.0, "max_theta": 10.0}
+"""Of net counts, of flux significance, and arcmin off axis: the largest recommended set."""
 
 CATALOG_FILE = "catalog.vot"
 """The catalog's answer in a mirror folder."""
@@ -38,8 +41,7 @@ class Settings:
     catalog : str
         A catalog file (VOTable, Parquet or HDF5) in place of the archive's own catalog.
     selection : Selection
-        The default cuts are the largest recommended set; the embedded sample and a catalog file are taken whole
-        unless others are given.
+        A cut that is not given is that of `DEFAULT_CUTS`, and none for the embedded sample and a catalog file.
     recipe : Recipe
     splits : Splits
     responses : bool
@@ -64,10 +66,11 @@ class Settings:
             raise SettingError(f"archive must be 'embedded', a mirror folder or an http(s) URL, not {self.archive!r}")
         if self.release not in RELEASES:
             raise SettingError(f"unknown release {self.release!r}: choose one of {', '.join(RELEASES)}")
-        cuts, default = self.selection, Selection()
-        given = (cuts.min_cnts, cuts.min_sig, cuts.max_theta) != (default.min_cnts, default.min_sig, default.max_theta)
-        if (self.archive == EMBEDDED or self.catalog) and not given:  # 60 arcmin: no detection is farther off axis
-            object.__setattr__(self, "selection", dataclasses.replace(cuts, min_cnts=0.0, min_sig=0.0, max_theta=60.0))
+        if self.archive != EMBEDDED and not self.catalog:
+            left: dict[str, Any] = {
+                name: cut for name, cut in DEFAULT_CUTS.items() if getattr(self.selection, name) is None
+            }
+            object.__setattr__(self, "selection", dataclasses.replace(self.selection, **left))
 
     @property
     def from_mirror(self) -> bool:

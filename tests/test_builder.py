@@ -10,6 +10,7 @@ import pytest
 from datasets import load_dataset
 
 from builder.errors import SettingError
+from builder.selection import Selection
 from chandra_spectra import ChandraSpectra, ChandraSpectraConfig
 
 
@@ -59,5 +60,5 @@ def test_a_wrong_setting_is_refused_on_construction_in_one_sentence(setting: dic
 
 def test_the_named_configs_hold_the_recommended_cuts() -> None:
     default, short = ChandraSpectra().config, ChandraSpectra(config_name="spectra_short").config
-    assert (default.min_cnts, default.min_sig, default.max_theta) == (40, 4, 10)
-    assert (short.min_cnts, short.min_sig, short.max_theta) == (4000, 80, 1)
+    assert default.settings.selection == Selection(40, 4, 10)
+    assert short.settings.selection == Selection(4000, 80, 1)

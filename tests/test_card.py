@@ -29,7 +29,7 @@ from PIL import Image
 
 from builder import card as card_module
 from builder import prepare as prepare_module
-from builder.card import DATA_FILES, write_card
+from builder.card import DATA_FILES, selection_words, write_card
 from builder.cli import app
 from builder.columns import COLUMNS, EBOUNDS, RESPONSES, configs_with, features, markdown
 from builder.pictures import SCALARS, draw_pictures, energy_axis
@@ -286,6 +286,21 @@ def test_local_paths_are_given_by_their_last_part(sample: Path, written: Path, m
     assert "`cat.vot` is the catalog file" in card
     (line,) = blocks(card, "sh")
     assert settings_of(line, monkeypatch) == replace(settings, archive="mirror", catalog="cat.vot")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (Settings("embedded"), "the whole embedded sample."),
+        (Settings("embedded", selection=Selection(limit=3)),
+         "the whole embedded sample, of these the first 3 by obsid, obi and region_id."),
+        (Settings("embedded", selection=Selection(max_theta=3)),
+         "detections less than 3 arcmin from the optical axis. A detection without a value passes the cut on it."),
+        (Settings(catalog="a/b.vot"), "all detections, listed in the catalog file `b.vot`."),
+    ],
+)  # fmt: skip
+def test_only_the_cuts_that_are_made_are_told(settings: Settings, said: str) -> None:
+    assert selection_words(settings) == said
 
 
 def test_the_selection_is_told(sample: Path, written: Path) -> None:

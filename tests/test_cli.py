@@ -81,7 +81,7 @@ def test_the_version_and_the_help_are_printed() -> None:
     assert command("--version").stdout == f"chandra-spectra {__version__}\n"
     text = command("prepare", "--help").stdout
     assert "Examples" in text
-    assert "[default: 40]" in text
+    assert "[default: (40)]" in text
 
 
 def test_help_and_import_do_not_load_sherpa_or_datasets() -> None:

@@ -16,6 +16,7 @@ from builder.columns import CATALOG
 from builder.errors import SettingError
 from builder.records import DetectionId
 from builder.selection import COLUMNS_QUERIED, Cone, Selection, read_detections
+from builder.settings import DEFAULT_CUTS, Settings
 from tests.fits_files import stable
 
 # The way from a source to its detections, and the fixed part of the dataset's definition: CSC 2.1 TAP, the form of
@@ -46,12 +47,24 @@ def conditions(text: str) -> list[str]:
 
 def test_the_default_cuts_are_the_largest_recommended_set() -> None:
     """Recommended cuts: 4000, 80, 1 for a short test; 40, 4, 10 for the largest set."""
-    default = Selection()
-    assert (default.min_cnts, default.min_sig, default.max_theta) == (40.0, 4.0, 10.0)
-    assert default.as_dict() == {"min_cnts": 40.0, "min_sig": 4.0, "max_theta": 10.0}
+    assert Settings().selection.as_dict() == {"min_cnts": 40.0, "min_sig": 4.0, "max_theta": 10.0}
+    given = Settings(selection=Selection(min_sig=0, limit=3)).selection
+    assert given == Selection(40, 0, 10, limit=3)
 
 
-@pytest.mark.parametrize("value", [-1, -1e-9, math.nan, math.inf, -math.inf, "40", None, True, [40]], ids=repr)
+@pytest.mark.parametrize("where", [{"archive": "embedded"}, {"catalog": "cat.vot"}], ids=["embedded", "catalog file"])
+@pytest.mark.parametrize("cuts", [{}, {"min_sig": 5}, DEFAULT_CUTS], ids=["none", "one", "the defaults"])
+def test_what_is_listed_elsewhere_has_only_the_cuts_that_are_given(where: Any, cuts: dict[str, float]) -> None:
+    selection = Settings(**where, selection=Selection(**cuts)).selection  # type: ignore[arg-type]
+    assert selection.as_dict() == cuts
+    left = [name for name in DEFAULT_CUTS if name not in cuts]
+    passes_all = {"flux_bb_aper_b": 1.0, "src_cnts_aper_b": 1e9, "flux_significance_b": 1e9, "theta": 0.0}
+    fails = {"min_cnts": {"src_cnts_aper_b": 0}, "min_sig": {"flux_significance_b": 0}, "max_theta": {"theta": 61}}
+    for name, values in fails.items():
+        assert selection.keeps(passes_all | values) == (name in left)
+
+
+@pytest.mark.parametrize("value", [-1, -1e-9, math.nan, math.inf, -math.inf, "40", True, [40]], ids=repr)
 @pytest.mark.parametrize("cut", ["min_cnts", "min_sig", "max_theta"])
 def test_a_cut_that_is_no_number_from_0_up_is_refused(cut: str, value: Any) -> None:
     with pytest.raises(SettingError, match=f"{cut} must be a number from 0 up"):
@@ -140,15 +153,15 @@ values = st.one_of(st.none(), st.floats(-10, 200), st.sampled_from([40.0, 4.0, 1
 
 @stable(300)
 @given(flux=values, counts=values, significance=values, theta=values,
-       selection=st.one_of(st.just(Selection()),
-                           st.builds(Selection, st.floats(0, 100), st.floats(0, 10), st.floats(0, 20))))  # fmt: skip
+       selection=st.builds(Selection, st.none() | st.floats(0, 100), st.none() | st.floats(0, 10),
+                           st.none() | st.floats(0, 20)))  # fmt: skip
 def test_keeps_is_what_sql_would_keep(
     flux: float | None, counts: float | None, significance: float | None, theta: float | None, selection: Selection
 ) -> None:
     """The same conditions, evaluated by SQLite, whose nulls are SQL's."""
     row = ROW | {"flux_bb_aper_b": flux, "src_cnts_aper_b": counts, "flux_significance_b": significance, "theta": theta}
     cuts = [one for one in conditions(query(selection)) if one.startswith("o.") and " = " not in one]
-    assert len(cuts) == 4
+    assert len(cuts) == 1 + len(selection.as_dict())
     names = ["flux_bb_aper_b", "src_cnts_aper_b", "flux_significance_b", "theta"]
     with sqlite3.connect(":memory:") as connection:
         connection.execute(f"CREATE TABLE o ({', '.join(names)})")
