@@ -14,8 +14,8 @@ from builder.selection import Selection
 from chandra_spectra import ChandraSpectra, ChandraSpectraConfig
 
 
-def built(config: str, cache: Path, **options: object) -> ChandraSpectra:
-    builder = ChandraSpectra(config_name=config, archive="embedded", cache_dir=str(cache))
+def built(config: str, cache: Path, splits: str = "none", **options: object) -> ChandraSpectra:
+    builder = ChandraSpectra(config_name=config, archive="embedded", splits=splits, cache_dir=str(cache))
     builder.download_and_prepare(**options)
     return builder
 
@@ -32,6 +32,19 @@ def test_several_processes_give_the_same_rows(tmp_path: Path) -> None:
     one = built("spectra", tmp_path / "one").as_dataset(split="train")
     two = built("spectra", tmp_path / "two", num_proc=2).as_dataset(split="train")
     assert one.to_list() == two.to_list()
+
+
+def test_what_many_rows_share_is_there_once_though_several_processes_are_asked_for(tmp_path: Path) -> None:
+    grids = built("ebounds", tmp_path, num_proc=2).as_dataset(split="train")["ebounds_id"][:]
+    assert len(grids) == len(set(grids)) > 0
+
+
+def test_what_is_left_out_is_said_once_however_many_splits_there_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(built("spectra", tmp_path, splits="source").as_dataset()) == 3
+    (message,) = (record.message for record in caplog.records if record.name == "chandra_spectra")
+    assert "detections have no usable spectrum and are left out" in message
 
 
 def test_the_builder_streams(sample: Path, tmp_path: Path) -> None:

@@ -203,6 +203,7 @@ def test_many_responses_are_folded_in_any_order() -> None:
     for number in [*range(12), 0, 11, 5]:
         found = calibration.fold(lambda low, high: high, {"exposure": 1.0, "arf": arf, "rmf_sha256": str(number)})
         assert np.flatnonzero(found).tolist() == [number] and found[number] == 6.0
+        assert len(calibration._decoded) <= 8  # 16 MB each
 
 
 def without(row: dict[str, Any], name: str) -> dict[str, Any]:

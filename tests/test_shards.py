@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -117,6 +118,27 @@ def test_a_reader_can_skip_and_a_hub_can_share(tmp_path: Path) -> None:
     assert column.has_column_index
     assert Features.from_arrow_schema(pq.read_schema(writer.paths[0])) == FEATURES
     assert b"huggingface" in pq.read_schema(writer.paths[0]).metadata
+
+
+def test_large_rows_make_small_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_GROUP_BYTES", 2000)
+    metadata = pq.read_metadata(write(tmp_path, [1] * 200).paths[0])
+    sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    assert sum(sizes) == 200
+    assert 20 < max(sizes) < 100
+
+
+def test_a_row_put_in_front_leaves_most_of_a_shard_as_it_was(tmp_path: Path) -> None:
+    """A hub stores only what is new."""
+    numbers = np.random.default_rng(0).normal(size=300_000)
+    found = []
+    for values in (numbers, np.concatenate([[0.5], numbers])):
+        with ShardWriter(tmp_path / str(len(values)), pa.schema([("number", pa.float64())])) as writer:
+            writer.append(pa.table({"number": values}))
+        found.append(writer.paths[0].read_bytes())
+    before, after = found
+    pieces = [after[start : start + 32] for start in range(0, len(after) - 32, 20_000)]
+    assert sum(piece in before for piece in pieces) > len(pieces) / 3  # half of them; a seventh in pages of one size
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [0, 0]], ids=str)

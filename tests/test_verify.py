@@ -277,20 +277,15 @@ def shifted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def without_a_bin(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    for name in list(rows[ROW]):
-        if name.startswith("spectrum."):
-            del rows[ROW][name][10]
-    rows[ROW]["n_bins"] -= 1
-    return rows
+def without_bin(number: int) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for name in list(rows[ROW]):
+            if name.startswith("spectrum."):
+                del rows[ROW][name][number]
+        rows[ROW]["n_bins"] -= 1
+        return rows
 
-
-def without_the_last_bin(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    for name in list(rows[ROW]):
-        if name.startswith("spectrum."):
-            rows[ROW][name].pop()
-    rows[ROW]["n_bins"] -= 1
-    return rows
+    return change
 
 
 @pytest.mark.parametrize(
@@ -313,12 +308,14 @@ def without_the_last_bin(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         (setting("spectrum.flux_error", element(3, 0.0)), "spectrum.flux_error is 0.0"),
         (setting("spectrum.ene_center_bin", element(3, 1.0)), "the centre 1.0 of the bin"),
         (shifted, "does not reach from the edge of a channel"),
-        (without_a_bin, "does not begin where the one before ends"),
-        (without_the_last_bin, "keV of the 0.5-8 keV that are kept"),
+        (without_bin(10), "does not begin where the one before ends"),
+        (without_bin(0), "keV of the 0.5-8 keV that are kept"),
+        (without_bin(-1), "keV of the 0.5-8 keV that are kept"),
         (setting("source_counts", lambda number: number + 1), "source_counts is 18286, the kept channels have 18285"),
         (setting("background_counts_total", 0), "background_counts_total is 0, the kept channels have"),
         (setting("counts", element(100, lambda number: number + 1)), "source_counts is 18285, the kept channels have"),
-        (setting("counts", element(900, -1)), "counts has -1"),
+        (setting("counts", element(900, -1)), ": counts has -1"),
+        (setting("background_counts", element(900, -1)), ": background_counts has -1"),
         (setting("exposure", 0.0), "exposure is 0.0, not a positive number"),
         (setting("background_scale", float("inf")), "background_scale is inf"),
         (setting("arf.specresp", lambda values: values[:-1]), "specresp have"),
@@ -334,6 +331,25 @@ def test_what_cannot_be_true_is_found_though_all_files_agree(
     failures = content(folder).failures
     assert any(words in line for line in failures), failures
     assert "90001.0.3" in "".join(failures) or "63 detections" in words
+
+
+def test_a_grid_there_twice_or_of_no_row_is_found(folder: Path) -> None:
+    path = folder / SHARDS["ebounds"]
+    table = pq.read_table(path)
+    grid = table.slice(0, 1).to_pylist()[0]
+    low, high = (np.float64(grid[name]) / 2 for name in ("energy_lo", "energy_hi"))
+    key = hashlib.sha256(low.tobytes() + high.tobytes()).hexdigest()[:16]
+    unused = pa.Table.from_pylist([{"ebounds_id": key, "energy_lo": low, "energy_hi": high}], schema=table.schema)
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1), unused]), path)
+
+    def count(manifest: dict[str, Any]) -> None:
+        (entry,) = (file for file in manifest["files"] if file["path"] == SHARDS["ebounds"])
+        entry["rows"] += 2
+
+    rehash(folder, count)
+    failures = "\n".join(content(folder).failures)
+    assert f"{grid['ebounds_id']} (row {len(table)}): is there twice" in failures
+    assert f"{key}: no row has this grid" in failures
 
 
 def test_a_few_counts_in_a_bin_are_found(folder: Path) -> None:
