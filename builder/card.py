@@ -21,7 +21,7 @@ from builder.records import REASONS, Recipe
 from builder.settings import EMBEDDED, Settings
 from builder.shards import parts
 from builder.splits import SPLITS, Splits
-from builder.words import several
+from builder.words import several, size_text
 
 __all__ = ["CARD_FILE", "DATA_FILES", "DETECTIONS_FILE", "command_line", "selection_words", "write_card"]
 
@@ -126,7 +126,7 @@ def _render(
         "pictures": "".join(f"\n![{picture.title}]({picture.path})\n\n{picture.caption}\n" for picture in pictures),
         "configs": "\n".join(
             f"| `{config}` | {CONFIGS[config].removeprefix('one row ')} | {_sum(splits).rows:,} | "
-            f"{_megabytes(_sum(splits).parquet)} |"
+            f"{size_text(_sum(splits).parquet)} |"
             for config, splits in sizes.items()
         ),
         "splits": _splits(settings, scalars),
@@ -193,10 +193,6 @@ def _splits(settings: Settings, scalars: pa.Table) -> str:
     rows = Counter(scalars["split"].to_pylist())
     shares = zip(SPLITS, settings.splits.shares, strict=True)
     return "\n".join(f"| `{split}` | {share} % | {rows[split]:,} |" for split, share in shares)
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
 
 
 def _number(value: float) -> str:

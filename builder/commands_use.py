@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from builder.command import Cache, app
-from builder.terminal import bars, show_checks, show_row, show_summary, size_text
+from builder.terminal import bars, show_checks, show_row, show_summary
+from builder.words import size_text
 
 
 @app.command(epilog="Example:  chandra-spectra info chandra_spectra --detection 4938.0.43")

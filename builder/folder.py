@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,8 @@ def _shards(folder: Path, config: str) -> list[Path]:
     # Resolved, as pyarrow takes a relative path with a colon for a URI.
     if paths := sorted((folder.resolve() / DATA_FILES[config]).glob("*.parquet")):
         return paths
-    raise OutputError(f"{folder} is not a prepared folder: it has no {DATA_FILES[config]}/*.parquet")
+    missing = f"it has no {DATA_FILES[config]}/*.parquet" if folder.is_dir() else "there is no such folder"
+    raise OutputError(f"{folder} is not a prepared folder: {missing}")
 
 
 @contextlib.contextmanager
@@ -142,7 +144,9 @@ def find_detections(folder: Path, detections: Iterable[str] = (), names: Iterabl
     for name in names:
         rows = ids.filter(pc.equal(sources, name.strip())).to_pylist()
         if not rows:
-            raise SettingError(f"{folder} has no source {name.strip()!r}: write it as column name does")
+            near = difflib.get_close_matches(name.strip(), sources.drop_null().unique().to_pylist(), 1, 0.5)
+            hint = f"; the nearest name is {near[0]!r}" if near else ""
+            raise SettingError(f"{folder} has no source {name.strip()!r}{hint}")
         found.update(dict.fromkeys(rows))
     return list(found)
 

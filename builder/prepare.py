@@ -65,7 +65,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise OutputError(f"{folder} is not a prepared folder: {path.name}: {error.strerror}") from error
+        why = f"{path.name}: {error.strerror}" if folder.is_dir() else "there is no such folder"
+        raise OutputError(f"{folder} is not a prepared folder: {why}") from error
     except ValueError as error:
         raise OutputError(f"{path} is damaged: {error}; prepare the folder again with --force") from error
     if not isinstance(manifest, dict) or manifest.get("dataset") != "chandra_spectra":

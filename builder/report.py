@@ -97,6 +97,8 @@ def write_report(folder: Path, path: Path) -> Written:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise OutputError("the report needs plotly: pip install 'chandra-spectra[report]'") from error
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(f"cannot write the page to {path}: give a name that ends in .html")
     folder = folder.resolve()
     manifest = read_manifest(folder)
     check_outside(folder, path)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from builder.columns import CATALOG
 from builder.errors import SettingError
 from builder.records import DetectionId
@@ -111,7 +113,7 @@ def read_detections(path: Path) -> frozenset[DetectionId]:
         If it cannot be read, holds none, or a line is something else.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # some editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(f"cannot read detections from {path}: {error}") from error
     found = []
@@ -169,6 +171,7 @@ class Selection:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
                 raise SettingError(f"{name} must be a number from 0 up, not {value!r}")
             object.__setattr__(self, name, float(value))
+        object.__setattr__(self, "names", tuple(" ".join(name.split()) for name in self.names))
         if wrong := [name for name in self.names if not _NAME.fullmatch(name)]:
             raise SettingError(f"{wrong[0]!r} is not a source's name, such as '2CXO J004248.5+411521'")
         if wrong_obsids := [obsid for obsid in self.obsids if not 0 <= obsid < 10**6]:
@@ -190,6 +193,15 @@ class Selection:
             text = "\n".join(map(str, sorted(self.detections)))
             given["detections"] = {"number": len(self.detections), "sha256": hashlib.sha256(text.encode()).hexdigest()}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+
+    def not_in(self, catalog: pa.Table) -> list[str]:
+        """What is asked for one by one, but of which the catalog's rows hold nothing: sources, observations, ids."""
+        columns = [catalog[name].to_pylist() for name in ("obsid", "obi", "region_id")] if self.detections else []
+        return [
+            *map(str, sorted(self.detections - {DetectionId(*key) for key in zip(*columns, strict=True)})),
+            *(f"observation {obsid}" for obsid in sorted({*self.obsids} - {*catalog["obsid"].to_pylist()})),
+            *(f"source {name!r}" for name in sorted({*self.names} - {*catalog["name"].to_pylist()})),
+        ]
 
     def keeps(self, row: dict[str, Any], *, nulls: bool = False) -> bool:
         """Whether a catalog row passes, as the query's WHERE would decide, and by true separation.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from builder.holdings import Holdings
 
 __all__ = ["Source", "default_cache", "holdings", "open_source", "plan_for", "query"]
+
+_NAMED = 5
+"""Detections that a warning names."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +120,15 @@ def query(source: Source, settings: Settings, dl_manager: Any) -> Plan:
     nulls = source.archive.nulls or bool(settings.catalog)
     batches = answer.to_batches(max_chunksize=1000)  # all rows as dicts at once would take gigabytes
     keep = [settings.selection.keeps(row, nulls=nulls) for batch in batches for row in batch.to_pylist()]
-    if not any(keep):
-        raise SettingError(f"no detection of {settings.catalog or settings.archive} passes the cuts: widen them")
-    return plan(answer.filter(pa.array(keep, pa.bool_())), limit=settings.selection.limit)
+    kept = answer.filter(pa.array(keep, pa.bool_()))
+    where = settings.catalog or settings.archive
+    if not len(kept):
+        hint = "look for slips in the names, such as '2CXO J004248.5+411521'" if settings.selection.names else ""
+        raise SettingError(f"no detection of {where} passes all cuts: widen them{hint and ', and '}{hint}")
+    if missing := settings.selection.not_in(kept):
+        logger.warning("%s asked for, but unknown to %s or cut away: %s%s", f"{len(missing):,}", where,
+                       ", ".join(missing[:_NAMED]), ", ..." if len(missing) > _NAMED else "")  # fmt: skip
+    return plan(kept, limit=settings.selection.limit)
 
 
 def plan_for(source: Source, settings: Settings) -> Plan:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.words import several
+from builder.words import one_line, several, size_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
     from builder.prepare import Progress
     from builder.verify import Report
 
-__all__ = ["bars", "show_checks", "show_estimate", "show_row", "show_summary", "show_uploaded", "size_text",
-           "waiting"]  # fmt: skip
+__all__ = ["bars", "show_checks", "show_estimate", "show_row", "show_summary", "show_uploaded", "waiting"]
+
+_PAUSE = 60.0
+"""Seconds between two lines of progress."""
 
 
 def show_checks(report: Report) -> None:
@@ -55,6 +59,7 @@ def show_summary(folder: Path, manifest: dict[str, Any], done: bool | None) -> N
 
     from builder.folder import overview
     from builder.records import REASONS
+    from builder.splits import Splits
 
     console = Console(highlight=False, markup=False)
     counts = manifest["counts"]
@@ -66,7 +71,9 @@ def show_summary(folder: Path, manifest: dict[str, Any], done: bool | None) -> N
         part, _, name = file["path"].rpartition("/")
         files.setdefault(f"{part}/" if part else name, []).append(file)
     splits = _splits(files.get("data/", []))
-    for split, rows in splits.items() if len(splits) > 1 else ():
+    divided = Splits.parse(manifest["settings"]["splits"])
+    for split in divided.names if divided.divided else ():
+        rows = splits.get(split, 0)  # a split without rows has no files
         table.add_row(f"  {split}", f"{rows:,}", "", f"{100 * rows / max(counts['rows'], 1):.1f} %")
     dates = f"{seen.first} to {seen.last}" if seen.first else ""
     table.add_row("observations", f"{seen.observations:,}", "", dates)
@@ -134,7 +141,6 @@ def show_row(row: dict[str, Any]) -> None:
     from rich.console import Console
 
     from builder.columns import columns_of
-    from builder.pictures import one_line
 
     texts = ("name", "detection_id", "obsid", "obi", "region_id", "cycle", "instrument")  # said in the title
     table = _table()
@@ -161,18 +167,9 @@ def show_row(row: dict[str, Any]) -> None:
     console.print()
 
 
-def size_text(size: float) -> str:
-    """A number of bytes for people, such as 1.5 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
 @contextlib.contextmanager
 def bars() -> Iterator[Progress]:
-    """A progress bar on stderr for each step, silent where stderr is no terminal."""
+    """A progress bar on stderr for each step; where stderr is no terminal, as in a batch job, a line now and then."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -184,9 +181,12 @@ def bars() -> Iterator[Progress]:
     )
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines()
+        return
     columns = (TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as display:
+    with Progress(*columns, console=console) as display:
         tasks: dict[str, Any] = {}
 
         def progress(step: str, done: int, total: int) -> None:
@@ -195,6 +195,18 @@ def bars() -> Iterator[Progress]:
             display.update(tasks[step], completed=done)
 
         yield progress
+
+
+def _lines() -> Progress:
+    said = time.monotonic()
+
+    def progress(step: str, done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _PAUSE:
+            said = time.monotonic()
+            print(f"{time.strftime('%Y-%m-%d %H:%M')}  {step} {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+    return progress
 
 
 @contextlib.contextmanager

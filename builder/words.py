@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["one_line", "several"]
+__all__ = ["one_line", "several", "size_text"]
 
 
 def several(number: int, what: str) -> str:
@@ -13,3 +13,12 @@ def several(number: int, what: str) -> str:
 def one_line(name: str | None) -> str:
     """A name as one line of what can be printed: a catalog file may hold any text, or none (null)."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in name or "").split())
+
+
+def size_text(size: float) -> str:
+    """A number of bytes for people, such as 1.5 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

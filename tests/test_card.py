@@ -39,6 +39,7 @@ from builder.selection import Cone, Selection
 from builder.settings import Settings
 from builder.shards import ShardWriter
 from builder.splits import Splits
+from builder.words import size_text
 
 ACKNOWLEDGEMENT = (
     "This research has made use of data obtained from the Chandra Source Catalog, provided by the Chandra X-ray Center "
@@ -149,7 +150,7 @@ def test_the_sizes_of_the_configs_are_those_of_the_files(sample: Path, text: str
         folder = DATA_FILES[config]
         files = [file for file in read_manifest(sample)["files"] if file["path"].startswith(f"{folder}/")]
         rows, size = (sum(file[key] for file in files) for key in ("rows", "bytes"))
-        assert re.search(rf"^\| `{config}` \| .* \| {rows} \| {size / 1e6:.1f} MB \|$", text, re.MULTILINE)
+        assert re.search(rf"^\| `{config}` \| .* \| {rows} \| {size_text(size)} \|$", text, re.MULTILINE)
 
 
 def test_the_tables_of_columns_are_the_declarations(text: str) -> None:

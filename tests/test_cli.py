@@ -67,6 +67,37 @@ def test_a_mirror_with_a_damaged_tar_is_one_clear_line(damage: str, mirror: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_detections_that_are_asked_for_and_not_found_are_named_in_one_line(mirror: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("90001.0.35\n1.0.1\n")
+    result = command("prepare", tmp_path / "out", "--archive", mirror, "--detections", tmp_path / "list.txt")
+    assert result.returncode == 0
+    assert result.stderr == f"chandra-spectra: 1 asked for, but unknown to {mirror} or cut away: 1.0.1\n"
+
+
+@pytest.mark.parametrize("options", [["--name", "2CXO J1"], ["--obsid", "1"]], ids=["name", "obsid"])
+def test_a_selection_of_nothing_is_refused_in_one_line(options: list[str], tmp_path: Path) -> None:
+    result = command("prepare", tmp_path / "out", "--archive", "embedded", *options)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "no detection of embedded passes all cuts" in result.stderr
+    assert ("slips in the names" in result.stderr) == (options[0] == "--name")
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from builder import terminal
+
+    monkeypatch.setattr("rich.console.Console.is_terminal", False)
+    for pause, said in ((0.0, 2), (1000.0, 0)):
+        monkeypatch.setattr(terminal, "_PAUSE", pause)
+        with terminal.bars() as progress:
+            progress("reduce", 0, 1200)
+            progress("reduce", 1000, 1200)
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == said
+        assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d  reduce (0|1,000) of 1,200", line) for line in lines)
+
+
 def test_hyphens_and_underscores_are_the_same(mirror: Path, tmp_path: Path) -> None:
     for number, option in enumerate(("--min_cnts", "--min-cnts")):
         result = command(

@@ -64,6 +64,17 @@ def test_a_damaged_shard_and_a_missing_one_are_one_clear_line(sample: Path, tmp_
         find_detections(folder, [REAL])
 
 
+def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    for read in (lambda folder: find_detections(folder, [REAL]), read_manifest):
+        with pytest.raises(OutputError, match="nowhere is not a prepared folder: there is no such folder"):
+            read(tmp_path / "nowhere")
+
+
+def test_a_misspelt_source_brings_up_the_nearest_name(sample: Path) -> None:
+    with pytest.raises(SettingError, match=r"no source 'J231929\.3\+003557'; the nearest name is '2CXO J2319"):
+        find_detections(sample, names=["J231929.3+003557"])
+
+
 def test_the_overview_is_that_of_the_rows(full_sample: Path) -> None:
     rows = pq.read_table(full_sample / "data").to_pylist()
     seen = overview(full_sample)

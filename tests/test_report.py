@@ -224,6 +224,8 @@ def test_what_cannot_be_read_or_written_is_one_clear_line_and_leaves_nothing_beh
 ) -> None:
     with pytest.raises(OutputError, match="is not a prepared folder"):
         write_report(tmp_path, tmp_path.parent / "a.html")
+    with pytest.raises(OutputError, match=r"a\.png: give a name that ends in \.html"):
+        write_report(sample, tmp_path / "a.png")
     with pytest.raises(OutputError, match=r"cannot write .*No such file"):
         write_report(sample, tmp_path / "nowhere" / "a.html")
     (tmp_path / "a.html").mkdir()

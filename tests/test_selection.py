@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from builder.catalog import from_rows
 from builder.columns import CATALOG
 from builder.errors import SettingError
 from builder.records import DetectionId
@@ -279,6 +280,18 @@ def test_a_list_that_is_not_one_is_refused(tmp_path: Path, content: bytes, words
     path.write_bytes(content)
     with pytest.raises(SettingError, match=rf"(?s)list\.txt.*{words}|{words}.*list\.txt"):
         read_detections(path)
+
+
+def test_a_list_may_begin_with_the_mark_of_an_editor(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf1.0.1\r\n2.0.3\r\n")
+    assert read_detections(tmp_path / "list.txt") == {DetectionId(1, 0, 1), DetectionId(2, 0, 3)}
+
+
+def test_what_is_asked_for_one_by_one_and_not_there_is_named() -> None:
+    detections = frozenset([DetectionId(1, 0, 2), DetectionId(1, 0, 3)])
+    selection = Selection(names=("2CXO  J1 ", "2CXO J2"), obsids=(1, 7), detections=detections)
+    assert selection.not_in(from_rows([ROW])) == ["1.0.3", "observation 7", "source '2CXO J2'"]
+    assert Selection().not_in(from_rows([ROW])) == []
 
 
 def test_a_list_that_is_not_there_is_refused(tmp_path: Path) -> None:
