@@ -59,7 +59,10 @@ Cache = Annotated[
         show_default="$CHANDRA_SPECTRA_CACHE or ~/.cache/chandra_spectra",
     ),
 ]
-Archive = Annotated[str, typer.Option(help="'embedded', a mirror folder, or the services' base URL.")]
+Archive = Annotated[
+    str,
+    typer.Option(help="'embedded', a mirror folder, or the services' base URL.", show_default="cda.cfa.harvard.edu"),
+]
 Release = Annotated[str, typer.Option(help="Release of the catalog: rel2.1, rel2.0 or cur.")]
 Connections = Annotated[int, typer.Option(min=1, help="Connections to the archive, of all runs with this cache.")]
 CUTS, RECIPE = "Selection", "Reduction"  # panels of --help

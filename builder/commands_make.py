@@ -100,8 +100,7 @@ def prepare(
 ) -> None:
     """Build a folder that load_dataset reads: Parquet shards, HDF5 file, card and manifest.
 
-    The embedded sample and a catalog file have no default cuts. An interrupted run goes on where it was when the same
-    command is given again.
+    An interrupted run goes on when it is given again. The embedded sample and a catalog file have no default cuts.
     """
     from builder.errors import SettingError
     from builder.records import Recipe

@@ -30,7 +30,7 @@
     for (let decade = 0; decade <= top; decade += 1) ticks.push(decade);
     return {
       cmin: 0, cmax: top, colorscale: [[0, "#8fc1e3"], [0.5, "#2f79b5"], [1, "#08264d"]],
-      colorbar: { thickness: 10, outlinewidth: 0, tickvals: ticks, ticktext: ticks.map((t) => number(10 ** t)), len: 0.8 },
+      colorbar: { thickness: 10, outlinewidth: 0, title: { text: "spectra", font: { size: 11 } }, tickvals: ticks, ticktext: ticks.map((t) => number(10 ** t)), len: 0.8 },
     };
   };
 
@@ -141,7 +141,7 @@
     draw("spectrum", traces, {
       margin: { l: 70, r: 12, t: 28, b: 48 }, hovermode: "x", showlegend: inCounts, dragmode: "zoom",
       legend: { orientation: "h", x: 0, y: 1.08 },
-      xaxis: axis("energy (keV)", { type: "log", range: range(low * 0.96, high * 1.04), tickformat: PLAIN, nticks: 8, hoverformat: ".3~g" }),
+      xaxis: axis("energy (keV)", { type: "log", range: range(low * 0.96, high * 1.04), tickformat: PLAIN, nticks: window.innerWidth < 700 ? 4 : 8, hoverformat: ".3~g" }),
       yaxis: axis(inCounts ? "counts in the bin" : "counts / s / keV",
         { type: "log", range: range(least / 2, most * 1.5), exponentformat: "power", nticks: 6,
           tickformat: inCounts ? PLAIN : "" }),
