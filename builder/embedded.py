@@ -30,7 +30,7 @@ from builder.simulation import BROAD, SimulatedArchive
 
 __all__ = ["EMBEDDED_VERSION", "embedded_rows_and_files", "make_embedded_mirror"]
 
-EMBEDDED_VERSION = 1
+EMBEDDED_VERSION = 2
 """Raised whenever the embedded archive would hold something else; part of the name of its cache folder."""
 
 _REAL = {
@@ -131,7 +131,7 @@ def _real(detection: DetectionId, stem: str) -> tuple[dict[str, object], list[Fi
     """One of the detections that come with Sherpa: its row holds only what its own files tell.
 
     ``theta`` is the angle between the source and the pointing; ``src_cnts_aper_b`` the counts in the channels within
-    0.5-7 keV, background included, where the catalog's own number is net of it.
+    0.5-7 keV, net of the background, but not corrected for the aperture as the catalog's own number is.
     """
     sherpa = importlib.util.find_spec("sherpa")  # importing it would print warnings
     where = Path(str(sherpa.origin)).parent if sherpa else Path("sherpa")
@@ -139,13 +139,15 @@ def _real(detection: DetectionId, stem: str) -> tuple[dict[str, object], list[Fi
     try:
         files = [File(f"{path.name}.gz", gzip.compress(path.read_bytes(), mtime=0)) for path in paths]
         with fits.open(paths[0]) as hdus:
-            header, counts = hdus["SPECTRUM", 1].header, hdus["SPECTRUM", 1].data["COUNTS"]
+            header = hdus["SPECTRUM", 1].header
+            source, background = ((hdu.data["COUNTS"][BROAD].sum(), hdu.header["EXPOSURE"] * hdu.header["BACKSCAL"])
+                                  for hdu in (hdus["SPECTRUM", 1], hdus["SPECTRUM", 2]))  # fmt: skip
             measured: dict[str, object] = {
                 "name": source_name("2CXO", header["RA"], header["DEC"]),
                 "instrument": header["INSTRUME"],
                 "ra": header["RA"],
                 "dec": header["DEC"],
-                "src_cnts_aper_b": float(counts[BROAD].sum()),
+                "src_cnts_aper_b": float(source[0] - background[0] * source[1] / background[1]),
                 "theta": 60.0 * _separation(header["RA"], header["DEC"], header["RA_PNT"], header["DEC_PNT"]),
                 "gti_mjd_obs": header["MJD_OBS"],
                 "livetime": header["LIVETIME"],
