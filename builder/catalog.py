@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ from builder.columns import CATALOG, Column, arrow_schema
 from builder.errors import CatalogError, SettingError
 from builder.records import DetectionId, Recipe, Rejection
 
-__all__ = ["PACKAGE_SIZE", "Package", "Plan", "count_of", "from_rows", "plan", "read_votable", "write_votable"]
+__all__ = ["PACKAGE_SIZE", "VOTABLE_TAG", "Package", "Plan", "count_of", "from_rows", "plan", "read_votable",
+           "write_votable"]  # fmt: skip
 
 PACKAGE_SIZE = 50
 """Detections in one request: known to work, about 55 MB of answer."""
@@ -30,6 +33,12 @@ SCHEMA = arrow_schema(CATALOG)
 _IDS = ("obsid", "obi", "region_id")
 NAMES = ("name", *_IDS)
 """Columns that every catalog must have."""
+
+VOTABLE_TAG = rb"(?:[\w.-]+:)?VOTABLE\b"
+"""Pattern of the root element's name, which may have a prefix for its namespace."""
+
+_FLAGS = {"t": True, "true": True, "1": True, "f": False, "false": False, "0": False}
+"""Booleans as VOTable writes them, also where a service sends them as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +108,16 @@ def read_votable(content: bytes, origin: str, *, whole: bool = True) -> tuple[pa
     CatalogError
         It is no VOTable, is cut short, reports an error or lacks a column.
     """
-    table, overflow = _table(content, origin)
-    names = {name.lower(): name for name in table.dtype.names or ()}
+    columns, overflow = _columns(content, origin)
     arrays = []
     for column in CATALOG:
-        if column.name not in names:
+        if column.name not in columns:
             if whole or column.name in NAMES:
                 raise CatalogError(f"{origin} has no column {column.name}")
-            arrays.append(pa.nulls(len(table), column.full_type))
+            arrays.append(pa.nulls(len(columns["name"]), column.full_type))
             continue
         try:
-            arrays.append(_arrow(table[names[column.name]], column))
+            arrays.append(_arrow(columns[column.name], column))
         except (pa.ArrowException, ValueError, TypeError) as error:
             raise CatalogError(f"{origin}: column {column.name} cannot be read: {error}") from error
     return pa.Table.from_arrays(arrays, schema=SCHEMA), overflow
@@ -117,47 +125,66 @@ def read_votable(content: bytes, origin: str, *, whole: bool = True) -> tuple[pa
 
 def count_of(content: bytes, origin: str) -> int:
     """The number in a VOTable of one row and one column, the answer to ``COUNT(*)``; CatalogError if it is not that."""
-    table, _ = _table(content, origin)
+    columns, _ = _columns(content, origin)
     try:
-        return int(table[table.dtype.names[0]][0])
+        return int(next(iter(columns.values()), [])[0])
     except (IndexError, TypeError, ValueError, np.ma.MaskError) as error:
         raise CatalogError(f"{origin} did not answer a count: {error}") from error
 
 
-def _table(content: bytes, origin: str) -> tuple[Any, bool]:
-    """The first table of a VOTable as a masked record array, and whether it was cut at the row limit."""
+def _columns(content: bytes, origin: str) -> tuple[dict[str, Any], bool]:
+    """The columns of the first table by name in lower case, masked arrays, and whether it was cut at the row limit."""
     from astropy.io import votable
 
-    if b"<VOTABLE" not in content[:4096]:
+    if not re.search(rb"<" + VOTABLE_TAG, content[:4096]):
         words = " ".join(content[:200].decode("utf-8", "replace").split())
         raise CatalogError(f"{origin} is not a VOTable but: {words!r}" if words else f"{origin}: the answer is empty")
     try:
         with warnings.catch_warnings(action="ignore"):  # what is odd but readable is no matter for the user
+            if _points_outside(content):
+                raise CatalogError(f"{origin} has its rows at another address (STREAM href), which is not followed")
             document = votable.parse(io.BytesIO(content), verify="ignore")
-        resource = document.resources[0]
-        status = [info for info in resource.infos if info.name.upper() == "QUERY_STATUS"]
+        status = [info for info in document.iter_info() if info.name.upper() == "QUERY_STATUS"]
         if errors := [info for info in status if info.value.upper() == "ERROR"]:
             raise CatalogError(f"{origin}: the catalog says: {' '.join((errors[0].content or '').split())}")
-        return resource.tables[0].array, any(info.value.upper() == "OVERFLOW" for info in status)
+        table = document.get_first_table()
+        columns = {field.name.lower(): table.array[field.ID] for field in table.fields}
     except CatalogError:
         raise
     except Exception as error:  # astropy raises ExpatError, ValueError, IndexError and its own kinds
         raise CatalogError(f"{origin} is not a whole VOTable: {error}") from error
+    scalars = {name: values[:, 0] if values.shape[1:] == (1,) else values for name, values in columns.items()}
+    return scalars, any(info.value.upper() == "OVERFLOW" for info in status)
+
+
+def _points_outside(content: bytes) -> bool:
+    """Whether a STREAM has an address, which astropy would open, be it a file of this machine."""
+    from astropy.utils.xml.iterparser import get_xml_iterator
+
+    if not any(sign in content for sign in (b"STREAM", b"<!ENTITY", b"\0")):  # UTF-16 has the last
+        return False  # and need not be read twice
+    with get_xml_iterator(io.BytesIO(content)) as events:
+        return any(start and tag == "STREAM" and "href" in data for start, tag, data, _ in events)
 
 
 def _arrow(values: Any, column: Column) -> pa.Array:
     mask = np.ma.getmaskarray(values)
     data = np.ma.getdata(values)
-    if column.dtype == "string":
-        texts = [
-            None if hidden or not str(text) else str(text).strip() for text, hidden in zip(data, mask, strict=True)
-        ]
-        return pa.array(texts, pa.string())
-    if data.dtype.kind == "O":  # numbers sent as text
-        data = np.where(mask, "0", data).astype(np.float64)
+    if column.dtype == "string" or data.dtype.kind in "OU":
+        texts = [None if hidden else str(text).strip() or None for text, hidden in zip(data, mask, strict=True)]
+        if column.dtype == "string":
+            return pa.array(texts, pa.string())
+        read = _flag if column.dtype == "bool" else float
+        data = np.array([math.nan if text is None else read(text) for text in texts], np.float64)
     if data.dtype.kind == "f":
         mask = mask | ~np.isfinite(data)
     return pa.array(data, mask=mask).cast(column.full_type)
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in _FLAGS:
+        raise ValueError(f"{text!r} is neither true nor false")
+    return _FLAGS[text.lower()]
 
 
 def from_rows(rows: Iterable[dict[str, object]]) -> pa.Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import requests
 from datasets import DownloadConfig, DownloadManager
 
 from builder.archive import Archive, Fetched
-from builder.catalog import Package, count_of, from_rows, read_votable
+from builder.catalog import VOTABLE_TAG, Package, count_of, from_rows, read_votable
 from builder.client import Client, Slots, one_session
 from builder.errors import CatalogError, RefusedError, SettingError, TransientError, UnavailableError
 from builder.products import KINDS, MAX_MEMBER_BYTES, ProductName
@@ -292,11 +293,11 @@ def _words(path: Path) -> str:
 
 
 def _check_votable(path: Path) -> None:
-    if b"<VOTABLE" not in _start(path, 4096):
+    if not re.search(rb"<" + VOTABLE_TAG, _start(path, 4096)):
         raise TransientError(f"the catalog answered {_words(path)!r} instead of a VOTable")
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 512))
-        if b"</VOTABLE>" not in file.read():
+        if not re.search(rb"</" + VOTABLE_TAG + rb"\s*>", file.read()):
             raise TransientError("the catalog's answer is cut short")
 
 

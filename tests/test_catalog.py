@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
+import re
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from astropy.io import votable
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +19,7 @@ from builder.catalog import PACKAGE_SIZE, SCHEMA, Package, count_of, from_rows, 
 from builder.columns import CATALOG
 from builder.errors import CatalogError
 from builder.records import DetectionId, Recipe
+from builder.remote import _check_votable
 from builder.votable import write_votable as write_any
 from tests.fits_files import stable
 
@@ -122,7 +127,9 @@ def typed(column: str, datatype: str, cells: list[str]) -> bytes:
      ("theta", "float", ["0.5", ""], [0.5, None]), ("theta", "char", ["0.5", "1e-3"], [0.5, 1e-3]),
      ("theta", "int", ["3", "4"], [3.0, 4.0]), ("conf_code", "int", ["", "4"], [None, 4]),
      ("sat_src_flag", "boolean", ["T", "F"], [True, False]), ("sat_src_flag", "boolean", ["true", "0"], [True, False]),
-     ("sat_src_flag", "int", ["1", "0"], [True, False])],
+     ("sat_src_flag", "int", ["1", "0"], [True, False]), ("theta", "char", ["", " "], [None, None]),
+     ("obsid", "char", ["7", ""], [7, None]), ("name", "char", [" ", "x"], [None, "x"]),
+     ("sat_src_flag", "char", ["t", "F", "TRUE", "False", " 1 ", "0", ""], [True, False] * 3 + [None])],
 )  # fmt: skip
 def test_other_datatypes_of_the_same_values(column: str, datatype: str, cells: list[str], values: list[Any]) -> None:
     table, _ = read_votable(typed(column, datatype, cells), "answer")
@@ -131,11 +138,36 @@ def test_other_datatypes_of_the_same_values(column: str, datatype: str, cells: l
 
 @pytest.mark.parametrize(
     ("column", "datatype", "cell"),
-    [("obsid", "double", "7.5"), ("obsid", "long", "99999999999"), ("obsid", "char", "seven"), ("theta", "char", "x")],
-)
+    [("obsid", "double", "7.5"), ("obsid", "long", "99999999999"), ("obsid", "char", "seven"), ("theta", "char", "x"),
+     ("sat_src_flag", "char", "maybe")],
+)  # fmt: skip
 def test_values_that_do_not_fit_a_column_are_refused(column: str, datatype: str, cell: str) -> None:
     with pytest.raises(CatalogError, match=rf"answer: column {column} cannot be read"):
         read_votable(typed(column, datatype, [cell]), "answer")
+
+
+ROWS = [row(1), row(2, theta=None, name=None)]
+PLAIN = write_votable(ROWS).decode()
+RESULTS = PLAIN[PLAIN.index("<RESOURCE") : PLAIN.index("</VOTABLE>")]
+ARRAYS = PLAIN.replace('datatype="int"', 'datatype="int" arraysize="1"')
+
+
+@pytest.mark.parametrize(
+    "content",
+    [re.sub(r'<FIELD name="(\w+)"', lambda match: f'<FIELD ID="col_{NAMES.index(match[1])}" name="{match[1]}"', PLAIN),
+     re.sub(r'<FIELD name="(\w+)"', r'<FIELD ID="o.\1" name="\1"', PLAIN),
+     PLAIN.replace(RESULTS, f'<RESOURCE type="meta"/>{RESULTS}'),
+     PLAIN.replace(RESULTS, f"<RESOURCE>{RESULTS}</RESOURCE>"),
+     re.sub(r"<(/?)(?=[A-Z])", r"<\1vo:", PLAIN).replace("xmlns=", "xmlns:vo="),
+     ARRAYS],
+    ids=["IDs", "IDs that are no names", "second resource", "nested resource", "namespace prefix", "arraysize 1"],
+)  # fmt: skip
+def test_other_ways_to_write_the_same_answer(content: str, tmp_path: Path) -> None:
+    assert content != PLAIN
+    table, _ = read_votable(content.encode(), "answer")
+    assert table.to_pylist() == ROWS
+    (tmp_path / "answer.vot").write_text(content)
+    _check_votable(tmp_path / "answer.vot")  # what a download goes through
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -161,6 +193,32 @@ def test_an_error_is_raised_with_its_reason(reason: str) -> None:
         read_votable(write_any(NAMES, [], error=reason), "answer")
     assert " ".join(reason.split()) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def with_info(value: str, before: str) -> bytes:
+    return PLAIN.replace(before, f'<INFO name="QUERY_STATUS" value="{value}">no joins</INFO>{before}', 1).encode()
+
+
+PLACES = pytest.mark.parametrize("before", ["<RESOURCE", "<TABLE>", "<FIELD", "</TABLE>", "</RESOURCE>", "</VOTABLE>"])
+
+
+@PLACES
+def test_an_overflow_is_told_wherever_it_stands(before: str) -> None:
+    table, overflow = read_votable(with_info("OVERFLOW", before), "answer")
+    assert overflow
+    assert table.to_pylist() == ROWS
+
+
+@PLACES
+def test_an_error_is_raised_with_its_reason_wherever_it_stands(before: str) -> None:
+    with pytest.raises(CatalogError, match="answer: the catalog says: no joins"):
+        read_votable(with_info("ERROR", before), "answer")
+
+
+def test_an_error_without_a_resource_is_raised_with_its_reason() -> None:
+    content = b'<VOTABLE><INFO name="QUERY_STATUS" value="ERROR">no joins</INFO></VOTABLE>'
+    with pytest.raises(CatalogError, match="answer: the catalog says: no joins"):
+        read_votable(content, "answer")
 
 
 def test_an_error_behind_a_table_is_raised() -> None:
@@ -218,6 +276,46 @@ def test_a_changed_byte_is_read_or_refused_but_no_other_exception(place: float, 
     assert table.schema.equals(SCHEMA)
 
 
+STREAM = (
+    "<VOTABLE><RESOURCE><TABLE><FIELD name='x' datatype='int'/><DATA><{}>{}</{}></DATA></TABLE></RESOURCE></VOTABLE>"
+)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("how", ["plain", "entity"])
+@pytest.mark.parametrize("form", ["BINARY", "BINARY2", "FITS"])
+def test_rows_at_another_address_are_refused_and_not_opened(
+    form: str, how: str, encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    monkeypatch.setattr("urllib.request.urlopen", lambda *arguments: opened.append(arguments))
+    (tmp_path / "secret").write_bytes(bytes(8))
+    stream = f"<STREAM href='{(tmp_path / 'secret').as_uri()}'/>"
+    if how == "plain":
+        text = STREAM.format(form, stream, form)
+    else:
+        hidden = stream.replace("STREAM", "STR&#69;AM").replace("<", "&#60;")
+        text = f'<!DOCTYPE VOTABLE [<!ENTITY rows "{hidden}">]>{STREAM.format(form, "&rows;", form)}'
+    comment = f"<!--{b'<VOTABLE'.decode('utf-16-le')}-->"  # in UTF-16 these bytes pass for a VOTable in ASCII
+    with pytest.raises(CatalogError, match="answer has its rows at another address"):
+        read_votable((comment + text).encode(encoding), "answer")
+    assert not opened
+
+
+def test_rows_in_a_stream_are_read() -> None:
+    document = votable.parse(io.BytesIO(PLAIN.encode()))
+    for form in ("binary", "binary2"):
+        document.to_xml(content := io.BytesIO(), tabledata_format=form)
+        assert b"<STREAM" in content.getvalue()
+        assert read_votable(content.getvalue(), "answer")[0].to_pylist() == ROWS
+
+
+def test_entities_that_grow_without_bounds_are_refused() -> None:
+    entities = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10 if n else "lol"}">' for n in range(10))
+    with pytest.raises(CatalogError, match="answer is not a whole VOTable"):
+        read_votable(f"<!DOCTYPE VOTABLE [{entities}]><VOTABLE>&a9;</VOTABLE>".encode(), "answer")
+
+
 def test_reading_warns_of_nothing(recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]) -> None:
     read_votable(WHOLE.replace(b'unit="deg"', b'unit="no such unit"'), "answer")
     assert len(recwarn) == 0
@@ -229,8 +327,9 @@ def test_a_count_is_read() -> None:
 
 
 @pytest.mark.parametrize("content", [write_any(["count"], []), write_any(["count"], [{"count": "many"}]),
-                                     write_any(["count"], [{"count": None}]), b"", write_any([], [], error="no")],
-                         ids=["no row", "text", "null", "empty", "error"])  # fmt: skip
+                                     write_any(["count"], [{"count": None}]), b"", write_any([], [], error="no"),
+                                     write_any([], [])],
+                         ids=["no row", "text", "null", "empty", "error", "no column"])  # fmt: skip
 def test_what_is_no_count_is_refused(content: bytes) -> None:
     with pytest.raises(CatalogError, match="answer"):
         count_of(content, "answer")
