@@ -62,6 +62,21 @@ def test_units_are_valid_fits_units() -> None:
         units.Unit(unit, format="fits")
 
 
+def test_meanings_say_what_the_catalogs_documentation_says() -> None:
+    """CSC 2.1 column descriptions: what is corrected for the aperture, the hardness ratios' signs, confusion's bits."""
+    meanings = {column.name: column.meaning for column in COLUMNS}
+    for name in ("src_cnts_aper_b", "flux_aper_b", "flux_bb_aper_b"):
+        assert "net" in meanings[name] and ", aperture-corrected" in meanings[name]
+    assert "not aperture-corrected" in meanings["arf.specresp"]
+    bands = {"h": ("hard", "2-7"), "m": ("medium", "1.2-2"), "s": ("soft", "0.5-1.2")}
+    for pair in ("hm", "hs", "ms"):
+        (one, in_one), (other, in_other) = (bands[letter] for letter in pair)
+        assert f"({one} - {other}) / ({one} + {other}) of photon fluxes, -1 to 1" in meanings[f"hard_{pair}"]
+        assert f"; {one} {in_one} keV, {other} {in_other} keV" in meanings[f"hard_{pair}"]
+    assert "8 source on source" in meanings["conf_code"]
+    assert "(TT)" in meanings["gti_mjd_obs"]
+
+
 def test_names_are_unique() -> None:
     for config in CONFIGS:
         names = [column.name for column in columns_of(config)]
