@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import sqlite3
@@ -105,6 +106,14 @@ def test_what_is_given_is_written_beside_the_data() -> None:
     assert other["detections"]["sha256"] != full["detections"]["sha256"]
 
 
+def test_the_digest_of_a_list_of_detections_knows_no_order() -> None:
+    detections = [DetectionId(8 * number, 0, 1) for number in range(50)]
+    lists = [frozenset(detections), frozenset(detections[::-1])]
+    digests = [Selection(detections=one).as_dict()["detections"] for one in lists]
+    text = "\n".join(map(str, detections))  # by obsid
+    assert digests == [{"number": 50, "sha256": hashlib.sha256(text.encode()).hexdigest()}] * 2
+
+
 # --- queries ---
 
 
@@ -149,6 +158,9 @@ def test_long_lists_are_asked_for_in_parts(number: int) -> None:
 
 # --- what is kept ---
 
+ALL_CUTS = {"flux": 1e-14, "counts": 100.0, "significance": 9.0, "theta": 1.0, "selection": Selection(40, 4, 10)}
+"""A row that passes all cuts."""
+
 values = st.one_of(st.none(), st.floats(-10, 200), st.sampled_from([40.0, 4.0, 10.0, 0.0]))
 
 
@@ -156,6 +168,11 @@ values = st.one_of(st.none(), st.floats(-10, 200), st.sampled_from([40.0, 4.0, 1
 @given(flux=values, counts=values, significance=values, theta=values,
        selection=st.builds(Selection, st.none() | st.floats(0, 100), st.none() | st.floats(0, 10),
                            st.none() | st.floats(0, 20)))  # fmt: skip
+@example(**ALL_CUTS)
+@example(**ALL_CUTS | {"flux": None})  # and those where one null decides
+@example(**ALL_CUTS | {"counts": None})
+@example(**ALL_CUTS | {"significance": None})
+@example(**ALL_CUTS | {"theta": None})
 def test_keeps_is_what_sql_would_keep(
     flux: float | None, counts: float | None, significance: float | None, theta: float | None, selection: Selection
 ) -> None:
@@ -182,6 +199,14 @@ def test_lists_and_the_cone_all_have_to_agree() -> None:
     for other in (Selection(names=("2CXO J2",)), Selection(obsids=(2,)), Selection(cone=Cone(12, 0, 1)),
                   Selection(detections=frozenset([DetectionId(1, 0, 3)]))):  # fmt: skip
         assert not other.keeps(ROW)
+
+
+@pytest.mark.parametrize("missing", ["ra", "dec"])
+def test_a_row_without_a_position_is_in_no_cone(missing: str) -> None:
+    row = ROW | {missing: None}
+    assert Selection().keeps(row)
+    for nulls in (False, True):
+        assert not Selection(cone=Cone(10, 0, 180)).keeps(row, nulls=nulls)
 
 
 # --- cones ---

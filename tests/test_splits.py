@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -75,6 +76,15 @@ def test_a_larger_share_of_train_takes_no_cell_out_of_it(
     small, large = sorted((one, other))
     before, after = (Splits(shares=shares).of(pa.array(range(3072))).to_pylist() for shares in (small, large))
     assert all(now == "train" for was, now in zip(before, after, strict=True) if was == "train")
+
+
+def test_cells_are_those_of_healpix_nested() -> None:
+    """ang2pix_nest of Gorski et al. 2005, ApJ 622, 759, from its formulas and from cdshealpix 0.9, which agree."""
+    cells = {(349.87226376752, 0.59919444122383): 1174, (353.00167610021, 0.26889973421926): 1174,  # the real sources
+             (0.0, 90.0): 255, (0.0, -90.0): 2048, (0.0, 1.0): 1216, (123.0, -89.99): 2304}  # fmt: skip
+    nowhere = [(None, 1.0), (1.0, None), (math.nan, 1.0), (1.0, 90.001), (1.0, -90.001)]
+    ra, dec = (pa.chunked_array([pa.array(values, pa.float64())]) for values in zip(*cells, *nowhere, strict=True))
+    assert healpix(ra, dec).to_pylist() == [*cells.values(), *[None] * len(nowhere)]
 
 
 def test_a_row_without_a_position_is_train() -> None:
