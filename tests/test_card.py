@@ -61,6 +61,12 @@ def prose(text: str) -> str:
     return " ".join(text.partition("\n---\n")[2].split())
 
 
+def assert_links(folder: Path) -> None:
+    """Whatever the card points to in its folder is there."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", (folder / "README.md").read_text()):
+        assert "://" in target or (folder / target).is_file(), target
+
+
 def shards(folder: Path) -> list[Path]:
     return sorted((folder / "data").iterdir())
 
@@ -185,7 +191,8 @@ def test_it_says_what_it_must(text: str) -> None:
 
 
 def test_it_names_no_time_and_no_folder_of_the_machine(sample: Path, text: str) -> None:
-    for private in (str(sample.parent), str(Path.home()), os.environ["CHANDRA_SPECTRA_CACHE"], "incomplete"):
+    homes = [f"{Path.home()}/"] if Path.home().name else []  # some have / for their home
+    for private in (str(sample.parent), *homes, os.environ["CHANDRA_SPECTRA_CACHE"], "incomplete"):
         assert private not in text
     assert read_manifest(sample)["created"][:10] not in text
 
@@ -247,6 +254,7 @@ def card_of(folder: Path, sample: Path, settings: Settings, **counts: int) -> st
     manifest = read_manifest(sample)
     files = [file for file in manifest["files"] if "/train-" in file["path"]]
     write_card(folder, settings, manifest["counts"] | counts, files)
+    assert_links(folder)
     return (folder / "README.md").read_text()
 
 
@@ -345,6 +353,11 @@ def test_the_pictures_are_small_png_files_that_the_card_and_the_manifest_name(sa
     assert sum((sample / path).stat().st_size for path in paths) < 300_000
 
 
+def test_what_the_card_points_to_is_there(sample: Path, full_sample: Path) -> None:
+    assert_links(sample)
+    assert_links(full_sample)
+
+
 def test_the_users_own_style_does_not_enter(sample: Path, tmp_path: Path) -> None:
     scalars = pq.read_table(shards(sample)[0], columns=list(SCALARS))
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "figure.dpi": 30, "lines.linewidth": 9}):
@@ -433,6 +446,7 @@ def assert_reads(folder: Path, rows: int) -> None:
     assert data is not None
     assert data["size_categories"] == ["n<1K"]
     assert f"| rows | {rows} |" in (folder / "README.md").read_text()
+    assert_links(folder)
     for config in ("spectra", "counts"):
         # streaming, for otherwise `datasets` raises where a split has no rows at all
         dataset = load_dataset(str(folder), config, split="train", streaming=True)
