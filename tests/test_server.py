@@ -168,6 +168,7 @@ def test_conditions_are_evaluated_as_in_sql_where_a_comparison_with_null_is_neve
         (f"SELECT COUNT(*) AS n {FROM} AND o.obsid = 100", [["2"]]),
         (f"SELECT TOP 2 o.obsid {FROM} ORDER BY o.obsid DESC, o.region_id", [["103"], ["102"]]),
         (f"SELECT o.region_id AS region {FROM} AND o.obsid = 100 ORDER BY obsid, region_id DESC", [["2"], ["1"]]),
+        (f"SELECT o.region_id {FROM} ORDER BY o.obsid DESC", [["4"], ["3"], ["7"], ["1"], ["2"]]),
         ("select name from CSC21.Master_Source where ra < 1", [["2CXO J0001"]]),
         ("SELECT COUNT(*) FROM csc21.master_source m", [["4"]]),
         ("SELECT theta FROM csc21.observation_source AS o WHERE o.obsid IN (100)", [["1.0"], [""]]),
@@ -176,6 +177,12 @@ def test_conditions_are_evaluated_as_in_sql_where_a_comparison_with_null_is_neve
 def test_selected_columns(adql: str, expected: list[list[str]]) -> None:
     with ArchiveServer(TinyHoldings()) as server:
         assert cells(query(server, adql)) == expected
+
+
+def test_infinities_are_spelt_as_votable_has_them() -> None:
+    rows = [{**ROWS[0], "obsid": n, "theta": theta} for n, theta in enumerate((float("inf"), float("-inf")))]
+    with ArchiveServer(TinyHoldings(rows)) as server:
+        assert cells(query(server, f"SELECT o.theta {FROM}")) == [["+Inf"], ["-Inf"]]
 
 
 @pytest.mark.parametrize(

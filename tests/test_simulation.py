@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from builder.columns import CATALOG
@@ -21,6 +21,7 @@ from builder.products import ProductName, group_products
 from builder.records import DetectionId, File
 from builder.simulated_sky import absorption_cross_section, source_name
 from builder.simulation import BROAD, CHANNELS, SimulatedArchive
+from tests.fits_files import stable
 
 NEVER_NULL = ("name", "ra", "dec", "src_cnts_aper_b", "flux_significance_b", "theta", "flux_bb_aper_b", "obsid", "obi")
 
@@ -167,7 +168,7 @@ def test_the_same_detection_has_the_same_bytes_in_any_order(archive):
     assert SimulatedArchive(300, seed=2).rows[0] != archive.rows[0]
 
 
-@settings(max_examples=20, deadline=None)
+@stable(20)
 @given(seed=st.integers(0, 2**32), obsid=st.integers(10000, 99999), interleaved=st.sampled_from([0.0, 1.0]))
 def test_names_and_headers_hold_the_ids_of_the_row(seed, obsid, interleaved):
     archive = SimulatedArchive(8, seed, obsid, interleaved)
