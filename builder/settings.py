@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from builder.errors import SettingError
 from builder.records import Recipe
@@ -50,7 +51,7 @@ class Settings:
     Raises
     ------
     SettingError
-        If the archive is empty or the release unknown.
+        If the archive is no folder's name and no address, or the release unknown.
     """
 
     archive: str = DEFAULT_ARCHIVE
@@ -64,6 +65,15 @@ class Settings:
     def __post_init__(self) -> None:
         if not isinstance(self.archive, str) or not self.archive:
             raise SettingError(f"archive must be 'embedded', a mirror folder or an http(s) URL, not {self.archive!r}")
+        try:
+            (self.archive + self.catalog).encode()
+            Path(self.archive).expanduser()
+        except UnicodeEncodeError:  # the manifest and the HDF5 file name both, in UTF-8
+            raise SettingError(f"{self.archive + self.catalog!a} is not UTF-8: give a link of another name") from None
+        except RuntimeError as error:
+            raise SettingError(f"archive {self.archive!r}: {error}") from None
+        if "://" in self.archive:
+            object.__setattr__(self, "archive", _address(self.archive))
         if self.release not in RELEASES:
             raise SettingError(f"unknown release {self.release!r}: choose one of {', '.join(RELEASES)}")
         if self.archive != EMBEDDED and not self.catalog:
@@ -90,6 +100,20 @@ class Settings:
             "splits": str(self.splits),
             "responses": self.responses,
         }
+
+
+def _address(url: str) -> str:
+    """A base URL, its scheme and host in lower case; SettingError if it is none."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise SettingError(f"archive {url.rpartition('@')[2]!r} is no address: {error}") from None
+    if "@" in parts.netloc:
+        raise SettingError("archive: a user and password in the address would be written into files: use ~/.netrc")
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
+        raise SettingError(f"archive {url!r} is no address such as {DEFAULT_ARCHIVE}")
+    return parts._replace(netloc=parts.netloc.lower()).geturl()
 
 
 def _sha256(path: Path | str) -> str:

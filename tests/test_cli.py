@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from builder import __version__
+from builder.catalog import from_rows, plan
+from builder.errors import SettingError
+from builder.settings import Settings
 from tests.conftest import command
 
 
@@ -33,6 +36,49 @@ def test_a_wrong_option_is_one_clear_line_and_leaves_nothing_behind(
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("archive", "words"),
+    [
+        ("", "must be 'embedded', a mirror folder or an http"),
+        ("http://[bad", "is no address"),
+        ("http://", "is no address"),
+        ("https://host:notaport", "is no address"),
+        ("http://host:99999", "is no address"),
+        ("ftp://host", "is no address"),
+        ("https://host/?release=2", "is no address"),
+        ("http://alice:hunter2@host", r"~/\.netrc"),
+        ("http://alice:hunter2@host:notaport", "is no address"),
+        ("~nosuchuser/mirror", "home directory"),
+        ("mirror\udcff", "is not UTF-8"),
+    ],
+)
+def test_an_archive_that_cannot_be_one_is_refused_at_once_and_no_password_is_repeated(archive: str, words: str) -> None:
+    with pytest.raises(SettingError, match=words) as caught:
+        Settings(archive)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_catalog_file_whose_name_is_not_utf_8_is_refused_at_once() -> None:
+    with pytest.raises(SettingError, match="is not UTF-8"):
+        Settings(catalog="list\udcff.vot")
+
+
+def test_the_scheme_and_the_host_of_an_archive_have_no_case() -> None:
+    assert Settings("HTTPS://CDA.cfa.Harvard.edu/Path") == Settings("https://cda.cfa.harvard.edu/Path")
+    assert not Settings("HTTPS://cda.cfa.harvard.edu").from_mirror
+
+
+@pytest.mark.parametrize(("bandwidth", "words"), [(0.0011, "5.0 h"), (0.011, "30 min"), (1e6, "1 min")])
+def test_an_estimate_says_what_the_download_takes(
+    bandwidth: float, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from builder.terminal import show_estimate
+
+    rows = [{"name": "X", "obsid": 1, "obi": 0, "region_id": number, "instrument": "ACIS"} for number in range(18)]
+    show_estimate(plan(from_rows(rows)), bandwidth)
+    assert words in capsys.readouterr().out
 
 
 def test_an_output_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
