@@ -247,6 +247,6 @@ def _reduce_in(reducer: Executor, package: Package, fetched: Fetched, store: Any
         reducer.submit(reduce_package, package, fetched, store).result()
     except BrokenProcessPool as error:
         raise ChandraSpectraError(
-            "a worker process was killed, perhaps for want of memory; run the same command again to go on, "
-            "with fewer --workers if it recurs"
+            "a worker process was killed, perhaps for want of memory; run the same command again to go on, with fewer "
+            "--workers if it recurs. A script that calls prepare must do so below: if __name__ == '__main__':"
         ) from error

@@ -7,12 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from builder.catalog import Package
+from builder.engine import download
+from builder.errors import ArchiveError
+from builder.mirror import Mirror
 from builder.prepare import prepare, prepare_share
+from builder.records import DetectionId
 from builder.server import ArchiveServer
 from builder.settings import Settings
 from builder.sources import open_source, plan_for
@@ -89,6 +95,41 @@ def test_a_store_on_a_file_system_of_fsspec_gives_the_same_bytes(
     assert isinstance(source.store, RemoteStore)
     package = plan_for(source, settings).packages[0]
     assert package in source.store
+
+
+def test_after_an_error_no_further_package_is_begun(tmp_path: Path) -> None:
+    begun, raised = [], threading.Event()
+
+    class Failing:
+        def fetch(self, package: Package) -> None:
+            begun.append(package)
+            if len(begun) > 1:
+                raised.wait(30)  # its thread may have begun the next before the error was seen, but not another
+            raise ArchiveError("no")
+
+    before = set(threading.enumerate())
+    packages = [Package(number, (DetectionId(number, 0, 1),)) for number in range(5)]
+    with pytest.raises(ArchiveError):
+        download(packages, Failing(), Mirror(tmp_path), connections=1)
+    raised.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+    assert len(begun) <= 2
+
+
+UNGUARDED = """
+from pathlib import Path
+from builder.prepare import prepare
+from builder.settings import Settings
+prepare("out", Settings("mirror"), cache=Path("cache"), workers=2)
+"""
+
+
+def test_a_script_whose_workers_would_run_it_again_is_told_what_it_lacks(mirror: Path, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    run = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "if __name__ == '__main__':" in run.stderr.splitlines()[-1]
 
 
 CLUSTER = """
