@@ -25,14 +25,14 @@ class Fetched:
     ----------
     parts : tuple of Path
         Tars, or single product files.
-    url : str
-        Where they were asked for; for a mirror the tars that have them.
+    urls : dict of DetectionId to str
+        Where those of each detection can be asked for; for a mirror the tars that have them.
     unserved : dict of DetectionId to str
         Detections that the archive refuses to serve, and its words.
     """
 
     parts: tuple[Path, ...]
-    url: str
+    urls: dict[DetectionId, str]
     unserved: dict[DetectionId, str] = field(default_factory=dict)
 
 

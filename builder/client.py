@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import gzip
 import logging
 import random
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, cast
 from urllib.parse import parse_qsl, urljoin, urlsplit
 
 import requests
+import urllib3
 from filelock import FileLock, Timeout
 
 from builder import __version__
@@ -98,13 +102,15 @@ class Slots:
 
     def _acquire(self) -> tuple[FileLock, Path]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            for index in range(self.number):
-                lock = FileLock(self.folder / f"slot-{index}.lock", thread_local=False)
-                with contextlib.suppress(Timeout):
-                    lock.acquire(timeout=0)
-                    return lock, self.folder / f"slot-{index}"
-            time.sleep(0.02)
+        # Who waits for a slot, and nobody else, looks for one: waiting costs little, and none who waits is overtaken.
+        with FileLock(self.folder / "next.lock", thread_local=False).acquire(poll_interval=0.1):
+            while True:
+                for index in range(self.number):
+                    lock = FileLock(self.folder / f"slot-{index}.lock", thread_local=False)
+                    with contextlib.suppress(Timeout):
+                        lock.acquire(timeout=0)
+                        return lock, self.folder / f"slot-{index}"
+                time.sleep(0.02)
 
 
 @contextlib.contextmanager
@@ -199,22 +205,25 @@ class Client:
         partial = path.with_name(path.name + ".partial")
         try:
             with self._open(session, url) as response, partial.open("wb") as file:
-                size = 0
-                for chunk in response.iter_content(_CHUNK):
-                    size += len(chunk)
-                    if size > max_bytes:
+                body = _decoded(response)
+                while chunk := body.read(_CHUNK):
+                    if file.tell() + len(chunk) > max_bytes:
                         raise RefusedError(f"{url[:100]} answered more than {max_bytes} bytes")
                     file.write(chunk)
-                announced = response.headers.get("Content-Length", "")
-                if announced.isdecimal() and "Content-Encoding" not in response.headers and size != int(announced):
-                    raise TransientError(f"an answer was cut short: {size} of {announced} bytes")
+                came, announced = response.raw.tell(), response.headers.get("Content-Length", "")
+                if announced.isdecimal() and announced != str(came):
+                    raise TransientError(f"an answer was cut short: {came} of {announced} bytes")
             check(partial)
             partial.replace(path)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise TransientError(f"an answer is not the whole gzip it is said to be: {error}") from error
+        except (requests.exceptions.InvalidURL, urllib3.exceptions.LocationValueError) as error:
+            raise ArchiveError(f"{self.host}: no request can be sent there: {error}") from error
         except requests.exceptions.SSLError as error:
             if "CERTIFICATE_VERIFY_FAILED" not in str(error):  # requests keeps OpenSSL's name of the failure only there
                 raise TransientError(_reason(error)) from error
             raise ArchiveError(f"{self.host}: the certificate is not trusted: {error}") from error
-        except requests.RequestException as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise TransientError(_reason(error)) from error
         except OSError as error:  # requests' own exceptions are OSErrors too, and are dealt with above
             raise StoreError(f"cannot write {path}: {error.strerror}; finished packages are kept") from error
@@ -240,17 +249,34 @@ class Client:
             if not response.is_redirect:
                 return _checked(response)
             response.close()
-            target = urljoin(target, response.headers["Location"])
-            self._refuse_other_host(target)
+            target = self._redirected(target, response.headers["Location"])
             if response.status_code not in (307, 308):
                 method, form = "GET", []
         raise ArchiveError(f"{self.host} redirects in a circle")
 
-    def _refuse_other_host(self, target: str) -> None:
-        base, other = urlsplit(self.base), urlsplit(target)
+    def _redirected(self, target: str, location: str) -> str:
+        """Where a redirect leads; ArchiveError if that is another host, or nowhere."""
+        try:
+            target = urljoin(target, location)
+            base, other = urlsplit(self.base), urlsplit(target)
+        except ValueError as error:
+            raise ArchiveError(f"{self.host} redirects to {location!r}: {error}") from error
         secured = base.hostname == other.hostname and other.scheme == "https"
         if not secured and (base.scheme, base.netloc) != (other.scheme, other.netloc):
             raise ArchiveError(f"{self.host} redirects to another host, {other.netloc}: refused")
+        return target
+
+
+def _decoded(response: requests.Response) -> IO[bytes]:
+    """The body as it is meant. Some servers call a gzipped file a file sent in gzip, though none was asked for.
+
+    Not as requests decodes it, which takes a stream that is cut short for whole.
+    """
+    encoding = response.headers.get("Content-Encoding", "identity").lower()
+    if encoding not in ("identity", "gzip", "x-gzip"):
+        raise TransientError(f"an answer is encoded as {encoding!r}, which was not asked for")
+    raw = cast("IO[bytes]", response.raw)
+    return raw if encoding == "identity" else cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
 
 
 def _checked(response: requests.Response) -> requests.Response:
@@ -272,12 +298,12 @@ def _retry_after(value: str) -> float | None:
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
-def _reason(error: requests.RequestException) -> str:
-    if isinstance(error, requests.Timeout):
+def _reason(error: requests.RequestException | urllib3.exceptions.HTTPError) -> str:
+    if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
         return "no answer in time"
     if isinstance(error, requests.ConnectionError) and "resolve" in str(error).lower():
         return "the host's name cannot be resolved"

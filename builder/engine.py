@@ -49,11 +49,11 @@ def reduce_package(package: Package, fetched: Fetched, store: AnyStore) -> None:
     files = (file for part in fetched.parts for file in members(part))
     served = [detection for detection in package.detections if detection not in fetched.unserved]
     outcomes: list[Spectrum | Rejection] = [
-        reduce_products(products, store.recipe, fetched.url, response=store.responses)
+        reduce_products(products, store.recipe, fetched.urls[products.detection.catalog], response=store.responses)
         for products in group_products(served, files)
     ]
     outcomes += [
-        Rejection(detection, "fetch", "not_served", message, fetched.url)
+        Rejection(detection, "fetch", "not_served", message, fetched.urls[detection])
         for detection, message in fetched.unserved.items()
     ]
     store.write(package, package_result(package.detections, outcomes))
@@ -95,8 +95,9 @@ def fill(
 ) -> None:
     """Make every package that the store lacks.
 
-    Fetching overlaps reducing: each of `connections` threads fetches a package, hands it to a worker and waits for it,
-    so that no more than `connections` packages are on disk.
+    Fetching overlaps reducing: each of several threads fetches a package, hands it to a worker and waits for it. There
+    are as many as keep both the connections and the workers busy. A package keeps its connection's place until it is
+    reduced, so that of an archive over HTTP no more than `connections` are on disk.
 
     Parameters
     ----------
@@ -106,7 +107,7 @@ def fill(
     workers : int
         Processes that reduce; with 1 it is a thread of this process.
     connections : int
-        Packages in hand at once.
+        Packages in hand at once, or `workers` where they are more and the archive is a mirror.
     mirror : Mirror, optional
         Where to keep the files as well; a package that it lacks is made again.
     again : frozenset of Package

@@ -121,7 +121,8 @@ class MirrorArchive(Archive):
                 raise ArchiveError(f"{path} {what}; download the mirror again")
         # Relative, so that the same mirror in another place gives the same rejections.
         refused = {d: self._unserved[d] for d in package.detections if d in self._unserved}
-        yield Fetched(tuple(self.folder / name for name in sizes), " ".join(sizes), refused)
+        tars = {detection: " ".join(self._index[str(detection)]) for detection in package.detections}
+        yield Fetched(tuple(self.folder / name for name in sizes), tars, refused)
 
 
 class Mirror:

@@ -58,7 +58,7 @@ class ProductName:
 def members(part: Path) -> Iterator[File]:
     """The files in one part of a package: a tar, or a single product file.
 
-    Member names are only ever read, never used as paths; links and folders are passed over.
+    Member names are only ever read, never used as paths; links, folders and sparse files are passed over.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def members(part: Path) -> Iterator[File]:
     try:
         with tarfile.open(part, "r:") as tar:
             for member in tar:
-                if not member.isfile():
+                if not member.isfile() or member.issparse():
                     continue
                 if member.size > MAX_MEMBER_BYTES:
                     raise ArchiveError(f"{part}: member {member.name!r} claims {member.size} bytes")
@@ -85,7 +85,9 @@ def members(part: Path) -> Iterator[File]:
                 file.seek(tar.offset)
                 if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                     raise ArchiveError(f"{part} is not a whole tar file: it ends without an end-of-archive mark")
-    except (tarfile.TarError, EOFError) as error:
+    except ArchiveError:
+        raise
+    except Exception as error:  # of a damaged header tarfile raises ValueError, OverflowError, RecursionError and more
         raise ArchiveError(f"{part} is not a whole tar file: {error}") from error
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import tarfile
+import time
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ _FILETYPES = {"pha": "spectrum", "arf": "arf", "rmf": "rmf"}  # the service's wo
 _BAND = "b"
 _MAX_CATALOG_BYTES = 4 * 2**30
 _LAST_OBSID = 999_999
+_LEFT = 86_400  # seconds after which an answer that nobody removed is nobody's: it is read as soon as it is there
+_BELIEVED = 3  # detections that an archive may refuse one after the other; if it serves none at all, it is out of order
 
 Product = tuple[DetectionId, str]
 """A detection, of one cycle where it has two, and the kind of file."""
@@ -164,15 +167,18 @@ class HttpArchive(Archive):
         try:
             return path.read_bytes()
         finally:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def download_catalog(self, url: str) -> Path:
         """Download one catalog answer, checked to be a VOTable that ends."""
         with self._slot() as (folder, session):
-            # Out of the slot, which whoever takes it next empties; named so that no other process has the same.
-            kept = self.folder / f"{folder.name}-{os.getpid()}.vot"
+            for left in self.folder.glob("*.vot"):  # by runs that were killed
+                with contextlib.suppress(FileNotFoundError):
+                    if left.stat().st_mtime < time.time() - _LEFT:
+                        left.unlink()
             self.client.download(session, url, folder / "catalog.vot", _check_votable, _MAX_CATALOG_BYTES)
-            return (folder / "catalog.vot").replace(kept)
+            # Out of the slot, which whoever takes it next empties.
+            return (folder / "catalog.vot").replace(self.folder / f"{uuid.uuid4().hex}.vot")
 
     # -- packages
 
@@ -182,11 +188,16 @@ class HttpArchive(Archive):
 
         What the answer lacks is asked for once more, and then file by file. Detections that the service refuses to
         serve are named in `Fetched.unserved`.
+
+        Raises
+        ------
+        ArchiveError
+            If the archive is out of order: it refuses the package, and then one detection after the other.
         """
-        url = self._package_url(package.detections)
+        urls = {detection: self._package_url([detection]) for detection in package.detections}
         with self._slot() as (folder, session):
             parts, unserved = self._collect(session, folder, package.detections)
-            yield Fetched(tuple(parts), url, unserved)
+            yield Fetched(tuple(parts), urls, unserved)
 
     def _collect(
         self, session: requests.Session, folder: Path, detections: tuple[DetectionId, ...]
@@ -206,7 +217,14 @@ class HttpArchive(Archive):
             lacking = _lacking(lacking, have)
             if not lacking:
                 break
-        for detection in lacking:
+        served = bool(have)
+        for asked, detection in enumerate(lacking):
+            if asked == _BELIEVED and not served:
+                # To go on would turn an outage into rejections, which are not asked for again by themselves.
+                raise UnavailableError(
+                    f"{self.client.host} refuses whatever it is asked for: {refusals[lacking[asked - 1]]}; check the "
+                    "service, then run the same command again to go on"
+                )
             try:
                 # Where the service does not even list files, it is the service that fails, and not this package.
                 listed = self._listed(session, folder, detection)
@@ -216,6 +234,7 @@ class HttpArchive(Archive):
             try:
                 parts += self._single_files(session, folder, listed, have)
                 refusals.pop(detection, None)
+                served = True
             except (RefusedError, UnavailableError) as error:
                 refusals[detection] = str(error)
         return parts, refusals
@@ -262,9 +281,10 @@ class HttpArchive(Archive):
             if (detection, kind) in have:
                 continue
             form = {"filename": filename, "filetype": _FILETYPES[kind], "version": self.release}
+            query = urlencode(form, errors="replace")  # JSON may hold characters that no address can
             path = folder / filename.rpartition("/")[2]  # it was parsed as a product's name: no path hides in it
             self.client.download(
-                session, f"{self.base}/csccli/retrieveFile?{urlencode(form)}", path, _check_product, MAX_MEMBER_BYTES
+                session, f"{self.base}/csccli/retrieveFile?{query}", path, _check_product, MAX_MEMBER_BYTES
             )
             found.append(path)
         return found
@@ -309,14 +329,14 @@ def _check_tar(path: Path, wanted: set[DetectionId], limit: int) -> set[Product]
         with tarfile.open(path, "r:") as tar:
             members = tar.getmembers()
             end = tar.offset
-    except (tarfile.TarError, EOFError) as error:
+    except Exception as error:  # of a damaged header tarfile raises ValueError, OverflowError, RecursionError and more
         raise TransientError(f"a package is not a whole tar file: {error}") from error
     with path.open("rb") as file:
         file.seek(end)
         tail = file.read(tarfile.BLOCKSIZE)
     if len(tail) < tarfile.BLOCKSIZE or tail.strip(b"\0"):
         raise TransientError("a package does not end as a tar file does")
-    files = [member for member in members if member.isfile()]
+    files = [member for member in members if member.isfile() and not member.issparse()]
     if len(files) > limit:
         raise RefusedError(f"a package has {len(files)} files where at most {limit} were asked for")
     found = set()
@@ -334,7 +354,7 @@ def _check_tar(path: Path, wanted: set[DetectionId], limit: int) -> set[Product]
 def _check_json(path: Path) -> None:
     try:
         listing = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise TransientError(f"the package service answered {_words(path)!r} instead of a listing") from None
     if not isinstance(listing, list) or not all(isinstance(entry, dict) for entry in listing):
         raise TransientError("the package service answered something else than a listing")

@@ -23,7 +23,7 @@ class RememberedArchive(SimulatedArchive):
         return self._remembered(detection)
 
 
-def impatient() -> None:
+def impatient(read: float = 1) -> None:
     """Change this process: short pauses, small packages, and no pictures, which take longer than all the rest."""
     import builder.card
     import builder.remote
@@ -31,7 +31,7 @@ def impatient() -> None:
     from builder.catalog import plan
     from builder.client import Client, Patience
 
-    patience = Patience(connect=2, read=1, base=0.01, longest=0.05)
+    patience = Patience(connect=2, read=read, base=0.01, longest=0.05)
     builder.remote.Client = functools.partial(Client, patience=patience)  # type: ignore[misc]
     builder.sources.plan = functools.partial(plan, size=10)
     builder.card.draw_pictures = lambda folder, shards, scalars: []

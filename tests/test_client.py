@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
+import functools
+import gzip
 import io
+import json
+import os
 import tarfile
 import threading
 import time
@@ -13,12 +18,19 @@ from pathlib import Path
 
 import pytest
 import requests
+import urllib3
+from hypothesis import given
+from hypothesis import strategies as st
+from requests.structures import CaseInsensitiveDict
 
-from builder.catalog import Package
-from builder.client import Client, Patience, Slots
+from builder import client as client_module
+from builder.catalog import Package, from_rows, write_votable
+from builder.client import Client, Patience, Slots, one_session
 from builder.errors import ArchiveError, RefusedError, StoreError, TransientError, UnavailableError
+from builder.products import members
 from builder.records import DetectionId
-from builder.remote import HttpArchive
+from builder.remote import ArchiveDownloadManager, HttpArchive, _check_tar
+from tests.fits_files import stable
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -38,7 +50,8 @@ class Script:
                 status, headers, body = answer(self.path, form, len(script.asked))
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                    self.send_header(name, value)
+                    if value:
+                        self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -47,8 +60,9 @@ class Script:
             def log_message(self, *arguments: object) -> None: ...
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.handle_error = lambda request, address: None  # a client may leave amid an answer
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
 
 @pytest.fixture
@@ -105,13 +119,70 @@ def test_retry_after_is_honoured_in_both_forms(form: str, serve, tmp_path: Path)
     assert least <= clock.pauses[0] <= 31
 
 
-@pytest.mark.parametrize(("status", "kind"), [(400, RefusedError), (404, RefusedError), (403, ArchiveError)])
-def test_other_4xx_are_not_asked_again(status: int, kind: type, serve, tmp_path: Path) -> None:
-    server = serve(lambda path, form, number: (status, {}, b"no"))
-    with pytest.raises(kind, match=str(status)):
-        get(Clock().client(server.url), server.url, tmp_path / "file")
-    assert len(server.asked) == 1
+class Answers:
+    """A session without a network: gives what it is told to, and notes what it was asked."""
+
+    def __init__(self, *answers: Answer | Exception) -> None:
+        self.answers, self.asked = list(answers), []
+
+    def request(self, method: str, url: str, *, data: object, **rest: object) -> requests.Response:
+        self.asked.append((method, url, data))
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        response = requests.Response()
+        response.status_code, response.headers, response.url = answer[0], CaseInsensitiveDict(answer[1]), url
+        response.raw = urllib3.HTTPResponse(io.BytesIO(answer[2]), preload_content=False)
+        return response
+
+
+def ask(tmp_path: Path, base: str, *answers: Answer | Exception) -> Answers:
+    """What is asked when a form is sent to a base URL."""
+    session = Answers(*answers)
+    Clock().client(base).download(session, base + "/start?q=1", tmp_path / "file", lambda file: None, 1000)
+    return session
+
+
+FINE: Answer = (200, {}, b"fine")
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_what_may_be_over_soon_is_asked_again(status: int, tmp_path: Path) -> None:
+    assert len(ask(tmp_path, "https://host", (status, {}, b""), FINE).asked) == 2
+
+
+@pytest.mark.parametrize("status", [400, 404, 410, 414, 501])
+def test_what_refuses_one_request_is_not_asked_again(status: int, tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match=str(status)):
+        ask(tmp_path, "https://host", (status, {}, b"no"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("status", [401, 403, 407, 451])
+def test_what_refuses_this_client_ends_the_run(status: int, tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match=str(status)) as caught:
+        ask(tmp_path, "https://host", (status, {}, b"no"))
+    assert caught.type is ArchiveError
+
+
+def test_an_untrusted_certificate_ends_the_run_and_another_failure_of_tls_does_not(tmp_path: Path) -> None:
+    untrusted = requests.exceptions.SSLError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+    with pytest.raises(ArchiveError, match="certificate is not trusted"):
+        ask(tmp_path, "https://host", untrusted, FINE)
+    assert len(ask(tmp_path, "https://host", requests.exceptions.SSLError("EOF in handshake"), FINE).asked) == 2
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example"], ids=["empty", "long"])
+def test_a_host_that_cannot_be_one_is_not_asked_again(host: str, tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="no request can be sent there"):
+        get(Clock().client(f"http://{host}"), f"http://{host}/x", tmp_path / "file")
+
+
+@pytest.mark.parametrize("after", ["9" * 400, "Wed, 21 Oct 99999999999 07:28:00 GMT", "soon", "-1", ""],
+                         ids=["inf", "year", "word", "negative", "empty"])  # fmt: skip
+def test_whatever_retry_after_says_the_answer_is_waited_for_or_given_up(after: str, tmp_path: Path) -> None:
+    with contextlib.suppress(UnavailableError):
+        assert len(ask(tmp_path, "https://host", (503, {"Retry-After": after}, b""), FINE).asked) == 2
 
 
 def test_it_gives_up_in_the_end_with_a_line_that_says_what_to_do(serve, tmp_path: Path) -> None:
@@ -148,6 +219,91 @@ def test_redirects_are_followed_as_get_but_never_to_another_host(serve, tmp_path
         get(client, server.url + "/away", tmp_path / "other")
     with pytest.raises(ArchiveError, match="circle"):
         get(client, server.url + "/circle", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("base", "location", "refused"),
+    [
+        ("http://host", "https://host/x", False),
+        ("http://host:81", "/x", False),
+        ("https://host", "http://host/x", True),
+        ("https://host", "https://other/x", True),
+        ("https://host", "//other/x", True),
+        ("http://host", "http://host:81/x", True),
+        ("http://host", "ftp://host/x", True),
+        ("http://host", "http://[::1", True),
+    ],
+)
+def test_a_redirect_may_lead_to_the_same_host_and_to_its_https(
+    base: str, location: str, refused: bool, tmp_path: Path
+) -> None:
+    with pytest.raises(ArchiveError, match="redirects to") if refused else contextlib.nullcontext():
+        assert len(ask(tmp_path, base, (302, {"Location": location}, b""), FINE).asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "second"),
+    [(301, ("GET", None)), (302, ("GET", None)), (303, ("GET", None)), (307, ("POST", [("q", "1")])),
+     (308, ("POST", [("q", "1")]))],
+)  # fmt: skip
+def test_a_form_is_sent_again_only_where_the_redirect_says_so(
+    status: int, second: tuple[str, object], tmp_path: Path
+) -> None:
+    method, url, data = ask(tmp_path, "https://host", (status, {"Location": "/x"}, b""), FINE).asked[1]
+    assert (method, data) == second
+    assert url == "https://host/x"
+
+
+PACKED = gzip.compress(b"fine" * 100, mtime=0)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "wrong"),
+    [("gzip", PACKED[:-20]), ("gzip", PACKED[:-1]), ("gzip", PACKED[:9]), ("gzip", b"fine"), ("br", b"fine"),
+     ("x-gzip", PACKED[:-8] + bytes(8))],
+    ids=["cut", "cut at the end", "cut at the start", "none", "another", "checksum"],
+)  # fmt: skip
+@pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
+def test_an_answer_sent_in_gzip_is_taken_only_if_the_gzip_is_whole(
+    chunked: bool, encoding: str, wrong: bytes, serve, tmp_path: Path
+) -> None:
+    def answer(path: str, form: str, number: int) -> Answer:
+        body = wrong if number == 1 else PACKED
+        headers = {"Content-Encoding": encoding if number == 1 else "gzip"}
+        if not chunked:
+            return 200, headers, body
+        body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:5], body[5:], b""))
+        return 200, headers | {"Content-Length": "", "Transfer-Encoding": "chunked"}, body
+
+    server = serve(answer)
+    assert get(Clock().client(server.url), server.url, tmp_path / "file") == b"fine" * 100
+    assert len(server.asked) == 2
+
+
+def test_an_answer_that_inflates_beyond_the_limit_is_refused(serve, tmp_path: Path) -> None:
+    server = serve(lambda path, form, number: (200, {"Content-Encoding": "gzip"}, gzip.compress(bytes(10**6))))
+    with pytest.raises(RefusedError, match="more than 1000 bytes"):
+        get(Clock().client(server.url), server.url, tmp_path / "file")
+
+
+@pytest.mark.parametrize("length", ["5", "9" * 5000, "3, 4"], ids=["more", "much more", "two"])
+def test_an_answer_of_another_length_than_announced_is_asked_for_again(length: str, serve, tmp_path: Path) -> None:
+    server = serve(
+        lambda path, form, number: (
+            (200, {"Content-Length": length, "Connection": "close"}, b"fine") if number == 1 else FINE
+        )
+    )
+    assert get(Clock().client(server.url), server.url, tmp_path / "file") == b"fine"
+    assert len(server.asked) == 2
+
+
+def test_the_connection_of_a_session_is_closed_with_it(serve, tmp_path: Path) -> None:
+    server = serve(lambda path, form, number: FINE)
+    with one_session() as session:
+        session.get(server.url, timeout=10)
+        pool = session.adapters["http://"].poolmanager.connection_from_url(server.url)
+        assert pool.pool is not None
+    assert pool.pool is None
 
 
 def test_an_answer_larger_than_the_limit_is_refused_and_nothing_stays(serve, tmp_path: Path) -> None:
@@ -209,6 +365,33 @@ def test_no_more_slots_are_taken_than_there_are(tmp_path: Path) -> None:
     assert most == 3
 
 
+def test_however_many_threads_wait_only_one_looks_for_a_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: set[int] = set()
+
+    class Lock(client_module.FileLock):
+        def acquire(self, *arguments: object, **more: object) -> object:
+            if "slot" in self.lock_file:
+                tried.add(threading.get_ident())
+            return super().acquire(*arguments, **more)
+
+    def work() -> None:
+        with Slots(tmp_path, 1).take():
+            pass
+
+    with Slots(tmp_path, 1).take():
+        monkeypatch.setattr(client_module, "FileLock", Lock)
+        threads = [threading.Thread(target=work) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        while not tried:
+            time.sleep(0.01)
+        time.sleep(0.1)  # in which the others might try, too
+        assert len(tried) == 1
+    for thread in threads:
+        thread.join()
+    assert len(tried) == 20
+
+
 def tar_of(**files: bytes) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -224,10 +407,23 @@ GOOD = {NAME.format(kind): b"\x1f\x8b..." for kind in ("pha", "arf", "rmf")}
 PACKAGE = Package(0, (DetectionId(1, 0, 1),))
 
 
-def fetched(server: Script, tmp_path: Path, **patience: float) -> tuple[list[str], dict[DetectionId, str]]:
-    archive = HttpArchive(server.url, "rel2.1", tmp_path, client=Clock().client(server.url, **patience))
-    with archive.fetch(PACKAGE) as result:
+def open_archive(server: Script, tmp_path: Path, **patience: float) -> HttpArchive:
+    return HttpArchive(server.url, "rel2.1", tmp_path, client=Clock().client(server.url, **patience))
+
+
+def fetched(
+    server: Script, tmp_path: Path, package: Package = PACKAGE, **patience: float
+) -> tuple[list[str], dict[DetectionId, str]]:
+    with open_archive(server, tmp_path, **patience).fetch(package) as result:
         return [part.name for part in result.parts], result.unserved
+
+
+def services_asked(server: Script) -> list[str]:
+    return [path.rpartition("/")[2] for _, path, _, _ in server.asked]
+
+
+def listing(*names: str) -> Answer:
+    return 200, {}, json.dumps([{"filename": name} for name in names]).encode()
 
 
 def test_a_package_asks_for_the_three_products_of_each_detection(serve, tmp_path: Path) -> None:
@@ -258,8 +454,9 @@ def test_names_in_a_listing_never_become_paths(serve, tmp_path: Path) -> None:
     def answer(path: str, form: str, number: int) -> Answer:
         if path.endswith("browse"):
             evil = [{"filename": "../../../" + NAME.format("pha")}, {"filename": "../../evil"}, {"other": 1}]
+            evil += [{"filename": r"\ud800/" + NAME.format("arf")}]
             return 200, {}, str(evil).replace("'", '"').encode()
-        return (200, {}, b"\x1f\x8b") if path.endswith("retrieveFile") else (200, {}, tar_of())
+        return (200, {}, b"\x1f\x8b") if path.endswith("retrieveFile") else (200, {}, tar_of(note=b""))
 
     server = serve(answer)
     parts, _ = fetched(server, tmp_path / "cache")
@@ -293,3 +490,153 @@ def test_a_service_that_answers_nothing_at_all_stops_the_run(serve, tmp_path: Pa
         fetched(serve(lambda path, form, number: (503, {}, b"")), tmp_path, total=30)
     with pytest.raises(ArchiveError, match="403"):
         fetched(serve(lambda path, form, number: (403, {}, b"")), tmp_path)
+
+
+def test_an_archive_that_refuses_everything_is_out_of_order_and_no_reason_to_reject(serve, tmp_path: Path) -> None:
+    server = serve(lambda path, form, number: (404, {}, b"gone"))
+    with pytest.raises(UnavailableError, match=r"refuses whatever.*404.*run the same command again"):
+        fetched(server, tmp_path, Package(0, tuple(DetectionId(1, 0, region) for region in range(50))))
+    assert services_asked(server) == ["retrieve", "browse", "browse", "browse"]
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_few_detections_may_be_all_that_is_refused(number: int, serve, tmp_path: Path) -> None:
+    package = Package(0, tuple(DetectionId(1, 0, region) for region in range(number)))
+    _, unserved = fetched(serve(lambda path, form, number: (404, {}, b"gone")), tmp_path, package)
+    assert unserved.keys() == set(package.detections)
+
+
+@pytest.mark.parametrize("served", ["retrieve", "browse"])
+def test_many_may_be_refused_where_one_is_served(served: str, serve, tmp_path: Path) -> None:
+    def answer(path: str, form: str, number: int) -> Answer:
+        if number == 1 and served == "retrieve":
+            return 200, {}, tar_of(**GOOD)
+        return listing() if path.endswith("/browse") and "1.0.1%2F" in form else (404, {}, b"gone")
+
+    package = Package(0, tuple(DetectionId(1, 0, region) for region in range(1, 9)))
+    _, unserved = fetched(serve(answer), tmp_path, package)
+    assert unserved.keys() == set(package.detections[1:])
+
+
+def test_each_detection_has_an_address_of_its_own_where_its_files_can_be_asked_for(serve, tmp_path: Path) -> None:
+    server = serve(lambda path, form, number: (404, {}, b"gone"))
+    package = Package(0, (DetectionId(1, 0, 1), DetectionId(1, 0, 2)))
+    with open_archive(server, tmp_path).fetch(package) as result:
+        assert list(result.urls) == list(package.detections)
+        assert "packageset=1.0.2/spectrum/b,1.0.2/arf/b,1.0.2/rmf/b" in result.urls[package.detections[1]]
+        assert "1.0.1" not in result.urls[package.detections[1]]
+
+
+def test_what_a_package_lacks_is_in_the_next(serve, tmp_path: Path) -> None:
+    some = {name: GOOD[name] for name in list(GOOD)[:2]}
+    server = serve(lambda path, form, number: (200, {}, tar_of(**some) if number == 1 else tar_of(**GOOD)))
+    assert fetched(server, tmp_path) == (["0.tar", "1.tar"], {})
+    assert services_asked(server) == ["retrieve", "retrieve"]
+
+
+def test_of_the_files_that_are_listed_only_those_are_fetched_that_no_package_held(serve, tmp_path: Path) -> None:
+    def answer(path: str, form: str, number: int) -> Answer:
+        if path.endswith("/browse"):
+            return listing(*GOOD)
+        return (200, {}, b"\x1f\x8b") if path.endswith("File") else (200, {}, tar_of(**some))
+
+    some = {name: GOOD[name] for name in list(GOOD)[:2]}
+    server = serve(answer)
+    fetched(server, tmp_path)
+    assert services_asked(server) == ["retrieve", "retrieve", "browse", "retrieveFile"]
+    assert list(GOOD)[2] in server.asked[-1][2]
+
+
+def test_a_cycle_that_lacks_a_file_is_asked_for_again_though_the_other_is_whole(serve, tmp_path: Path) -> None:
+    both = {name.replace("_r0", f"_{cycle}_r0"): data for cycle in ("e1", "e2") for name, data in GOOD.items()}
+    some = {name: both[name] for name in list(both)[:5]}
+    server = serve(lambda path, form, number: (200, {}, tar_of(**some) if number == 1 else tar_of(**both)))
+    assert fetched(server, tmp_path) == (["0.tar", "1.tar"], {})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [b"[" * 100_000, b"[" + b"9" * 5000 + b"]", b"\xff", b"{}", b"[1]", b""],
+    ids=["deep", "large", "no text", "no list", "no entries", "empty"],
+)
+def test_a_listing_that_is_none_is_asked_for_again(wrong: bytes, serve, tmp_path: Path) -> None:
+    def answer(path: str, form: str, number: int) -> Answer:
+        if path.endswith("/browse"):
+            return (200, {}, wrong) if number < 4 else listing()
+        return 200, {}, tar_of(note=b"")
+
+    server = serve(answer)
+    fetched(server, tmp_path)
+    assert services_asked(server) == ["retrieve", "retrieve", "browse", "browse"]
+
+
+# The catalog
+
+VOTABLE = write_votable([])
+
+
+def test_an_answer_without_its_end_is_asked_for_again(serve, tmp_path: Path) -> None:
+    cut = VOTABLE[: VOTABLE.index(b"</RESOURCE>")]
+    server = serve(lambda path, form, number: (200, {}, cut if number == 1 else VOTABLE))
+    assert open_archive(server, tmp_path).download_catalog(server.url).read_bytes() == VOTABLE
+    assert len(server.asked) == 2
+
+
+def test_answers_have_names_of_their_own_and_none_is_left_once_it_is_read(serve, tmp_path: Path) -> None:
+    server = serve(lambda path, form, number: (200, {}, VOTABLE))
+    archive = open_archive(server, tmp_path)
+    assert archive.download_catalog(server.url) != archive.download_catalog(server.url)
+    first, second = sorted(tmp_path.glob("*.vot"))
+    os.utime(first, (0, 0))  # of a run that was killed long ago; the other may be another run's
+    archive._answer(ArchiveDownloadManager(archive), "SELECT")
+    assert list(tmp_path.glob("*.vot")) == [second]
+
+
+@stable(100)
+@given(st.lists(st.integers(0, 20), max_size=30), st.integers(0, 20), st.integers(1, 20))
+def test_a_range_is_divided_into_two_that_are_both_smaller(obsids: list[int], first: int, more: int) -> None:
+    table = from_rows({"obsid": obsid} for obsid in obsids)
+    assert first <= HttpArchive._middle(table, first, first + more) < first + more
+
+
+# Tars
+
+
+@functools.cache
+def tars() -> list[bytes]:
+    """A tar in each form of header: plain, with long names, with the kinds of sparse files, and with names of names."""
+    found = [tar_of(**GOOD)]
+    sparse = [{}, {"GNU.sparse.map": "0,1,5,2"}, {"GNU.sparse.map": "a,b"}, {"GNU.sparse.size": "9"},
+              {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}]  # fmt: skip
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        for headers in sparse:
+            buffer = io.BytesIO()
+            with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
+                member = tarfile.TarInfo("package/" * 20 + NAME.format("pha"))
+                member.pax_headers, member.size = headers, 20
+                tar.addfile(member, io.BytesIO(b"1\n0\n5\n" + b"x" * 14))
+            found.append(buffer.getvalue())
+    name = tarfile.TarInfo("name")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 1
+    return [*found, (name.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(512, b"\0")) * 2000]
+
+
+@stable(300)
+@given(
+    st.sampled_from(range(len(tars()))), st.integers(0, 19), st.integers(0, 511), st.binary(max_size=12), st.booleans()
+)
+def test_a_damaged_tar_is_an_error_of_the_archive_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, tar: int, block: int, at: int, noise: bytes, summed: bool
+) -> None:
+    content = bytearray(tars()[tar])
+    at += 512 * block
+    content[at : at + len(noise)] = noise
+    header = content[512 * block : 512 * (block + 1)]
+    if summed:  # or tarfile looks no further
+        content[512 * block + 148 : 512 * block + 156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * 32)
+    path = tmp_path_factory.getbasetemp() / "damaged.tar"
+    path.write_bytes(content)
+    with contextlib.suppress(ArchiveError):
+        _check_tar(path, {DetectionId(1, 0, 1)}, 6)
+    with contextlib.suppress(ArchiveError):
+        list(members(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import resource
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,13 +19,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock, Timeout
 
 from builder.catalog import from_rows
 from builder.catalog_files import write_catalog
 from builder.errors import ArchiveError, CatalogError, SettingError
 from builder.faults import PERMANENT, TRANSIENT, Faults
 from builder.prepare import prepare, read_manifest
-from builder.records import DetectionId
+from builder.records import DetectionId, File
 from builder.selection import Cone, Selection
 from builder.server import ArchiveServer
 from builder.settings import Settings
@@ -179,15 +182,43 @@ def test_the_archive_never_sees_more_connections_than_the_budget(
         assert 1 < server.max_connections <= 3
 
 
-def test_two_runs_that_share_a_cache_share_the_budget(archive: SimulatedArchive, tmp_path: Path) -> None:
-    with ArchiveServer(archive, bytes_per_second=20e6) as server:  # so that they last, and meet
+class HeldArchive(RememberedArchive):
+    """Gives no files before it is told to."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.give = threading.Event()
+
+    def files(self, detection: DetectionId) -> list[File]:
+        self.give.wait(60)
+        return super().files(detection)
+
+
+def test_two_runs_that_share_a_cache_share_the_budget_and_take_turns(tmp_path: Path) -> None:
+    archive = HeldArchive(40)
+    with ArchiveServer(archive) as server:
         runs = [
-            Run("prepare", tmp_path / str(number), "--archive", server.url, "--limit", limit, "--workers", 1,
-                "--cache", tmp_path / "cache", "--connections", 2, change=impatient)
-            for number, limit in enumerate((80, 85))
+            Run("prepare", tmp_path / str(number), "--archive", server.url, "--min-counts", 5 + number, "--workers", 1,
+                "--cache", tmp_path / "cache", "--connections", 2, change=functools.partial(impatient, read=60))
+            for number in range(2)
         ]  # fmt: skip
+        wait_for(lambda: is_held(tmp_path / "cache" / "downloads" / "next.lock") and server.max_connections == 2)
+        archive.give.set()
         assert [one.wait().returncode for one in runs] == [0, 0]
-        assert server.max_connections <= 2
+        assert server.max_connections == 2
+        # Both ask for the same packages, since their recipes differ.
+        packages = [request.detections for request in server.log if request.service == "retrieve"]
+    assert len(packages) == 2 * len(set(packages))
+    assert len(set(packages[:4])) < 4, "the run that waited came before the other went on"
+
+
+def is_held(lock: Path) -> bool:
+    """Whether it stays locked: it is for a moment by whoever takes a slot."""
+    try:
+        with FileLock(lock).acquire(timeout=0.5):
+            return False
+    except Timeout:
+        return True
 
 
 def test_a_finished_run_that_is_run_again_asks_nothing(archive: SimulatedArchive, tmp_path: Path) -> None:
@@ -329,19 +360,26 @@ def test_what_was_rejected_is_tried_again_when_asked_for(archive: SimulatedArchi
         assert read_manifest(tmp_path / "out")["counts"]["rejected"] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("send", "number"), [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)], ids=["^C", "TERM"]
+)
 def test_an_interrupt_ends_the_run_with_one_line(
-    number: signal.Signals, archive: SimulatedArchive, tmp_path: Path
+    send: Callable[[int, int], None], number: signal.Signals, archive: SimulatedArchive, tmp_path: Path
 ) -> None:
-    with ArchiveServer(archive, bytes_per_second=2e6) as server:
-        words = impatient_command("prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache")
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        wait_for(lambda: server.max_connections == 4)  # packages are under way
-        process.send_signal(number)
+    """A terminal sends Ctrl-C to the workers, too."""
+    with ArchiveServer(archive, bytes_per_second=15e6) as server:
+        words = impatient_command("prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache",
+                                  "--workers", 2)  # fmt: skip
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        wait_for(lambda: len(stored(tmp_path)) > 2)  # the workers are up
+        send(process.pid, number)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.count("\n") == 1
+    assert process.returncode == 130, errors
+    assert errors.count("\n") == 1, errors
     assert "run the same command again to go on" in errors
+    assert "interrupted" in errors
     assert not (tmp_path / "out").exists()
 
 
