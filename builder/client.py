@@ -31,6 +31,9 @@ __all__ = ["Client", "Patience", "Slots", "one_session"]
 
 logger = logging.getLogger(__name__)
 
+_LONG = 35.0
+"""Seconds of a pause that whoever waits is told of: longer than any before a host is given up that never answered."""
+
 USER_AGENT = f"chandra-spectra/{__version__} (dataset builder)"
 _CHUNK = 2**20
 _REDIRECTS = 5
@@ -197,7 +200,8 @@ class Client:
                         f"{self.host}: {error}; gave up after {attempt + 1} tries: check the network and the "
                         "service, then run the same command again to go on"
                     ) from error
-                logger.info("%s; asking again in %.1f s", error, pause)
+                told = logging.WARNING if pause >= _LONG else logging.INFO
+                logger.log(told, "%s: %s; asking again in %.0f s", self.host, error, pause)
                 attempt += 1
                 self.sleep(pause)
 

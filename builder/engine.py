@@ -200,6 +200,9 @@ def _each(packages: list[Package], task: Callable[[Package], None], number: int,
     stop = threading.Event()
 
     def work() -> None:
+        # Ctrl-C reaches every process of a terminal, and is the first thread's business. A worker process that starts
+        # here inherits this; by itself it could say so only after a second of imports.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         while not stop.is_set():
             try:
                 package = waiting.get_nowait()
@@ -231,8 +234,7 @@ def _reducer(workers: int) -> Executor:
 
 
 def _follow_parent() -> None:
-    """Leave it to the first process to end the run: let its Ctrl-C pass, but do not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Do not outlive the first process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -25,6 +25,7 @@ from builder.errors import CatalogError, RefusedError, SettingError, TransientEr
 from builder.products import KINDS, MAX_MEMBER_BYTES, ProductName
 from builder.records import DetectionId
 from builder.selection import COLUMNS_QUERIED, Selection
+from builder.words import one_line
 
 __all__ = ["ArchiveDownloadManager", "HttpArchive"]
 
@@ -309,7 +310,7 @@ def _start(path: Path, length: int = 512) -> bytes:
 
 def _words(path: Path) -> str:
     """The first words of an answer that is not what was asked for."""
-    return " ".join(_start(path, 200).decode("utf-8", "replace").split()) or "nothing"
+    return one_line(_start(path, 200).decode("utf-8", "replace")) or "nothing"
 
 
 def _check_votable(path: Path) -> None:
@@ -323,7 +324,9 @@ def _check_votable(path: Path) -> None:
 
 def _check_tar(path: Path, wanted: set[DetectionId], limit: int) -> set[Product]:
     """The products in a tar, which is whole and holds no more than was asked for."""
-    if _start(path)[257:262] != b"ustar":
+    start = _start(path)
+    empty = len(start) == tarfile.BLOCKSIZE and not start.strip(b"\0")
+    if not empty and start[257:262] != b"ustar":
         raise TransientError(f"the package service answered {_words(path)!r} instead of a tar file")
     try:
         with tarfile.open(path, "r:") as tar:

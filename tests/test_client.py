@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import os
+import re
 import tarfile
 import threading
 import time
@@ -483,6 +484,25 @@ def test_one_package_that_is_never_served_is_a_rejection_and_does_not_stop_the_r
     parts, unserved = fetched(serve(answer), tmp_path, total=30)
     assert parts == []
     assert "503" in unserved[PACKAGE.detections[0]]
+
+
+def test_a_long_pause_is_told_and_a_short_one_is_not(serve, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pauses = {1: "2", 2: "60"}
+    server = serve(lambda path, form, n: (503, {"Retry-After": pauses[n]}, b"") if n in pauses else (200, {}, b"fine"))
+    get(Clock().client(server.url), server.url, tmp_path / "file")
+    (told,) = (record.message for record in caplog.records if record.levelname == "WARNING")
+    assert re.fullmatch(r"127\.0\.0\.1:\d+: .*503.*; asking again in 60 s", told)
+
+
+def test_an_empty_tar_lacks_everything_and_is_no_fault_of_the_line(serve, tmp_path: Path) -> None:
+    def answer(path: str, form: str, number: int) -> Answer:
+        return (200, {}, bytes(10240)) if "retrieve" in path else (200, {}, b"[]")
+
+    server = serve(answer)
+    parts, unserved = fetched(server, tmp_path)
+    assert len(parts) == 2  # empty, both
+    assert services_asked(server) == ["retrieve", "retrieve", "browse"]
+    assert not unserved  # it lists none, so the files are missing
 
 
 def test_a_service_that_answers_nothing_at_all_stops_the_run(serve, tmp_path: Path) -> None:
