@@ -567,9 +567,12 @@ def test_of_the_files_that_are_listed_only_those_are_fetched_that_no_package_hel
     assert list(GOOD)[2] in server.asked[-1][2]
 
 
-def test_a_cycle_that_lacks_a_file_is_asked_for_again_though_the_other_is_whole(serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lacking", ["e1", "e2"])
+def test_a_cycle_that_lacks_a_file_is_asked_for_again_though_the_other_is_whole(
+    lacking: str, serve, tmp_path: Path
+) -> None:
     both = {name.replace("_r0", f"_{cycle}_r0"): data for cycle in ("e1", "e2") for name, data in GOOD.items()}
-    some = {name: both[name] for name in list(both)[:5]}
+    some = {name: data for name, data in both.items() if lacking not in name or "pha" in name}
     server = serve(lambda path, form, number: (200, {}, tar_of(**some) if number == 1 else tar_of(**both)))
     assert fetched(server, tmp_path) == (["0.tar", "1.tar"], {})
 
@@ -622,23 +625,34 @@ def test_a_range_is_divided_into_two_that_are_both_smaller(obsids: list[int], fi
 # Tars
 
 
+def tar_with(form: int, headers: dict[str, str]) -> bytes:
+    """A tar of one file with a long name and extended headers."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
+        member = tarfile.TarInfo("package/" * 20 + NAME.format("pha"))
+        member.pax_headers, member.size = headers, 20
+        tar.addfile(member, io.BytesIO(b"1\n0\n5\n" + b"x" * 14))
+    return buffer.getvalue()
+
+
+SPARSE = {"GNU.sparse.map": "0,1,5,2"}
+
+
 @functools.cache
 def tars() -> list[bytes]:
     """A tar in each form of header: plain, with long names, with the kinds of sparse files, and with names of names."""
-    found = [tar_of(**GOOD)]
-    sparse = [{}, {"GNU.sparse.map": "0,1,5,2"}, {"GNU.sparse.map": "a,b"}, {"GNU.sparse.size": "9"},
-              {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}]  # fmt: skip
-    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        for headers in sparse:
-            buffer = io.BytesIO()
-            with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
-                member = tarfile.TarInfo("package/" * 20 + NAME.format("pha"))
-                member.pax_headers, member.size = headers, 20
-                tar.addfile(member, io.BytesIO(b"1\n0\n5\n" + b"x" * 14))
-            found.append(buffer.getvalue())
+    sparse = [{}, SPARSE, {"GNU.sparse.map": "a,b"}, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}]
+    found = [tar_with(form, headers) for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT) for headers in sparse]
     name = tarfile.TarInfo("name")
     name.type, name.size = tarfile.GNUTYPE_LONGNAME, 1
-    return [*found, (name.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(512, b"\0")) * 2000]
+    return [tar_of(**GOOD), *found, (name.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(512, b"\0")) * 2000]
+
+
+@pytest.mark.parametrize(("headers", "number"), [({}, 1), (SPARSE, 0)], ids=["plain", "sparse"])
+def test_a_sparse_file_is_no_product(headers: dict[str, str], number: int, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_with(tarfile.PAX_FORMAT, headers))
+    assert len(_check_tar(tmp_path / "a.tar", {DetectionId(1, 0, 1)}, 6)) == number
+    assert len(list(members(tmp_path / "a.tar"))) == number
 
 
 @stable(300)
