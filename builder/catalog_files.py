@@ -38,7 +38,6 @@ def write_catalog(path: Path, catalog: pa.Table) -> None:
     """
     check_ending(path)
     with beside(path) as partial:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix in _VOTABLE:
             partial.write_bytes(write_votable(catalog.to_pylist()))
         elif path.suffix in _HDF5:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,9 +21,14 @@ def _old(output: Path) -> Path:
 
 
 def recover_folder(output: Path) -> None:
-    """Bring the old folder back where a run was killed between the two renames of the swap."""
-    if _old(output).exists() and not output.exists():
-        _old(output).replace(output)
+    """End the swap of a run that was killed amid it: without the new folder, the old one is brought back."""
+    old = _old(output)
+    if not old.exists():
+        return
+    if output.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.replace(output)
 
 
 @contextlib.contextmanager
@@ -43,6 +49,37 @@ def hold(staging: Path, output: Path | str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _workplace(output: Path) -> Iterator[Path]:
+    """A folder beside `output` to work in, and to be removed; what a killed run left of its own is removed, too."""
+    place = output.with_name(f".{output.name}.{uuid.uuid4().hex}.incomplete")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    place.mkdir()
+    with hold(place, output):  # not before: until then it is as good as left by a killed run
+        try:
+            # Held first, so that of two runs that begin at once one finds the other.
+            for left in output.parent.iterdir():
+                if left != place and re.fullmatch(rf"\.{re.escape(output.name)}\.[0-9a-f]+\.incomplete", left.name):
+                    with hold(left, output):
+                        shutil.rmtree(left, ignore_errors=True)
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _flush(*paths: Path) -> None:
+    """Have files, and the names in folders, on disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            if not path.is_dir():  # some network file systems flush no folders
+                raise
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
 def staging_folder(output: Path) -> Iterator[Path]:
     """A folder beside `output` that takes its place when the block ends well, and is removed when it does not.
 
@@ -51,47 +88,34 @@ def staging_folder(output: Path) -> Iterator[Path]:
     OutputError
         If the file system refuses, or another run is writing the same folder.
     """
-    staging = output.with_name(f".{output.name}.{os.getpid()}.incomplete")
+    old = _old(output)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        for left in output.parent.iterdir():
-            if re.fullmatch(rf"\.{re.escape(output.name)}\.\d+\.incomplete", left.name):
-                with hold(left, output):
-                    shutil.rmtree(left)  # of a run that was killed
-        staging.mkdir()
-        with hold(staging, output):
+        with _workplace(output) as staging:
             yield staging
-            old = _old(output)
-            if old.exists():
-                shutil.rmtree(old)
+            _flush(*staging.rglob("*"), staging)
             if output.exists():
                 output.replace(old)
             staging.replace(output)
-            if old.exists():
-                shutil.rmtree(old)
+            _flush(output.parent)
+            with contextlib.suppress(FileNotFoundError):
+                old.replace(staging)  # in one step, as what is called old must be whole; it is removed from there
     except OSError as error:
         name = error.filename or output
         raise OutputError(f"cannot write {name}: {error.strerror or error}; what was there before is kept") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when the block ends well, and is removed when it does not.
+    """A file in a folder beside `path` that takes its place when the block ends well, and is removed when it does not.
 
     Raises
     ------
     OutputError
-        If the file system refuses.
+        If the file system refuses, or another run is writing the same file.
     """
-    partial = path.parent / f".{path.name}.partial"
     try:
-        yield partial
-        partial.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        if isinstance(error, OSError):
-            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-        raise
+        with _workplace(path) as place:
+            yield place / path.name
+            (place / path.name).replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,109 @@
+"""A folder or a file that is written is there whole or not at all, whoever else writes it and whenever a run dies."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from builder.errors import OutputError
+from builder.staging import beside, recover_folder, staging_folder
+
+
+class Death(BaseException):
+    """After it nothing is done any more, as after a kill: no cleaning up either."""
+
+
+def write(output: Path, text: str) -> None:
+    recover_folder(output)
+    with staging_folder(output) as staging:
+        for name in "ab":
+            (staging / name).write_text(text)
+
+
+def dies(output: Path, text: str, calls: int) -> bool:
+    """Write, with no more than so many calls of the file system; whether they were too few."""
+    left = iter(range(calls))
+
+    def mortal(call: Callable[..., object]) -> Callable[..., object]:
+        def mortal_call(*arguments: object, **options: object) -> object:
+            if next(left, None) is None:
+                raise Death
+            return call(*arguments, **options)
+
+        return mortal_call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("fsync", "mkdir", "rename", "replace", "rmdir", "unlink"):
+            patch.setattr(os, name, mortal(getattr(os, name)))
+        try:
+            write(output, text)
+        except Death:
+            return True
+    return False
+
+
+def texts(folder: Path) -> list[str]:
+    return [path.read_text() for path in sorted(folder.iterdir())]
+
+
+def test_a_run_that_dies_at_any_call_leaves_the_old_folder_whole_or_the_new_one(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    seen = set()
+    for calls in itertools.count():
+        write(output, "old")
+        died = dies(output, "new", calls)
+        recover_folder(output)
+        assert texts(output) in (["old"] * 2, ["new"] * 2), calls
+        seen.add((died, texts(output)[0]))
+        write(output, "newer")
+        assert texts(output) == ["newer"] * 2
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        if not died:
+            break
+    assert seen == {(True, "old"), (True, "new"), (False, "new")}
+
+
+@pytest.mark.parametrize("writer", [staging_folder, beside])
+def test_who_is_refused_as_another_writes_takes_nothing_of_the_other_away(
+    writer: Callable[[Path], AbstractContextManager[Path]], tmp_path: Path
+) -> None:
+    """Within one process, where both have the same pid, as they may in two containers."""
+    with writer(tmp_path / "out") as place:
+        (place / "half" if writer is staging_folder else place).write_text("mine")
+        with pytest.raises(OutputError, match="another run is writing"), writer(tmp_path / "out"):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "half" if writer is staging_folder else tmp_path / "out").read_text() == "mine"
+
+
+def test_what_a_killed_run_left_of_a_file_is_removed_and_that_of_another_file_is_not(tmp_path: Path) -> None:
+    for name in (".a.png.0123abcd.incomplete", ".b.png.0123abcd.incomplete"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").touch()
+    with beside(tmp_path / "a.png") as partial:
+        partial.touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.png.0123abcd.incomplete", "a.png"]
+
+
+def test_the_new_folder_is_on_disk_before_the_old_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, flushed, moved = tmp_path / "out", set(), []
+    replace = Path.replace
+
+    def watch(path: Path, target: Path) -> Path:
+        moved.append(path.name)
+        wanted = {tmp_path} if path.name == ".out.old" else {staging, *staging.rglob("*")}
+        assert {one.stat().st_ino for one in wanted} <= flushed
+        return replace(path, target)
+
+    output.mkdir()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.add(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(Path, "replace", watch)
+    with staging_folder(output) as staging:
+        (staging / "data").mkdir()
+        (staging / "data" / "shard").write_text("new")
+    assert moved == ["out", staging.name, ".out.old"]
