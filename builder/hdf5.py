@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +53,32 @@ def _values(column: Column, array: pa.ChunkedArray) -> Any:
     return array.cast(pa.int64()).fill_null(_INTEGER_NULL).to_numpy()
 
 
+class _Sink(io.FileIO):
+    """The file that HDF5 writes to, which keeps to itself that a write has failed.
+
+    HDF5 cannot give up a file that it cannot write, and ends in a segmentation fault: so it is let go on, into nothing,
+    until it has closed the file.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        try:
+            while rest and self.error is None:  # a disk that fills up takes a part first
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size) if self.error is None else 0
+        except OSError as error:
+            self.error = error
+            return 0
+
+
 class HDF5Writer:
     """Writes rows to an HDF5 file, a table at a time; the same rows give the same bytes.
 
@@ -64,6 +91,11 @@ class HDF5Writer:
         Written to the file as attributes, dicts as JSON.
     chunk : int
         Rows in a chunk, which takes its whole room in the file: no more than there are rows.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written: at once, or from `append` and the end of the block.
     """
 
     def __init__(
@@ -75,7 +107,8 @@ class HDF5Writer:
     ) -> None:
         self._columns = columns
         self._waiting: list[pa.Table] = []
-        self._file = h5py.File(path, "w", libver=("v110", "v110"))
+        self._sink = _Sink(path, "w+")
+        self._file = h5py.File(self._sink, "w", libver=("v110", "v110"))
         for name, value in (attributes or {}).items():
             self._file.attrs[name] = json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
         for column in columns:
@@ -119,6 +152,11 @@ class HDF5Writer:
                 dataset.id.write(h5py.h5s.create_simple((len(rows),)), place, values)
             else:
                 dataset[start:] = values
+            self._check()
+
+    def _check(self) -> None:
+        if self._sink.error is not None:
+            raise self._sink.error
 
     def append_ebounds(self, grids: pa.Table) -> None:
         """Write the distinct channel energy grids as group ``ebounds``."""
@@ -137,11 +175,14 @@ class HDF5Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self._flush()
-        finally:
-            self._file.close()
+        with self._sink:
+            try:
+                if kind is None:
+                    self._flush()
+            finally:
+                self._file.close()
+        if kind is None:
+            self._check()
 
 
 def read_columns(path: Path, columns: tuple[Column, ...]) -> pa.Table:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +202,21 @@ def test_a_failed_write_still_closes_the_file(tmp_path: Path) -> None:
         append_half_a_table()
     with h5py.File(tmp_path / "x.hdf5", "a") as file:
         assert "theta" in file
+
+
+def test_a_disk_that_is_full_at_whatever_byte_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk, in a process of its own: it is the end that crashed."""
+    code = ("import errno, resource, sys; from pathlib import Path; from builder.hdf5 import HDF5Writer\n"
+            "from tests.test_hdf5 import table; rows = table(300, length=90)\n"
+            "for size in (0, 1000, 40_000, 150_000, 300_000, 900_000, 1_500_000):\n"
+            "    resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))\n"
+            "    try:\n"
+            "        with HDF5Writer(Path(sys.argv[1])) as writer:\n"
+            "            for _ in range(5): writer.append(rows)\n"
+            "    except OSError as error:\n"
+            "        assert error.errno == errno.EFBIG\n"
+            "    else:\n"
+            "        sys.exit(f'{size} bytes were enough')\n")  # fmt: skip
+    words = [sys.executable, "-c", code, str(tmp_path / "x.hdf5")]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
