@@ -164,7 +164,7 @@ class Calibration:
         """Counts that a model predicts in each channel of the source region, without background.
 
         ``exposure * sum over energies of RMF(channel, energy) * ARF(energy) * model(energy)`` (OGIP CAL/GEN/92-002),
-        as in Sherpa's ``RSPModelPHA``. AREASCAL is taken as 1, which both real detections have; a row does not hold it.
+        as in Sherpa's ``RSPModelPHA``; AREASCAL is 1 in all rows.
         The area is not corrected for the aperture: what is folded is the flux of the photons within the source region,
         while the catalog's fluxes are of all. Column PSF_FRAC of the ARF file is the fraction of the PSF within it
         (``chandra-spectra export --layout fits`` gives the files back); it can exceed 1.

@@ -84,6 +84,10 @@ class ProductError(ChandraSpectraError):
         super().__init__(message)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[ProductError], tuple[str, str]]:
+        # an exception is pickled as its type and `args`, which do not hold the reason
+        return type(self), (self.reason, str(self))
+
 
 class StoreError(ChandraSpectraError):
     """A finished package cannot be written, or one on disk is damaged."""

@@ -21,7 +21,7 @@ from builder.catalog import PACKAGE_SIZE, Package
 from builder.columns import COLUMNS
 from builder.errors import ArchiveError, ProductError, SettingError
 from builder.hdf5 import read_rows
-from builder.ogip import inflate
+from builder.ogip import content, inflate
 from builder.prepare import Progress
 from builder.products import KINDS, group_products, members
 from builder.records import N_CHANNELS, DetectionId, File, Products
@@ -87,7 +87,7 @@ def _write(folder: Path, products: Products, row: dict[str, Any], energy_lo: NDA
     pha, arf, rmf = (_inflated(products, kind, row) for kind in KINDS)
     stem = pha.name.removesuffix("_pha3.fits")
     with fits.open(io.BytesIO(pha.data)) as hdus:
-        headers = {hdu.header.get("HDUCLAS2"): hdu.header for hdu in hdus if hdu.name == "SPECTRUM"}
+        headers = {hdu.header.get("HDUCLAS2"): hdu.header for hdu in hdus if content(hdu.header.get) == "SPECTRUM"}
     for name, kind, counts, files in (
         (f"{stem}_src.pi", "TOTAL", row["counts"], (f"{stem}_bkg.pi", arf.name, rmf.name)),
         (f"{stem}_bkg.pi", "BKG", row["background_counts"], ("none", "none", "none")),

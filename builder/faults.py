@@ -102,7 +102,7 @@ class Faults:
         fault = self.permanent_of(detection) or ""
         if fault.startswith("missing_"):
             return fault.removeprefix("missing_")
-        if fault == "wrong_ids":  # not every ARF and RMF has the cards
+        if fault == "wrong_ids":  # an ARF or RMF need not have the cards
             return "pha"
         return KINDS[int(self.uniform("kind", detection.catalog) * len(KINDS))]
 

@@ -12,7 +12,7 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from builder.errors import ProductError
 from builder.records import File
 
-__all__ = ["MAX_INFLATED_BYTES", "Table", "inflate", "tables"]
+__all__ = ["MAX_INFLATED_BYTES", "Table", "content", "extension", "inflate", "tables"]
 
 MAX_INFLATED_BYTES = 256 * 2**20
 """No product is nearly as large (an RMF inflates to less than 2 MB): more is a broken or hostile file."""
@@ -36,6 +36,9 @@ _TFORM_BYTES = {**{code: np.dtype(kind).itemsize for code, kind in _NUMPY.items(
 _TFORM_BYTES |= {"P": 8, "Q": 16}  # descriptors of variable-length arrays
 _TFORM = re.compile(r"(\d*)([LXBIJKAEDCMPQ])([LXBIJKAEDCM]?)")
 _DESCRIPTOR = {"P": ">i4", "Q": ">i8"}  # length and place in the heap, section 7.3.5
+_UNSIGNED = {"I": 2**15, "J": 2**31}  # TZERO of whole numbers from 0 up, section 5.2.5
+_MAX_FIELDS = 999  # section 7.3.1
+_MATRIX_NAMES = ("MATRIX", "SPECRESP MATRIX")  # EXTNAME, CAL/GEN/92-002, section 3.1; the catalog's is RSP_MATRIX
 
 
 def inflate(file: File) -> bytes:
@@ -63,13 +66,14 @@ def inflate(file: File) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """A column: its number, how many of what type code a row holds, what a list is of, and where in the row."""
+    """A column: its number, how many of what type code a row holds, what a list is of, where in the row, and from 0."""
 
     number: int
     repeat: int
     code: str
     element: str
     offset: int
+    zero: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,20 +130,28 @@ class Table:
             raise self._unreadable(f"keyword {keyword} is {value}, not a whole number")
         return int(value)
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns in capitals, as whose case FITS does not mind (FITS Standard 4.0, section 7.3.1)."""
+        return [
+            self.text(f"TTYPE{index}", "").upper() for index in range(1, min(self.integer("TFIELDS"), _MAX_FIELDS) + 1)
+        ]
+
     def columns(self, *names: str) -> list[NDArray[np.generic]]:
         """Copy scalar columns out, in native byte order, each of shape (NAXIS2,).
 
         Raises
         ------
         ProductError
-            If a column is missing, not one number a row, or scaled (the catalog's files scale none).
+            If a column is missing, not one number a row, or scaled (the catalog's files scale none); whole numbers
+            that are stored as unsigned are not scaled.
         """
         fields = self._fields(*names)
         for name, field in fields.items():
             if field.repeat != 1 or field.code not in _NUMPY:
                 raise self._unreadable(f"column {name} is not one plain number a row")
         array = self._records(fields, [_NUMPY[field.code] for field in fields.values()])
-        return [array[name].astype(array[name].dtype.newbyteorder("=")) for name in names]
+        return [_native(array[name], fields[name].zero) for name in names]
 
     def lists(self, name: str, lengths: NDArray[np.integer[Any]]) -> NDArray[np.generic]:
         """Copy a column of lists out, one row after the other, in native byte order.
@@ -179,7 +191,7 @@ class Table:
             source[begin : begin + length * kind.itemsize]
             for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True)
         ]
-        return np.frombuffer(b"".join(parts), kind).astype(kind.newbyteorder("="))
+        return _native(np.frombuffer(b"".join(parts), kind), field.zero)
 
     def column_number(self, name: str) -> int:
         """The number, from 1, that a column's keywords end in; ProductError where it is missing."""
@@ -196,9 +208,10 @@ class Table:
             repeat, code = int(match[1] or 1), match[2]
             name = self.text(f"TTYPE{index}", "").upper()
             if name in names:
-                if any(f"{key}{index}".encode().ljust(8) in self.cards for key in ("TSCAL", "TZERO")):
+                zero = self.number(f"TZERO{index}", 0)
+                if self.number(f"TSCAL{index}", 1) != 1 or zero not in (0, _UNSIGNED.get(match[3] or code)):
                     raise self._unreadable(f"column {name} is not of plain numbers: it is scaled")
-                found[name] = _Field(index, repeat, code, match[3] or "", offset)
+                found[name] = _Field(index, repeat, code, match[3] or "", offset, int(zero))
             offset += (repeat + 7) // 8 if code == "X" else repeat * _TFORM_BYTES[code]
         if missing := [name for name in names if name not in found]:
             raise self._unreadable(f"no column {missing[0]} in {self.text('EXTNAME', 'a table')}")
@@ -214,6 +227,41 @@ class Table:
         row = np.dtype({"names": list(fields), "formats": formats, "itemsize": width,
                         "offsets": [field.offset for field in fields.values()]})  # fmt: skip
         return np.frombuffer(self.data, dtype=row, count=rows)
+
+
+def _native(values: NDArray[np.generic], zero: int) -> NDArray[np.generic]:
+    """The values in native byte order, counted from `zero`."""
+    native = values.astype(values.dtype.newbyteorder("="))
+    return native.astype(np.int64) + zero if zero else native
+
+
+def content(card: Callable[[str, str], object]) -> str:
+    """What an extension holds: SPECTRUM, SPECRESP, RSP_MATRIX, EBOUNDS or something else.
+
+    The keywords of its OGIP class decide, or, where it has none, its name in any case.
+
+    Parameters
+    ----------
+    card : callable
+        ``card(keyword, default)`` gives the value of a keyword: `Table.text`, or ``get`` of astropy's headers.
+    """
+    kind, subkind, name = (str(card(keyword, "")).upper() for keyword in ("HDUCLAS1", "HDUCLAS2", "EXTNAME"))
+    found = (subkind if kind == "RESPONSE" else kind) or name
+    return "RSP_MATRIX" if found in _MATRIX_NAMES else found
+
+
+def extension(found: list[Table], what: str, file: str, kind: str) -> Table:
+    """The one table of a file that holds `what`, see `content`.
+
+    Raises
+    ------
+    ProductError
+        ``unreadable_<kind>``: there is none, or more than one.
+    """
+    holding = [table for table in found if content(table.text) == what]
+    if len(holding) != 1:
+        raise ProductError(f"unreadable_{kind}", f"{file}: {len(holding)} tables {what} instead of 1")
+    return holding[0]
 
 
 def tables(data: bytes, file: str, kind: str) -> list[Table]:

@@ -48,7 +48,7 @@ REASONS = {
     "no_background": "the PHA file has no background spectrum",
     "wrong_ids": "a file is of another detection than its name or the catalog says",
     "channel_mismatch": "the channels of the PHA file are not those of the RMF file",
-    "not_finite": "a number that enters the spectrum is not finite, or a scale is not positive",
+    "not_finite": "a number that enters the row is not finite, or a scale is not positive",
     "no_counts": "no source counts in the kept energy range",
     "not_reducible": "Sherpa refused the data",
 }

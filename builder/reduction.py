@@ -24,7 +24,7 @@ from sherpa.stats import Chi2Gehrels
 from sherpa.utils.err import SherpaErr
 
 from builder.errors import ProductError
-from builder.ogip import Table, inflate, tables
+from builder.ogip import Table, content, extension, inflate, tables
 from builder.records import N_CHANNELS, DetectionId, File, Products, Recipe, Rejection, Spectrum, Stage
 from builder.response import read_response
 
@@ -33,7 +33,9 @@ __all__ = ["reduce_products"]
 Floats = NDArray[np.float64]
 
 _CHANNELS = np.arange(1, N_CHANNELS + 1, dtype=np.float64)
+_IDS = ("OBS_ID", "OBI_NUM", "REGIONID")
 _CYCLE_HEADER = {"e1": "P", "e2": "S"}  # the CYCLE keyword: primary and secondary exposures
+_PER_CHANNEL = {"BACKSCAL", "AREASCAL", "BACKGROUND_UP", "BACKGROUND_DOWN"}  # columns that change Sherpa's numbers
 
 
 def reduce_products(
@@ -69,13 +71,13 @@ def reduce_products(
 def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
     detection = products.detection
     pha, arf, rmf = (_present(products, kind) for kind in ("pha", "arf", "rmf"))
-    content = [inflate(file) for file in (pha, arf, rmf)]
-    source, background = _source_and_background(tables(content[0], pha.name, "pha"), pha)
-    area = _extension(tables(content[1], arf.name, "arf"), "SPECRESP", "arf", arf)
-    rmf_tables = tables(content[2], rmf.name, "rmf")
-    ebounds = _extension(rmf_tables, "EBOUNDS", "rmf", rmf)
-    for table in (source, background, area, rmf_tables[0]):
-        _check_ids(table, detection)
+    inflated = [inflate(file) for file in (pha, arf, rmf)]
+    source, background = _source_and_background(tables(inflated[0], pha.name, "pha"), pha)
+    area = extension(tables(inflated[1], arf.name, "arf"), "SPECRESP", arf.name, "arf")
+    rmf_tables = tables(inflated[2], rmf.name, "rmf")
+    ebounds = extension(rmf_tables, "EBOUNDS", rmf.name, "rmf")
+    for table in (source, background, area, *rmf_tables):
+        _check_ids(table, detection, complete=table is source)
 
     channel, counts = _channels(source)
     background_channel, background_counts = _channels(background)
@@ -92,6 +94,8 @@ def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
 
     energy_scale = _channel_energies(*(energy.tobytes() for energy in energies))
     data = _data_pha(str(detection), source, counts, energy_scale)
+    if data.areascal != 1:  # the counts and the effective area of a row, to which it is not applied, would not fit it
+        raise ProductError("unreadable_pha", f"{pha.name}: AREASCAL is {data.areascal}, but 1 in the catalog's files")
     data.ignore(None, recipe.energy_min)
     data.ignore(recipe.energy_max, None)
     kept = data.get_mask()
@@ -131,7 +135,7 @@ def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
         ebounds_lo=energies[0],
         ebounds_hi=energies[1],
         files=(pha.name, arf.name, rmf.name),
-        sha256=tuple(hashlib.sha256(data).hexdigest() for data in content),  # type: ignore[arg-type]
+        sha256=tuple(hashlib.sha256(data).hexdigest() for data in inflated),  # type: ignore[arg-type]
         response=read_response(rmf_tables, rmf.name) if response else None,
     )
 
@@ -145,7 +149,7 @@ def _present(products: Products, kind: str) -> File:
 
 def _source_and_background(found: list[Table], file: File) -> tuple[Table, Table]:
     """The two SPECTRUM extensions. Sherpa would take the background for the source where the first is garbled."""
-    spectra = [table for table in found if table.text("HDUCLAS1", "") == "SPECTRUM"]
+    spectra = [table for table in found if content(table.text) == "SPECTRUM"]
     kinds = [table.text("HDUCLAS2", "") for table in spectra]
     if kinds.count("TOTAL") != 1:
         raise ProductError("unreadable_pha", f"{file.name}: {kinds.count('TOTAL')} source spectra instead of 1")
@@ -155,16 +159,14 @@ def _source_and_background(found: list[Table], file: File) -> tuple[Table, Table
     return source, spectra[kinds.index("BKG")]
 
 
-def _extension(found: list[Table], name: str, kind: str, file: File) -> Table:
-    for table in found:
-        if table.text("EXTNAME", "") == name:
-            return table
-    raise ProductError(f"unreadable_{kind}", f"{file.name}: no extension {name}")
-
-
-def _check_ids(table: Table, detection: DetectionId) -> None:
+def _check_ids(table: Table, detection: DetectionId, *, complete: bool) -> None:
+    """No keyword of the table names another detection. Unless it is to be `complete`, its file's name may do for it."""
+    own = (detection.obsid, detection.obi, detection.region_id)
     try:
-        found = DetectionId(table.integer("OBS_ID"), table.integer("OBI_NUM"), table.integer("REGIONID"))
+        obsid, obi, region_id = (
+            table.integer(keyword, None if complete else number) for keyword, number in zip(_IDS, own, strict=True)
+        )
+        found = DetectionId(obsid, obi, region_id)
     except ValueError as error:
         raise ProductError("wrong_ids", f"{table.file}: {error}") from None
     if found != detection.catalog:
@@ -175,6 +177,11 @@ def _check_ids(table: Table, detection: DetectionId) -> None:
 
 
 def _channels(table: Table) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
+    names = set(table.names)
+    if found := names & _PER_CHANNEL:
+        raise ProductError("unreadable_pha", f"{table.file}: {min(found)} is a column, but not in the catalog's files")
+    if "GROUPING" in names and not np.isin(table.columns("GROUPING"), (0, 1)).all():  # 1: a group begins
+        raise ProductError("unreadable_pha", f"{table.file}: GROUPING puts channels together before the recipe does")
     channel, counts = table.columns("CHANNEL", "COUNTS")
     _finite(table, CHANNEL=channel, COUNTS=counts)
     whole = counts.astype(np.int32)

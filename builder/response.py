@@ -5,13 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from builder.errors import ProductError
-from builder.ogip import Table
+from builder.ogip import Table, extension
 from builder.records import Response
 
 __all__ = ["read_response"]
-
-_NAMES = ("MATRIX", "SPECRESP MATRIX", "RSP_MATRIX")
-"""EXTNAME: the first two by CAL/GEN/92-002, section 3.1; the catalog's files have the last."""
 
 
 def read_response(tables: list[Table], file: str) -> Response:
@@ -24,10 +21,7 @@ def read_response(tables: list[Table], file: str) -> Response:
     ProductError
         ``unreadable_rmf``: there is none, or it contradicts itself.
     """
-    found = [table for table in tables if table.text("EXTNAME", "") in _NAMES]
-    if len(found) != 1:
-        raise ProductError("unreadable_rmf", f"{file}: {len(found)} extensions with a matrix instead of 1")
-    (table,) = found
+    table = extension(tables, "RSP_MATRIX", file, "rmf")
     energy_lo, energy_hi, n_grp = table.columns("ENERG_LO", "ENERG_HI", "N_GRP")
     groups = n_grp.astype(np.int64)
     if np.any(groups < 0):

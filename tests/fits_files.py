@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,14 @@ def _ids(detection: DetectionId) -> dict[str, Any]:
 
 def spectrum(
     kind: str, counts: ArrayLike, detection: DetectionId = DETECTION, channel: ArrayLike = CHANNEL, code: str = "J",
-    **cards: Any,
+    extra: Sequence[fits.Column] = (), **cards: Any,
 ) -> fits.BinTableHDU:  # fmt: skip
-    """A SPECTRUM extension; `kind` is TOTAL or BKG."""
+    """A SPECTRUM extension, with `extra` columns; `kind` is TOTAL or BKG."""
     counts = np.asarray(counts)
     columns = [fits.Column("CHANNEL", "J", array=np.asarray(channel)),
                fits.Column("PI", "D", array=np.asarray(channel, dtype=float)),
                fits.Column("COUNTS", code, array=counts),
-               fits.Column("COUNT_RATE", "D", array=counts / 1000.0)]  # fmt: skip
+               fits.Column("COUNT_RATE", "D", array=counts / 1000.0), *extra]  # fmt: skip
     own = kind == "TOTAL"
     words = {"HDUCLASS": "OGIP", "HDUCLAS1": "SPECTRUM", "HDUCLAS2": kind, "HDUCLAS3": "COUNT", "HDUCLAS4": "TYPE:I",
              "HDUVERS": "1.2.1", "CHANTYPE": "PI", "DETCHANS": counts.size, "TLMIN1": int(np.min(channel)),

@@ -22,7 +22,11 @@ from builder import export_hats
 from builder.columns import COLUMNS
 from builder.errors import ArchiveError, OutputError, SettingError
 from builder.export import Exported, export
+from builder.prepare import prepare
 from builder.products import members
+from builder.selection import Cone, Selection
+from builder.settings import Settings
+from builder.verify import verify
 from tests.conftest import command
 from tests.goldens import GOLDENS
 
@@ -232,6 +236,46 @@ def test_one_cycle_of_an_interleaved_observation(sample: Path, tmp_path: Path) -
     assert fits.getdata(path, "SPECTRUM")["COUNTS"].tolist() == rows[1]["counts"]
 
 
+def change_file(mirror: Path, kind: str, change: Callable[[bytes], bytes]) -> None:
+    """Put another file in the place of one of 4938.0.43."""
+    index = [json.loads(line) for line in (mirror / "packages.jsonl").read_text().splitlines()]
+    (line,) = (line for line in index if "4938.0.43" in line["detections"])
+    path = mirror / line["file"]
+    files = {file.name: file.data for file in members(path)}
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            new = change(data) if "04938" in name and f"{kind}3" in name else data
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(new)
+            tar.addfile(member, io.BytesIO(new))
+    line["bytes"] = path.stat().st_size
+    (mirror / "packages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in index))
+
+
+def test_spectra_of_other_names_are_exported_and_verified(mirror: Path, tmp_path: Path) -> None:
+    """As the reduction finds them, by their class."""
+
+    def renamed(data: bytes) -> bytes:
+        with fits.open(io.BytesIO(gzip.decompress(data))) as hdus:
+            for hdu in hdus:
+                if hdu.name == "SPECTRUM":
+                    hdu.name = f"SPECTRUM{hdu.ver}"
+            stream = io.BytesIO()
+            hdus.writeto(stream)
+        return gzip.compress(stream.getvalue())
+
+    change_file(mirror, "pha", renamed)
+    selection = Selection(cone=Cone(349.872, 0.599, 0.001))
+    settings = Settings(str(mirror), catalog=str(mirror / "catalog.vot"), selection=selection)
+    prepare(tmp_path / "out", settings, cache=tmp_path / "cache")
+    (row,) = pq.read_table(tmp_path / "out/counts").to_pylist()
+    assert verify(tmp_path / "out", load=False, recheck=1).failures == []
+    export(tmp_path / "out", tmp_path / "fits", layout="fits", detections=["4938.0.43"], archive=str(mirror))
+    for end, name in (("src", "counts"), ("bkg", "background_counts")):
+        path = tmp_path / f"fits/{STEMS['4938.0.43']}_{end}.pi"
+        assert fits.getdata(path, "SPECTRUM")["COUNTS"].tolist() == row[name]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -246,18 +290,7 @@ def test_one_cycle_of_an_interleaved_observation(sample: Path, tmp_path: Path) -
 def test_other_files_than_the_rows_are_refused(
     sample: Path, mirror: Path, tmp_path: Path, change: Callable[[bytes], bytes], words: str
 ) -> None:
-    index = [json.loads(line) for line in (mirror / "packages.jsonl").read_text().splitlines()]
-    (line,) = (line for line in index if "4938.0.43" in line["detections"])
-    path = mirror / line["file"]
-    files = {file.name: file.data for file in members(path)}
-    with tarfile.open(path, "w") as tar:
-        for name, data in files.items():
-            new = change(data) if "04938" in name and "rmf3" in name else data
-            member = tarfile.TarInfo(f"package/{name}")
-            member.size = len(new)
-            tar.addfile(member, io.BytesIO(new))
-    line["bytes"] = path.stat().st_size
-    (mirror / "packages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in index))
+    change_file(mirror, "rmf", change)
     with pytest.raises(ArchiveError, match=words):
         export(sample, tmp_path / "fits", layout="fits", detections=["4938.0.43"], archive=str(mirror))
     assert [path.name for path in tmp_path.iterdir()] == ["mirror"]

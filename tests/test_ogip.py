@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from builder import ogip
 from builder.errors import ProductError
-from builder.ogip import Table, inflate, tables
+from builder.ogip import Table, content, inflate, tables
 from builder.records import File
 from tests import fits_files as ff
 from tests.fits_files import KINDS, REAL, stable
 
 CODES = {"B": "u1", "I": "i2", "J": "i4", "K": "i8", "E": "f4", "D": "f8"}
-NEIGHBOURS = ["A", "12A", "0J", "X", "7X", "17X", "L", "3L", "C", "2M", "3D", "5I", "PE(4)", "QJ(4)", "B"]
+NEIGHBOURS = ["A", "12A", "0J", "X", "7X", "8X", "16X", "17X", "L", "3L", "C", "2M", "3D", "5I", "PE(4)", "QJ(4)", "B"]
 
 
 def only(data: bytes, kind: str = "pha") -> Table:
@@ -172,8 +172,8 @@ def test_the_first_of_two_cards_counts() -> None:
     "column",
     [fits.Column("X", "2J", array=np.ones((3, 2))), fits.Column("X", "5A", array=["a"] * 3),
      fits.Column("X", "C", array=np.ones(3)), fits.Column("X", "3X", array=np.ones((3, 3), bool)),
-     fits.Column("X", "I", bzero=32768, array=np.ones(3)), neighbour("X", "PE(4)", 3)],
-    ids=["pair", "text", "complex", "bits", "unsigned", "variable"],
+     neighbour("X", "PE(4)", 3)],
+    ids=["pair", "text", "complex", "bits", "variable"],
 )  # fmt: skip
 def test_a_wanted_column_that_is_not_one_plain_number_a_row_is_refused(column: fits.Column) -> None:
     table = only(ff.fits_bytes(ff.table("T", [fits.Column("Y", "J", array=[1, 2, 3]), column])))
@@ -181,12 +181,65 @@ def test_a_wanted_column_that_is_not_one_plain_number_a_row_is_refused(column: f
     refused("unreadable_pha", "column X is not o(ne|f) plain number", table, "columns", "Y", "X")
 
 
-@pytest.mark.parametrize("keyword", ["TSCAL2", "TZERO2"])
-def test_a_scaled_column_is_refused_only_where_it_is_wanted(keyword: str) -> None:
+@pytest.mark.parametrize(("keyword", "value"), [("TSCAL2", 2.0), ("TSCAL2", -1), ("TZERO2", 2.0), ("TZERO2", 32768)])
+def test_a_scaled_column_is_refused_only_where_it_is_wanted(keyword: str, value: float) -> None:
     columns = [fits.Column(name, "J", array=[1, 2, 3]) for name in ("Y", "X")]
-    table = only(ff.fits_bytes(ff.table("T", columns, **{keyword: 2.0})))
+    table = only(ff.fits_bytes(ff.table("T", columns, **{keyword: value})))
     assert table.columns("Y")[0].tolist() == [1, 2, 3]
     refused("unreadable_pha", "column X is not o(ne|f) plain number", table, "columns", "X")
+
+
+def test_a_scale_of_one_from_zero_is_none() -> None:
+    table = only(ff.fits_bytes(ff.table("T", [fits.Column("X", "J", array=[1, 2, 3])], TSCAL1=1.0, TZERO1=0)))
+    assert table.columns("X")[0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("code", "zero"), [("I", 2**15), ("J", 2**31)])
+def test_unsigned_whole_numbers_are_as_they_were_meant(code: str, zero: int) -> None:
+    """FITS Standard 4.0, section 5.2.5: they are stored less a half of their range."""
+    values = np.array([0, 1, zero - 1, zero, 2 * zero - 1])
+    stored = (values - zero).astype(CODES[code])
+    lists = np.empty(5, dtype=object)
+    lists[:] = [stored[:length] for length in range(5)]
+    columns = [fits.Column("X", code, array=stored), fits.Column("L", f"P{code}()", array=lists)]
+    data = ff.fits_bytes(ff.table("T", columns, TZERO1=zero, TZERO2=float(zero), TSCAL2=1))
+    with fits.open(io.BytesIO(data)) as hdus:
+        assert hdus[1].data["X"].tolist() == values.tolist()
+    assert only(data).columns("X")[0].tolist() == values.tolist()
+    assert only(data).lists("L", np.arange(5)).tolist() == [value for n in range(5) for value in values[:n]]
+
+
+def test_a_gap_before_the_heap_is_passed_over_and_no_list_begins_before_it() -> None:
+    """THEAP, FITS Standard 4.0, section 7.3.5."""
+    lists = np.empty(2, dtype=object)
+    lists[:] = [np.array([5, 6], np.int16), np.array([7], np.int16)]
+    data = ff.fits_bytes(ff.table("T", [fits.Column("X", "PI()", array=lists)], GAP=16 + 10))
+    with fits.open(io.BytesIO(data)) as hdus:
+        start = hdus[1].fileinfo()["datLoc"]
+    assert only(data).lists("X", np.array([2, 1])).tolist() == [5, 6, 7]
+    heap = start + 16  # after two descriptors
+    gap = ff.changed_card(data, "PCOUNT", "16", 1).replace(b"GAP     =", b"THEAP   =")
+    gap = gap[:heap] + b"\x7f" * 10 + gap[heap:-10]
+    assert only(gap).lists("X", np.array([2, 1])).tolist() == [5, 6, 7]
+    before = data[: start + 4] + (-2).to_bytes(4, "big", signed=True) + data[start + 8 :]
+    refused("unreadable_pha", "column X is cut short", only(before, "pha"), "lists", "X", np.array([2, 1]))
+
+
+@pytest.mark.parametrize(
+    ("cards", "found"),
+    [({"HDUCLAS1": "SPECTRUM", "EXTNAME": "SPECTRUM1"}, "SPECTRUM"),
+     ({"EXTNAME": "Spectrum"}, "SPECTRUM"),
+     ({"HDUCLAS1": "RESPONSE", "HDUCLAS2": "EBOUNDS", "EXTNAME": "X"}, "EBOUNDS"),
+     ({"HDUCLAS1": "RESPONSE", "HDUCLAS2": "RSP_MATRIX", "EXTNAME": "RESPMAT"}, "RSP_MATRIX"),
+     ({"HDUCLAS1": "RESPONSE", "EXTNAME": "specresp"}, "SPECRESP"),
+     ({"EXTNAME": "SPECRESP MATRIX"}, "RSP_MATRIX"),
+     ({"EXTNAME": "matrix"}, "RSP_MATRIX"),
+     ({"HDUCLAS1": "GTI", "EXTNAME": "SPECTRUM"}, "GTI"),
+     ({}, "")],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value.values()),
+)  # fmt: skip
+def test_a_table_holds_what_its_class_says_or_else_its_name(cards: dict[str, str], found: str) -> None:
+    assert content(cards.get) == found  # type: ignore[arg-type]
 
 
 def test_a_column_that_is_not_there_is_refused() -> None:
@@ -208,9 +261,9 @@ def test_a_header_that_contradicts_its_data_is_refused(keyword: str, value: str)
 
 
 def test_nothing_but_fits_is_read() -> None:
-    for content in (b"", b"<html>", b"SIMPLE", b"XTENSION= 'BINTABLE'".ljust(2880)):
+    for data in (b"", b"<html>", b"SIMPLE", b"XTENSION= 'BINTABLE'".ljust(2880)):
         with pytest.raises(ProductError, match="some_file is not a FITS file"):
-            tables(content, "some_file", "pha")
+            tables(data, "some_file", "pha")
 
 
 def test_zeros_after_the_last_extension_are_padding() -> None:

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from builder.errors import ChandraSpectraError, SettingError
-from builder.records import CYCLES, N_CHANNELS, REASONS, DetectionId, Recipe, Rejection, Spectrum
+from builder.errors import ChandraSpectraError, ProductError, SettingError, TransientError
+from builder.records import CYCLES, N_CHANNELS, REASONS, DetectionId, Recipe, Rejection, Response, Spectrum
 from tests.fits_files import stable
 
 detections = st.builds(
@@ -157,7 +157,20 @@ def test_an_unknown_setting_is_refused() -> None:
         Recipe(binning=3)  # type: ignore[call-arg]
 
 
-# --- rejections and spectra ---
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ProductError("no_counts", "x"), TransientError("y", 3.0), SettingError("z")],
+    ids=lambda e: type(e).__name__,
+)
+def test_an_error_comes_back_whole_from_another_process(error: Exception) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+# --- rejections, spectra and responses ---
 
 
 def test_a_rejection_needs_a_known_reason() -> None:
@@ -211,3 +224,26 @@ def test_a_spectrum_knows_its_bins_and_its_grid() -> None:
 def test_a_spectrum_that_contradicts_itself_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         spectrum(**changes)
+
+
+def response(**changes: Any) -> Response:
+    one, energies = np.ones(2, np.int32), np.array([1.0, 2.0])
+    values = {"first_channel": 1, "energy_lo": energies, "energy_hi": energies + 1, "n_grp": one, "f_chan": one,
+              "n_chan": one, "matrix": np.ones(2, np.float32)}  # fmt: skip
+    return Response(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"energy_lo": np.array([2.0, 1.0]), "energy_hi": np.array([3.0, 2.0])}, "do not rise"),
+     ({"energy_lo": np.array([1.0, 1.0])}, "do not rise"),
+     ({"energy_hi": np.array([1.0, 3.0])}, "do not rise"),
+     ({"energy_hi": np.ones(3)}, "share one shape"),
+     ({"n_chan": np.ones(3, np.int32)}, "as many values as there are groups"),
+     ({"matrix": np.ones(3, np.float32)}, "as many values as the groups have channels")],
+    ids=["falling", "equal", "empty", "longer", "groups", "matrix"],
+)  # fmt: skip
+def test_a_response_that_contradicts_itself_is_refused(changes: dict[str, Any], words: str) -> None:
+    assert response().matrix.size == 2
+    with pytest.raises(ValueError, match=words):
+        response(**changes)

@@ -129,7 +129,7 @@ def test_a_heap_that_is_cut_short_and_a_file_without_a_matrix_are_refused() -> N
     short = ff.changed_card(data, "PCOUNT", "8", 1)
     with pytest.raises(ProductError, match="cut short"):
         read(short)
-    with pytest.raises(ProductError, match="0 extensions with a matrix"):
+    with pytest.raises(ProductError, match="0 tables RSP_MATRIX instead of 1"):
         read(made(GOOD, variable=True, name="OTHER"))
 
 
