@@ -197,7 +197,8 @@ def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str], split
                                f"{detection.object_id}")  # fmt: skip
         for kind, found in files.items():
             product = ProductName.parse(found[index])
-            if product is None or (product.detection, product.kind) != (detection, kind):
+            owners = (detection,) if kind == "pha" else (detection, detection.catalog)  # cycles may share a response
+            if product is None or product.kind != kind or product.detection not in owners:
                 check.fail(*place, f"{kind}_file {found[index]} is not the {kind} file of {detection}")
         if names[index] in rejected:
             check.fail(*place, "is in rejections.parquet, too")

@@ -95,8 +95,8 @@ def group_products(detections: Iterable[DetectionId], files: Iterable[File]) -> 
     """Match files to the detections that were asked for.
 
     Files of other detections are passed over. Where two files claim the same place the later version wins. A
-    detection of an interleaved observation gives one `Products` for each cycle; one without any file gives one with
-    none.
+    detection of an interleaved observation gives one `Products` for each cycle, with the ARF and RMF file of no cycle
+    where the cycle has none of its own; one without any file gives one with none.
 
     Returns
     -------
@@ -114,8 +114,10 @@ def group_products(detections: Iterable[DetectionId], files: Iterable[File]) -> 
             kinds[name.kind] = (name.version, file)
     grouped: list[Products] = []
     for detection in wanted:
-        cycles = [key for cycle in CYCLES if (key := detection.with_cycle(cycle)) in found]
-        for key in cycles or [detection]:
-            kinds = found.get(key, {})
+        shared = found.get(detection, {})
+        responses = {kind: file for kind, file in shared.items() if kind != "pha"}
+        cycles = [key for cycle in CYCLES[1:] if (key := detection.with_cycle(cycle)) in found]
+        for key in cycles if cycles and "pha" not in shared else [detection, *cycles]:
+            kinds = responses | found.get(key, {})
             grouped.append(Products(key, **{kind: file for kind, (_, file) in kinds.items()}))
     return grouped

@@ -25,6 +25,7 @@ from sherpa.utils.err import SherpaErr
 
 from builder.errors import ProductError
 from builder.ogip import Table, content, extension, inflate, tables
+from builder.products import ProductName
 from builder.records import N_CHANNELS, DetectionId, File, Products, Recipe, Rejection, Spectrum, Stage
 from builder.response import read_response
 
@@ -172,7 +173,9 @@ def _check_ids(table: Table, detection: DetectionId, *, complete: bool) -> None:
     if found != detection.catalog:
         raise ProductError("wrong_ids", f"{table.file} holds {found}, not {detection.catalog}")
     cycle = _CYCLE_HEADER.get(detection.cycle)
-    if cycle is not None and table.text("CYCLE", cycle) != cycle:
+    if cycle is None or ((name := ProductName.parse(table.file)) and not name.detection.cycle):
+        return  # a response without a cycle in its name is of both
+    if table.text("CYCLE", cycle) != cycle:
         raise ProductError("wrong_ids", f"{table.file} is of cycle {table.text('CYCLE')}, not {detection.cycle}")
 
 

@@ -280,6 +280,23 @@ def test_an_interleaved_observation_gives_one_of_each_cycle(order: list[int]) ->
             assert getattr(one, kind).data == f"{one.detection} {kind} 1".encode()
 
 
+@given(own=st.sets(st.sampled_from([(cycle, kind) for cycle in ("e1", "e2") for kind in KINDS]), min_size=1),
+       shared=st.sets(st.sampled_from(KINDS)))  # fmt: skip
+@stable(100)
+def test_a_cycle_takes_the_response_of_no_cycle_where_it_has_none(own: set[tuple[str, str]], shared: set[str]) -> None:
+    """Never the spectrum: where that is of no cycle, it is one of its own."""
+    every = [*(file for kind, file in zip(KINDS, files(FIRST), strict=True) if kind in shared),
+             *(file for cycle in ("e1", "e2") for kind, file in zip(KINDS, files(FIRST.with_cycle(cycle)), strict=True)
+               if (cycle, kind) in own)]  # fmt: skip
+    found = {one.detection.cycle: one for one in group_products([FIRST], every)}
+    assert set(found) == {cycle for cycle, _ in own} | ({""} if "pha" in shared else set())
+    for cycle, one in found.items():
+        for kind in KINDS:
+            source = FIRST.with_cycle(cycle) if (cycle, kind) in own else FIRST
+            there = (cycle, kind) in own or (kind in shared and (kind != "pha" or not cycle))
+            assert getattr(one, kind) == (files(source)[KINDS.index(kind)] if there else None)
+
+
 def test_detections_come_in_the_order_asked_for() -> None:
     every = [*files(FIRST), *files(SECOND)]
     for wanted in ([FIRST, SECOND], [SECOND, FIRST]):

@@ -438,6 +438,13 @@ def test_a_file_of_the_other_cycle(kind: str, cycle: str, word: str) -> None:
     rejected(products(detection, **{kind: content}), "wrong_ids", cycle)
 
 
+def test_a_response_that_both_cycles_share_is_of_either() -> None:
+    """It has no cycle in its name; its header may name one."""
+    for cycle in ("e1", "e2"):
+        own, shared = products(DETECTION.with_cycle(cycle)), products()
+        assert reduced(replace(shared, detection=own.detection, pha=own.pha)).detection.cycle == cycle
+
+
 def test_half_as_many_channels() -> None:
     half = np.arange(1, 513)
     few = ff.pha(poisson(5.0)[:512], poisson(3.0)[:512], channel=half)

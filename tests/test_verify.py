@@ -410,6 +410,16 @@ def test_only_reducing_again_finds_what_agrees_with_everything_else(folder: Path
     assert "the archive's files give" in line
 
 
+@pytest.mark.parametrize("kind", ["pha", "arf", "rmf"])
+def test_the_cycles_of_an_observation_may_share_a_response_but_no_spectrum(kind: str, folder: Path) -> None:
+    def share(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**row, f"{kind}_file": row[f"{kind}_file"].replace(f"_{row['cycle']}_", "_")} for row in rows]
+
+    rewrite(folder, share)
+    failures = content(folder).failures
+    assert [f"is not the {kind} file of" in line for line in failures] == ([True] * 2 if kind == "pha" else [])
+
+
 def test_a_mirror_and_a_server_serve_for_reducing_again(sample: Path, mirror: Path, tmp_path: Path) -> None:
     with ArchiveServer(holdings(str(mirror), None, 0, None), port=0) as server:
         for archive in (str(mirror), server.url):
