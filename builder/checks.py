@@ -40,7 +40,7 @@ _EDGE = 1e-6
 _HALF_ROUNDING = 1e-6
 """Relative; the centre and the edges of a bin are each rounded to float32."""
 
-_MAY_BE_NULL = {column.name for column in COLUMNS if column.query} - {"obsid", "obi", "region_id"} | {"healpix"}
+_MAY_BE_NULL = {column.name for column in COLUMNS if column.nullable}
 _SCALARS = tuple(column.name for column in COLUMNS if column.configs == ("spectra", "counts"))
 _BINS = tuple(column.name for column in COLUMNS if column.name.startswith("spectrum."))
 

@@ -56,6 +56,8 @@ class Column:
         Name in the HDF5 file, where it is not `name`.
     query : str, optional
         Expression of the catalog query, for columns that the catalog gives.
+    nullable : bool
+        Whether a row may lack it.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Column:
     configs: tuple[str, ...] = ("spectra", "counts")
     hdf5: str = ""
     query: str = ""
+    nullable: bool = False
 
     @property
     def hdf5_name(self) -> str:
@@ -94,9 +97,10 @@ def _value_type(dtype: str) -> pa.DataType:
     return {"string": pa.string(), "bool": pa.bool_()}.get(dtype) or pa.type_for_alias(dtype)
 
 
-def _catalog(table: str, name: str, dtype: str, meaning: str, unit: str = "") -> Column:
+def _catalog(table: str, name: str, dtype: str, meaning: str, unit: str = "", *, nullable: bool = True) -> Column:
     words = {"m": "master_source", "o": "observation_source"}
-    return Column(name, dtype, meaning, f"CSC {words[table]}.{name}", unit, query=f"{table}.{name}")
+    source = f"CSC {words[table]}.{name}"
+    return Column(name, dtype, meaning, source, unit, query=f"{table}.{name}", nullable=nullable)
 
 
 def _spectrum(field: str, hdf5: str, meaning: str, source: str, unit: str) -> Column:
@@ -114,15 +118,16 @@ COLUMNS: tuple[Column, ...] = (
            "obsid, obi, region_id, cycle"),
     Column("object_id", "int64", "the detection as one stable integer",
            "((obsid*1000 + obi)*10000 + region_id)*10 + c; c = 0, 1 (e1), 2 (e2)"),
-    _catalog("o", "obsid", "int32", "observation"),
-    _catalog("o", "obi", "int32", "observation interval"),
-    _catalog("o", "region_id", "int32", "region of the source in the observation"),
+    _catalog("o", "obsid", "int32", "observation", nullable=False),
+    _catalog("o", "obi", "int32", "observation interval", nullable=False),
+    _catalog("o", "region_id", "int32", "region of the source in the observation", nullable=False),
     Column("cycle", "string", "e1 (primary) or e2 (secondary exposures) of an interleaved observation, else empty",
            "name of the PHA file"),
     _catalog("o", "instrument", "string", "instrument"),
     _catalog("m", "ra", "float64", "right ascension of the master source, ICRS", "deg"),
     _catalog("m", "dec", "float64", "declination of the master source, ICRS", "deg"),
-    Column("healpix", "int64", "HEALPix cell of ra, dec: nside 16, nested", "astropy_healpix.lonlat_to_healpix"),
+    Column("healpix", "int64", "HEALPix cell of ra, dec: nside 16, nested", "astropy_healpix.lonlat_to_healpix",
+           nullable=True),
     Column("split", "string", "train, validation or test: the same for all rows of a sky cell",
            "hash of healpix, see builder.splits"),
     # catalog
@@ -154,6 +159,10 @@ COLUMNS: tuple[Column, ...] = (
              "4 source on background, 8 source on source, 256 on an extended one; null for convex-hull sources"),
     _catalog("o", "extent_code", "int32", "extent of the source, bit-coded by band"),
     # measured
+    Column("detnam", "string", "detector and the chips that were on, such as ACIS-012367", "DETNAM of the PHA file",
+           nullable=True),
+    Column("grating", "string", "NONE, HETG or LETG; with a grating in the beam the effective area is much smaller",
+           "GRATING of the PHA file", nullable=True),
     Column("exposure", "float64", "exposure of the source spectrum", "EXPOSURE of the PHA file", "s"),
     Column("background_scale", "float64", "factor from background counts to counts in the source region",
            "(EXPOSURE*BACKSCAL*AREASCAL) of the source / the same of the background"),

@@ -231,7 +231,6 @@ def _array(column: Column, values: Any) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(values.reshape(-1), column.length)
     if column.dtype == "string":
         texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
-        # What the catalog does not say is null; a cycle or a file name is never unknown.
-        return pa.array([text or (None if column.query else "") for text in texts], pa.string())
+        return pa.array([text or (None if column.nullable else "") for text in texts], pa.string())
     missing = ~np.isfinite(values) if values.dtype.kind == "f" else values == _INTEGER_NULL
     return pa.array(values, mask=missing).cast(column.full_type)

@@ -115,6 +115,11 @@ class Table:
             return value[1:].replace("''", "\0").partition("'")[0].replace("\0", "'").strip()
         return value.partition("/")[0].strip()
 
+    def word(self, keyword: str) -> str | None:
+        """Value of a keyword that is text; None where it is missing, blank or no text."""
+        quoted = self.cards.get(keyword.encode().ljust(8), b"").lstrip().startswith(b"'")
+        return self.text(keyword) or None if quoted else None
+
     def number(self, keyword: str, default: float | None = None) -> float:
         """Value of a keyword as a number; `default` or ProductError where it is missing."""
         text = self.text(keyword, None if default is None else str(default))

@@ -283,6 +283,8 @@ class Spectrum:
     Attributes
     ----------
     detection : DetectionId
+    detnam, grating : str or None
+        DETNAM and GRATING of the source spectrum; None where it does not say.
     exposure : float
         EXPOSURE of the source spectrum, s.
     background_scale : float
@@ -311,6 +313,8 @@ class Spectrum:
     """
 
     detection: DetectionId
+    detnam: str | None
+    grating: str | None
     exposure: float
     background_scale: float
     source_counts: int

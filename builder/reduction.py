@@ -119,6 +119,8 @@ def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
 
     return Spectrum(
         detection=detection,
+        detnam=source.word("DETNAM"),
+        grating=source.word("GRATING"),
         exposure=float(data.exposure),
         background_scale=scale,
         source_counts=int(counts[kept].sum()),

@@ -26,7 +26,7 @@ from builder.records import DetectionId, Recipe, Rejection, Response, Spectrum
 
 __all__ = ["PackageResult", "RemoteStore", "Store", "package_result"]
 
-_MAGIC = b"chandra-spectra package 2 "
+_MAGIC = b"chandra-spectra package 3 "
 _DERIVED = ("detection_id", "healpix", "split")
 _MEASURED = tuple(column for column in COLUMNS if not column.query and column.name not in _DERIVED)
 SPECTRA_SCHEMA = arrow_schema(_MEASURED).insert(0, pa.field("row", pa.int32()))
@@ -79,8 +79,8 @@ def package_result(detections: tuple[DetectionId, ...], outcomes: Iterable[Spect
     grids = {s.ebounds_id: (s.ebounds_lo, s.ebounds_hi) for s in spectra}
     values: dict[str, list[object]] = {name: [] for name in SPECTRA_SCHEMA.names}
     for s in spectra:
-        row = (rows[s.detection.catalog], s.detection.object_id, s.detection.cycle, s.exposure, s.background_scale,
-               s.source_counts, s.background_counts_total, s.n_bins, *s.files, *s.sha256,
+        row = (rows[s.detection.catalog], s.detection.object_id, s.detection.cycle, s.detnam, s.grating, s.exposure,
+               s.background_scale, s.source_counts, s.background_counts_total, s.n_bins, *s.files, *s.sha256,
                s.energy, s.energy_lo, s.energy_hi, s.rate, s.rate_error, s.counts, s.background_counts,
                s.arf_energy_lo, s.arf_energy_hi, s.specresp, s.ebounds_id)  # fmt: skip
         for column, value in zip(values.values(), row, strict=True):

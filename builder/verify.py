@@ -400,7 +400,7 @@ def _difference(stored: Any, again: Any) -> str:
     """How a stored value differs from the one that came out again; empty where it does not."""
     if isinstance(stored, bytes):
         stored = stored.decode()
-    if np.array_equal(stored, again):
+    if np.array_equal(stored, "" if again is None else again):  # of the measured values only texts may be null
         return ""
     if np.shape(stored) != np.shape(again):
         return f" has {np.size(stored)} values, the archive's files give {np.size(again)}"

@@ -36,9 +36,9 @@ def test_every_column_says_what_it_is_and_where_it_comes_from(column) -> None:  
 
 UNITLESS = {"name", "detection_id", "object_id", "obsid", "obi", "region_id", "cycle", "instrument", "healpix",
             "significance", "flux_significance_b", "hard_hm", "hard_hs", "hard_ms", "var_prob_b", "var_index_b",
-            "sat_src_flag", "streak_src_flag", "conf_code", "extent_code", "background_scale", "n_bins", "ebounds_id",
-            "pha_file", "arf_file", "rmf_file", "pha_sha256", "arf_sha256", "rmf_sha256", "split",
-            "first_channel", "n_grp", "f_chan", "n_chan", "matrix"}  # fmt: skip
+            "sat_src_flag", "streak_src_flag", "conf_code", "extent_code", "detnam", "grating", "background_scale",
+            "n_bins", "ebounds_id", "pha_file", "arf_file", "rmf_file", "pha_sha256", "arf_sha256", "rmf_sha256",
+            "split", "first_channel", "n_grp", "f_chan", "n_chan", "matrix"}  # fmt: skip
 
 
 def test_only_names_codes_and_ratios_have_no_unit() -> None:

@@ -252,14 +252,15 @@ def change_file(mirror: Path, kind: str, change: Callable[[bytes], bytes]) -> No
     (mirror / "packages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in index))
 
 
-def test_spectra_of_other_names_are_exported_and_verified(mirror: Path, tmp_path: Path) -> None:
-    """As the reduction finds them, by their class."""
+def test_spectra_of_other_names_and_without_a_detector_are_exported_and_verified(mirror: Path, tmp_path: Path) -> None:
+    """As the reduction finds them, by their class; what the header does not say is null, also when it is read again."""
 
     def renamed(data: bytes) -> bytes:
         with fits.open(io.BytesIO(gzip.decompress(data))) as hdus:
             for hdu in hdus:
                 if hdu.name == "SPECTRUM":
                     hdu.name = f"SPECTRUM{hdu.ver}"
+                    del hdu.header["DETNAM"]
             stream = io.BytesIO()
             hdus.writeto(stream)
         return gzip.compress(stream.getvalue())
@@ -269,6 +270,7 @@ def test_spectra_of_other_names_are_exported_and_verified(mirror: Path, tmp_path
     settings = Settings(str(mirror), catalog=str(mirror / "catalog.vot"), selection=selection)
     prepare(tmp_path / "out", settings, cache=tmp_path / "cache")
     (row,) = pq.read_table(tmp_path / "out/counts").to_pylist()
+    assert (row["detection_id"], row["detnam"], row["grating"]) == ("4938.0.43", None, "NONE")
     assert verify(tmp_path / "out", load=False, recheck=1).failures == []
     export(tmp_path / "out", tmp_path / "fits", layout="fits", detections=["4938.0.43"], archive=str(mirror))
     for end, name in (("src", "counts"), ("bkg", "background_counts")):

@@ -242,6 +242,11 @@ def test_a_table_holds_what_its_class_says_or_else_its_name(cards: dict[str, str
     assert content(cards.get) == found  # type: ignore[arg-type]
 
 
+def test_a_word_is_text_or_nothing() -> None:
+    table = card_table(WORD=" NONE ", BLANK="  ", NUMBER=5, FLAG=True)
+    assert [table.word(keyword) for keyword in ("WORD", "BLANK", "NUMBER", "FLAG", "NOT")] == ["NONE", *[None] * 4]
+
+
 def test_a_column_that_is_not_there_is_refused() -> None:
     refused("unreadable_rmf", "no column Z in T", card_table(), "columns", "X", "Z")
 

@@ -185,7 +185,8 @@ def spectrum(**changes: Any) -> Spectrum:
     channels = np.zeros(N_CHANNELS, dtype=np.int32)
     bounds = np.arange(N_CHANNELS + 1) * 0.0146
     area = np.ones(4, dtype=np.float32)
-    values = {"detection": DetectionId(1, 0, 1), "exposure": 1.0, "background_scale": 0.1, "source_counts": 1,
+    values = {"detection": DetectionId(1, 0, 1), "detnam": None, "grating": "NONE", "exposure": 1.0,
+              "background_scale": 0.1, "source_counts": 1,
               "background_counts_total": 1, "energy": (edges[:-1] + edges[1:]) / 2, "energy_lo": edges[:-1],
               "energy_hi": edges[1:], "rate": np.ones(2), "rate_error": np.ones(2), "counts": channels,
               "background_counts": channels, "arf_energy_lo": area, "arf_energy_hi": area, "specresp": area,

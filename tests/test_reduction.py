@@ -275,6 +275,20 @@ def test_gzip_changes_nothing_but_the_names(detection: DetectionId) -> None:
     assert plain.sha256 == tuple(hashlib.sha256(getattr(files, kind).data).hexdigest() for kind in KINDS)
 
 
+@pytest.mark.parametrize(("detection", "detnam"), [(BRIGHT, "ACIS-23"), (FAINT, "ACIS-7")], ids=str)
+def test_the_chips_and_the_grating_are_those_of_the_header(detection: DetectionId, detnam: str) -> None:
+    spectrum = reduced(real_products(detection))
+    assert (spectrum.detnam, spectrum.grating) == (detnam, "NONE")
+
+
+@pytest.mark.parametrize("value", [None, "", 7, True], ids=str)
+def test_chips_and_grating_that_the_header_does_not_name_are_null(value: Any) -> None:
+    content = ff.pha(poisson(5.0), poisson(3.0), source_cards={"DETNAM": value, "GRATING": value},
+                     background_cards={"DETNAM": "ACIS-7", "GRATING": "HETG"})  # fmt: skip
+    spectrum = reduced(products(pha=content))
+    assert (spectrum.detnam, spectrum.grating) == (None, None)
+
+
 def one_spectrum(**extra: list[fits.Column]) -> bytes:
     """A PHA file with these columns besides, in the extension TOTAL or BKG."""
     first, second = (ff.spectrum(kind, poisson(5.0, seed), extra=extra.get(kind, ()))

@@ -70,6 +70,8 @@ def test_the_records_are_all_there_and_nothing_is_rounded() -> None:
         for field in ("counts", "background_counts"):
             assert row[field] == getattr(spectrum, field).tolist()
         for field in (
+            "detnam",
+            "grating",
             "exposure",
             "background_scale",
             "source_counts",
@@ -300,7 +302,7 @@ def test_the_payload_is_plain_arrow(store: Store) -> None:
     """Four streams behind the first line: other programs can read them."""
     store.write(PACKAGE, RESULT)
     line, _, payload = store.path(PACKAGE).read_bytes().partition(b"\n")
-    assert line.startswith(b"chandra-spectra package 2 ")
+    assert line.startswith(b"chandra-spectra package 3 ")
     source = pa.BufferReader(payload)
     tables = [pa.ipc.open_stream(source).read_all() for _ in range(4)]
     assert [len(table) for table in tables] == [4, 1, len(RESULT.ebounds), 0]
