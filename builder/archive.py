@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from builder.catalog import Package
+from builder.errors import ArchiveError
 from builder.records import DetectionId
 from builder.selection import Selection
 
@@ -29,11 +31,25 @@ class Fetched:
         Where those of each detection can be asked for; for a mirror the tars that have them.
     unserved : dict of DetectionId to str
         Detections that the archive refuses to serve, and its words.
+    sha256 : tuple of str
+        What the parts were when they were kept; empty where no one knows.
     """
 
     parts: tuple[Path, ...]
     urls: dict[DetectionId, str]
     unserved: dict[DetectionId, str] = field(default_factory=dict)
+    sha256: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """ArchiveError if a part is not what was kept."""
+        for path, expected in zip(self.parts, self.sha256, strict=False):
+            try:
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise ArchiveError(f"cannot read {path}: {error.strerror}") from error
+            if found != expected:
+                raise ArchiveError(f"{path} is damaged: its checksum is wrong; remove it and download the mirror again")
 
 
 class Archive(ABC):

@@ -243,7 +243,7 @@ def download(
     settings = Settings(archive, release, selection=selection)
     with bars() as progress:
         from builder.engine import download
-        from builder.mirror import Mirror
+        from builder.mirror import open_mirror
         from builder.prepare import counter
         from builder.sources import open_source, plan_for
 
@@ -251,10 +251,10 @@ def download(
         planned = plan_for(source, settings)
         if output_file:
             write_catalog(output_file, planned.catalog)
-        target = Mirror(folder)
-        target.write_catalog(planned)
         done = counter(progress, "download", len(planned.catalog))
-        download(planned.packages, source.archive, target, connections=connections, done=done)
+        with open_mirror(folder) as target:
+            target.write_catalog(planned)
+            download(planned.packages, source.archive, target, connections=connections, done=done)
     print(f"{len(planned.catalog):,} detections in {folder}")
     print(f"Next:  chandra-spectra prepare --archive {folder}   (with the same cuts)")
 

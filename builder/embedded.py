@@ -23,8 +23,10 @@ from astropy.io import fits
 from builder.catalog import PACKAGE_SIZE, write_votable
 from builder.columns import CATALOG
 from builder.errors import ArchiveError, OutputError
+from builder.mirror import has_tar, read_index
 from builder.products import KINDS
 from builder.records import DetectionId, File
+from builder.settings import CATALOG_FILE
 from builder.simulated_sky import source_name
 from builder.simulation import BROAD, SimulatedArchive
 
@@ -73,7 +75,7 @@ def make_embedded_mirror(folder: Path) -> None:
     """Write the embedded archive as a mirror folder: tars, their index ``packages.jsonl``, and ``catalog.vot``.
 
     The folder appears whole or not at all. One that is there already, or that another process finishes first, is
-    left as it is.
+    left as it is, but for files that it has lost since.
 
     Raises
     ------
@@ -82,19 +84,32 @@ def make_embedded_mirror(folder: Path) -> None:
     OutputError
         If something else is at `folder`, or it cannot be written.
     """
-    if (folder / "packages.jsonl").exists():
+    if _whole(folder):
         return
     # Not a tempfile: its folders are closed to other users, and a shared cache is to be readable.
     work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
         (work / "packages").mkdir(parents=True)
         _write(work)
-        work.rename(folder)
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {path.name for path in work.iterdir()}:
+            (folder / "packages").mkdir(exist_ok=True)
+            for path in work.rglob("*.*"):  # the same bytes as before, so whoever reads them is not disturbed
+                path.replace(folder / path.relative_to(work))
+        else:
+            work.rename(folder)
     except OSError as error:
-        if not (folder / "packages.jsonl").exists():
+        if not _whole(folder):
             raise OutputError(f"{folder}: the embedded archive cannot be written there: {error}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        lines = read_index(folder)
+    except ArchiveError:
+        return False
+    return (folder / CATALOG_FILE).is_file() and bool(lines) and all(has_tar(folder, line) for line in lines)
 
 
 def _write(folder: Path) -> None:

@@ -39,7 +39,7 @@ def reduce_package(package: Package, fetched: Fetched, store: AnyStore) -> None:
     Raises
     ------
     ArchiveError
-        If a part is not a whole tar.
+        If a part is not a whole tar, or has been damaged since it was kept.
     StoreError
         If the result cannot be written.
     """
@@ -52,6 +52,8 @@ def reduce_package(package: Package, fetched: Fetched, store: AnyStore) -> None:
         reduce_products(products, store.recipe, fetched.urls[products.detection.catalog], response=store.responses)
         for products in group_products(served, files)
     ]
+    if any(isinstance(outcome, Rejection) for outcome in outcomes):  # to look always would cost a twentieth more
+        fetched.check()
     outcomes += [
         Rejection(detection, "fetch", "not_served", message, fetched.urls[detection])
         for detection, message in fetched.unserved.items()

@@ -28,8 +28,9 @@ from builder.products import members
 from builder.records import DetectionId
 from builder.selection import Selection
 from builder.settings import CATALOG_FILE
+from builder.staging import hold
 
-__all__ = ["INDEX_FILE", "Mirror", "MirrorArchive"]
+__all__ = ["INDEX_FILE", "Mirror", "MirrorArchive", "has_tar", "open_mirror", "read_index"]
 
 INDEX_FILE = "packages.jsonl"
 
@@ -49,7 +50,7 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
         for line in lines:
             line["detections"] = [str(DetectionId.parse(text)) for text in line["detections"]]
-            line["file"], line["bytes"] = str(line["file"]), int(line["bytes"])
+            line["file"], line["bytes"], line["sha256"] = str(line["file"]), int(line["bytes"]), str(line["sha256"])
     except OSError as error:
         raise ArchiveError(f"cannot read {path}: {error.strerror}; is {folder} a mirror?") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -72,7 +73,7 @@ class MirrorArchive(Archive):
     folder: Path
     release: str
     nulls: bool = False
-    _index: dict[str, dict[str, int]] = field(default_factory=dict, compare=False, repr=False)
+    _index: dict[str, dict[str, tuple[int, str]]] = field(default_factory=dict, compare=False, repr=False)
     _unserved: dict[DetectionId, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -98,22 +99,22 @@ class MirrorArchive(Archive):
     def fetch(self, package: Package) -> Iterator[Fetched]:
         """See `Archive.fetch`."""
         if not self._index:
-            index: dict[str, dict[str, int]] = {}
+            index: dict[str, dict[str, tuple[int, str]]] = {}
             unserved: dict[DetectionId, str] = {}
             for line in read_index(self.folder):
                 for detection in line["detections"]:
-                    index.setdefault(detection, {})[line["file"]] = line["bytes"]
+                    index.setdefault(detection, {})[line["file"]] = line["bytes"], line["sha256"]
                     # A later download may have brought what an earlier one was refused.
                     unserved.pop(DetectionId.parse(detection), None)
                 unserved |= {DetectionId.parse(text): words for text, words in _refused(line).items()}
             self._unserved.update(unserved)
             self._index.update(index)  # at once: other threads look into it
-        sizes: dict[str, int] = {}
+        tars: dict[str, tuple[int, str]] = {}
         for detection in map(str, package.detections):
             if detection not in self._index:
                 raise ArchiveError(f"{self.folder} has no files of {detection}; run its download again to complete it")
-            sizes |= self._index[detection]
-        for name, size in sizes.items():
+            tars |= self._index[detection]
+        for name, (size, _) in tars.items():
             path = self.folder / name
             found = path.stat().st_size if path.is_file() else None
             if found != size:
@@ -121,12 +122,32 @@ class MirrorArchive(Archive):
                 raise ArchiveError(f"{path} {what}; download the mirror again")
         # Relative, so that the same mirror in another place gives the same rejections.
         refused = {d: self._unserved[d] for d in package.detections if d in self._unserved}
-        tars = {detection: " ".join(self._index[str(detection)]) for detection in package.detections}
-        yield Fetched(tuple(self.folder / name for name in sizes), tars, refused)
+        named = {detection: " ".join(self._index[str(detection)]) for detection in package.detections}
+        digests = tuple(digest for _, digest in tars.values())
+        yield Fetched(tuple(self.folder / name for name in tars), named, refused, digests)
+
+
+@contextmanager
+def open_mirror(folder: Path) -> Iterator[Mirror]:
+    """A `Mirror` to add to, which no other run adds to meanwhile.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written.
+    OutputError
+        If another run adds to it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write {error.filename or folder}: {error.strerror}") from error
+    with hold(folder, folder):
+        yield Mirror(folder)
 
 
 class Mirror:
-    """A mirror that is being made.
+    """A mirror that is being made, by one run at a time: see `open_mirror`.
 
     Parameters
     ----------
@@ -152,16 +173,10 @@ class Mirror:
 
     def _mend(self, index: Path) -> set[str]:
         """Drop lines that were cut short or whose tar is not what they say; give the detections of the others."""
-        whole = []
-        for line in read_index(self.folder):
-            path = self.folder / line["file"]
-            if path.is_file() and path.stat().st_size == line["bytes"]:
-                whole.append(line)
+        whole = [line for line in read_index(self.folder) if has_tar(self.folder, line)]
         text = "".join(json.dumps(line) + "\n" for line in whole)
         if text != index.read_text(encoding="utf-8"):
-            partial = index.with_name(f"{index.name}.partial")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(index)
+            _replace(index, text.encode())
         return {detection for line in whole for detection in line["detections"] if detection not in _refused(line)}
 
     def __contains__(self, package: Package) -> bool:
@@ -169,15 +184,12 @@ class Mirror:
 
     def write_catalog(self, planned: Plan) -> None:
         """Add the selection's rows to the mirror's catalog."""
-        partial = self.folder / f"{CATALOG_FILE}.partial"
         catalog = planned.catalog
         try:
             if (self.folder / CATALOG_FILE).exists():
                 held, _ = read_votable((self.folder / CATALOG_FILE).read_bytes(), str(self.folder / CATALOG_FILE))
                 catalog = plan(pa.concat_tables([catalog, held])).catalog
-            content = write_votable(catalog.to_pylist())
-            partial.write_bytes(content)
-            partial.replace(self.folder / CATALOG_FILE)
+            _replace(self.folder / CATALOG_FILE, write_votable(catalog.to_pylist()))
         except OSError as error:
             raise StoreError(f"cannot write {self.folder / CATALOG_FILE}: {error.strerror}") from error
 
@@ -213,6 +225,22 @@ class Mirror:
             with suppress(OSError):
                 partial.unlink()
             raise StoreError(f"cannot write {path}: {error.strerror}; what was finished is kept") from error
+
+
+def has_tar(folder: Path, line: dict[str, Any]) -> bool:
+    """Whether the tar of an index line is there, in its full size."""
+    path = folder / line["file"]
+    return path.is_file() and bool(path.stat().st_size == line["bytes"])
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file that may be there: flushed, then renamed."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def _refused(line: dict[str, Any]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from builder.columns import columns_when, features
 from builder.engine import fill, fill_by, results
 from builder.errors import OutputError, SettingError, StoreError
 from builder.hdf5 import HDF5Writer
-from builder.mirror import Mirror
+from builder.mirror import open_mirror
 from builder.rows import join, public
 from builder.settings import Settings
 from builder.shards import ShardWriter, parts
@@ -137,15 +137,15 @@ def prepare(
     planned = plan_for(source, settings)
     done = counter(progress, "reduce", len(planned.catalog))
     again = _rejected(planned, source) if retry_rejected else frozenset()
-    mirror = Mirror(keep_downloads) if keep_downloads else None
-    if mirror:
-        mirror.write_catalog(planned)
     if dask:
         with dask_executor(dask) as executor:
             fill_by(executor, planned.packages, source.archive, source.store, again=again, done=done)
     else:
-        fill(planned.packages, source.archive, source.store, workers=workers, connections=connections, mirror=mirror,
-             again=again, done=done)  # fmt: skip
+        with open_mirror(keep_downloads) if keep_downloads else contextlib.nullcontext() as mirror:
+            if mirror:
+                mirror.write_catalog(planned)
+            fill(planned.packages, source.archive, source.store, workers=workers, connections=connections,
+                 mirror=mirror, again=again, done=done)  # fmt: skip
     with staging_folder(output) as staging:
         manifest = _assemble(staging, settings, planned, source, progress)
         manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -87,8 +87,7 @@ def _open_archive(settings: Settings, cache: Path, connections: int) -> Archive:
         from builder.embedded import EMBEDDED_VERSION, make_embedded_mirror
 
         folder = cache / f"embedded-{EMBEDDED_VERSION}"
-        if not (folder / INDEX_FILE).exists():
-            make_embedded_mirror(folder)
+        make_embedded_mirror(folder)
         return MirrorArchive(folder, settings.release, nulls=True)
     if settings.archive.startswith(("http://", "https://")):
         from builder.remote import HttpArchive

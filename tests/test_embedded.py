@@ -6,6 +6,8 @@ import gzip
 import hashlib
 import json
 import math
+import os
+import shutil
 import tarfile
 import threading
 import zlib
@@ -178,17 +180,41 @@ def test_the_same_mirror_is_made_byte_for_byte_and_a_finished_one_is_kept(mirror
     assert [path.name for path in other.parent.iterdir()] == ["other"]
 
 
-def test_of_two_that_make_it_at_once_both_succeed_and_nothing_is_left_over(tmp_path, monkeypatch):
+def test_of_two_that_make_it_at_once_both_succeed_and_nothing_is_left_over(mirror, tmp_path, monkeypatch):
     barrier = threading.Barrier(2, timeout=30)
 
     def write(folder: Path) -> None:
-        (folder / "packages.jsonl").write_text(folder.name)
+        shutil.copytree(mirror, folder, dirs_exist_ok=True)
         barrier.wait()
 
     monkeypatch.setattr(embedded, "_write", write)
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(make_embedded_mirror, [tmp_path / "mirror"] * 2)) == [None, None]
     assert [path.name for path in tmp_path.iterdir()] == ["mirror"]
+
+
+def test_what_it_has_lost_is_made_again(mirror, tmp_path, monkeypatch):
+    def lose(name: str, folder: Path) -> None:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink()
+
+    monkeypatch.setattr(embedded, "_write", lambda folder: shutil.copytree(mirror, folder, dirs_exist_ok=True))
+    folder = tmp_path / "embedded"
+    shutil.copytree(mirror, folder)
+    for damaged in (
+        lambda: lose("packages/00001.tar", folder),
+        lambda: os.truncate(folder / "packages/00000.tar", 1000),
+        lambda: lose("packages", folder),
+        lambda: lose("packages.jsonl", folder),
+        lambda: os.truncate(folder / "packages.jsonl", 0),
+        lambda: lose("catalog.vot", folder),
+    ):
+        damaged()
+        make_embedded_mirror(folder)
+        assert digests(folder) == digests(mirror)
+    assert [path.name for path in tmp_path.iterdir()] == ["embedded"]
 
 
 def test_a_failure_leaves_nothing_and_what_is_not_a_mirror_is_not_touched(tmp_path, monkeypatch):
