@@ -18,7 +18,7 @@ from builder import __version__
 from builder.columns import CONFIGS, EBOUNDS, RESPONSES, columns_when, features, markdown
 from builder.pictures import SCALARS, Picture, draw_pictures
 from builder.records import REASONS, Recipe
-from builder.settings import EMBEDDED, Settings
+from builder.settings import EMBEDDED, Settings, last_part
 from builder.shards import parts
 from builder.splits import SPLITS, Splits
 from builder.words import several, size_text
@@ -228,7 +228,7 @@ def selection_words(settings: Settings) -> str:
     else:
         parts = ["the whole embedded sample" if settings.archive == EMBEDDED else "all detections"]
     if settings.catalog:
-        parts.append(f"listed in the catalog file `{_last(settings.catalog)}`")
+        parts.append(f"listed in the catalog file `{last_part(settings.catalog)}`")
     if not listed_elsewhere:
         parts.append(
             "matched uniquely to a source (`match_type` u), with a black-body flux (`flux_bb_aper_b` not null)"
@@ -266,19 +266,14 @@ def _reasons(reasons: dict[str, int]) -> str:
     return "\n".join(["", "| rejected for | meaning | |", "| --- | --- | ---: |", *lines, ""])
 
 
-def _last(path: str) -> str:
-    """A local path without the folders that are no one's business."""
-    return Path(path).name or path
-
-
 def _inputs(settings: Settings) -> str:
     """What the command needs beside the archive."""
     made = "that it was made from, as `chandra-spectra"
     lines = []
     if settings.from_mirror:
-        lines.append(f"`{_last(settings.archive)}` is the mirror folder {made} download` writes it.\n")
+        lines.append(f"`{last_part(settings.archive)}` is the mirror folder {made} download` writes it.\n")
     if settings.catalog:
-        lines.append(f"`{_last(settings.catalog)}` is the catalog file {made} catalog` writes it.\n")
+        lines.append(f"`{last_part(settings.catalog)}` is the catalog file {made} catalog` writes it.\n")
     if settings.selection.detections:
         lines.append(f"`{DETECTIONS_FILE}` is the file beside this card.\n")
     return "".join(lines)
@@ -288,9 +283,9 @@ def command_line(settings: Settings) -> str:
     """The command whose settings are these; local paths by their last part."""
     selection, recipe = settings.selection, settings.recipe
     options = {
-        "archive": _last(settings.archive) if settings.from_mirror else settings.archive,
+        "archive": last_part(settings.archive) if settings.from_mirror else settings.archive,
         "release": settings.release,
-        "cat-file": _last(settings.catalog) if settings.catalog else None,
+        "cat-file": last_part(settings.catalog) if settings.catalog else None,
         "min-cnts": selection.min_cnts,
         "min-sig": selection.min_sig,
         "max-theta": selection.max_theta,

@@ -130,14 +130,14 @@ def _writer(
         raise SettingError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
     if layout == "fits":
         from builder.export_fits import write_fits
-        from builder.settings import Settings
+        from builder.settings import Settings, archive_of
         from builder.sources import open_source
 
         if not detections:
             raise SettingError("say which detections: --detection 4938.0.43, and again for more")
         chosen = tuple(dict.fromkeys(map(DetectionId.parse, detections)))
         said = manifest["settings"]
-        settings = Settings(archive or said["archive"], said["release"], said.get("catalog", ""))
+        settings = Settings(archive_of(manifest, archive), said["release"], said.get("catalog", ""))
         return partial(write_fits, detections=chosen, archive=open_source(settings, cache).archive)
     if detections or archive:
         raise SettingError(f"--detection and --archive are for --layout fits; {layout} takes all rows")

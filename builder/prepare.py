@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from builder import __version__
-from builder.card import DATA_FILES, write_card
+from builder.card import CARD_FILE, DATA_FILES, DETECTIONS_FILE, write_card
 from builder.catalog import Package, Plan
 from builder.columns import columns_when, features
 from builder.engine import fill, fill_by, results
@@ -131,8 +131,10 @@ def prepare(
     started = time.monotonic()
     output = Path(output).resolve()  # where a link points to is what is replaced, not the link
     recover_folder(output)
-    if (finished := _finished(output, settings, force)) is not None and not retry_rejected:
+    said = settings.as_dict()  # before the catalog is read: one that changes meanwhile is not what the folder is of
+    if (finished := _finished(output, said, force)) is not None and not retry_rejected:
         return finished, False
+    _check_own(output)
     source = open_source(settings, cache, connections, store)
     planned = plan_for(source, settings)
     done = counter(progress, "reduce", len(planned.catalog))
@@ -147,7 +149,7 @@ def prepare(
             fill(planned.packages, source.archive, source.store, workers=workers, connections=connections,
                  mirror=mirror, again=again, done=done)  # fmt: skip
     with staging_folder(output) as staging:
-        manifest = _assemble(staging, settings, planned, source, progress)
+        manifest = _assemble(staging, settings, said, planned, source, progress)
         manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest["seconds"] = round(time.monotonic() - started, 1)
         manifest["sha256"] = manifest_digest(manifest)
@@ -214,7 +216,6 @@ def dask_executor(address: str) -> Iterator[Executor]:
 def copy_hdf5(folder: Path, path: Path) -> None:
     """Give the canonical HDF5 file of a prepared folder under another name; OutputError if it cannot be written."""
     with beside(path) as partial:
-        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / HDF5_FILE, partial)
 
 
@@ -228,16 +229,16 @@ def _rejected(planned: Plan, source: Source) -> frozenset[Package]:
     return frozenset(found)
 
 
-def check_settings(manifest: dict[str, Any], settings: Settings, where: Path | str) -> None:
-    """OutputError where the folder of a manifest was made with other settings, or from a catalog that has changed."""
-    if manifest.get("settings") != settings.as_dict():
+def check_settings(manifest: dict[str, Any], said: dict[str, Any], where: Path | str) -> None:
+    """OutputError where the folder of a manifest was made with other settings than are said now."""
+    if manifest.get("settings") != said:
         raise OutputError(
             f"{where} was prepared with other settings, or from another catalog: choose another name, or --force to "
             "replace it"
         )
 
 
-def _finished(output: Path, settings: Settings, force: bool) -> dict[str, Any] | None:
+def _finished(output: Path, said: dict[str, Any], force: bool) -> dict[str, Any] | None:
     """The manifest of a folder that is what is asked for, None where there is work to do."""
     if not output.exists():
         return None
@@ -255,7 +256,7 @@ def _finished(output: Path, settings: Settings, force: bool) -> dict[str, Any] |
         raise
     if force:
         return None
-    check_settings(manifest, settings, output)
+    check_settings(manifest, said, output)
     for file in manifest["files"]:
         path = output / file["path"]
         if not path.is_file() or path.stat().st_size != file["bytes"]:
@@ -263,9 +264,23 @@ def _finished(output: Path, settings: Settings, force: bool) -> dict[str, Any] |
     return manifest
 
 
-def _assemble(staging: Path, settings: Settings, planned: Plan, source: Source, progress: Progress) -> dict[str, Any]:
+def _check_own(output: Path) -> None:
+    """OutputError where a folder that will be replaced holds a file that is not its own."""
+    try:
+        own = {MANIFEST_FILE, *(file["path"] for file in read_manifest(output)["files"])}
+    except OutputError:  # damaged: what has the places of its own files is taken for them
+        own = {MANIFEST_FILE, HDF5_FILE, REJECTIONS_FILE, CARD_FILE, DETECTIONS_FILE, "images", *DATA_FILES.values()}
+    for path in sorted(output.rglob("*")):
+        name = path.relative_to(output)
+        if (path.is_symlink() or not path.is_dir()) and not own & {str(name), name.parts[0]}:
+            raise OutputError(f"{path} would be lost with the old folder: move it away, or choose another name")
+
+
+def _assemble(
+    staging: Path, settings: Settings, said: dict[str, Any], planned: Plan, source: Source, progress: Progress
+) -> dict[str, Any]:
     """Write everything but the manifest, one package at a time, and return the manifest."""
-    attributes = {**settings.as_dict(), "dataset": "chandra_spectra", "builder": __version__, "versions": _versions()}
+    attributes = {**said, "dataset": "chandra_spectra", "builder": __version__, "versions": _versions()}
     rejections = [rejections_table(planned.rejections)]
     grids = EBOUNDS_SCHEMA.empty_table()
     rows, detections = 0, len(planned.catalog) + len(planned.rejections)
@@ -325,7 +340,7 @@ def _assemble(staging: Path, settings: Settings, planned: Plan, source: Source, 
     return {
         "dataset": "chandra_spectra",
         "builder": __version__,
-        "settings": settings.as_dict(),
+        "settings": said,
         "versions": _versions(),
         "catalog": {"detections": detections, "sha256": _sha256_of_table(planned.catalog)},
         "counts": counts,

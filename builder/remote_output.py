@@ -137,7 +137,7 @@ def _finished(there: _Folder, settings: Settings, force: bool) -> dict[str, Any]
             f"{there.url}/{MANIFEST_FILE} is not the manifest of a prepared folder: choose another name, "
             "or --force if it is damaged"
         )
-    check_settings(manifest, settings, there.url)
+    check_settings(manifest, settings.as_dict(), there.url)
     for file in manifest["files"]:
         if there.sizes.get(file["path"]) != file["bytes"]:
             path = f"{there.url}/{file['path']}"

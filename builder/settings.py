@@ -14,7 +14,7 @@ from builder.records import Recipe
 from builder.selection import RELEASES, Selection
 from builder.splits import Splits
 
-__all__ = ["CATALOG_FILE", "DEFAULT_ARCHIVE", "DEFAULT_CUTS", "EMBEDDED", "Settings"]
+__all__ = ["CATALOG_FILE", "DEFAULT_ARCHIVE", "DEFAULT_CUTS", "EMBEDDED", "Settings", "archive_of", "last_part"]
 
 DEFAULT_ARCHIVE = "https://cda.cfa.harvard.edu"
 """Base URL of the Chandra Data Archive's services."""
@@ -88,12 +88,16 @@ class Settings:
         return self.archive != EMBEDDED and not self.archive.startswith(("http://", "https://"))
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as the manifest and the HDF5 file have them, with the checksum of a catalog on this machine."""
+        """The settings as the manifest and the HDF5 file have them.
+
+        A catalog on this machine has its checksum there as it is now. Local paths are given by their last part: the
+        folder may be published.
+        """
         held = Path(self.archive).expanduser() / CATALOG_FILE if self.from_mirror else ""
         return {
-            "archive": self.archive,
+            "archive": last_part(self.archive) if self.from_mirror else self.archive,
             "release": self.release,
-            **({"catalog": self.catalog} if self.catalog else {}),
+            **({"catalog": last_part(self.catalog)} if self.catalog else {}),
             **({"catalog_sha256": _sha256(self.catalog or held)} if self.catalog or held else {}),
             "selection": self.selection.as_dict(),
             "recipe": self.recipe.as_dict(),
@@ -114,6 +118,19 @@ def _address(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
         raise SettingError(f"archive {url!r} is no address such as {DEFAULT_ARCHIVE}")
     return parts._replace(netloc=parts.netloc.lower()).geturl()
+
+
+def last_part(path: str) -> str:
+    """A local path without the folders that are no one's business."""
+    return Path(path).name or path
+
+
+def archive_of(manifest: dict[str, Any], archive: str = "") -> str:
+    """The archive that a prepared folder was made from, unless another is given; SettingError if it must be."""
+    said: str = manifest["settings"]["archive"]
+    if not archive and Settings(said).from_mirror and not Path(said).is_dir():
+        raise SettingError(f"the folder was made from a mirror named {said!r}, which is not here: give it as --archive")
+    return archive or said
 
 
 def _sha256(path: Path | str) -> str:

@@ -38,7 +38,7 @@ from builder.errors import SettingError
 from builder.prepare import HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Progress, manifest_digest, read_manifest
 from builder.records import REASONS, DetectionId, Recipe
 from builder.rows import examples
-from builder.settings import Settings
+from builder.settings import Settings, archive_of
 from builder.slices import order_of, parts_of, rows_of, slices
 from builder.sources import open_source
 from builder.splits import Splits
@@ -353,7 +353,7 @@ def _check_again(
     """Reduce some rows again, by the way that every row goes, and compare with the doubles of the HDF5 file."""
     said = manifest["settings"]
     recipe = Recipe.from_dict(said["recipe"])
-    settings = Settings(archive or said["archive"], said["release"], said.get("catalog", ""), recipe=recipe,
+    settings = Settings(archive_of(manifest, archive), said["release"], said.get("catalog", ""), recipe=recipe,
                         responses=said["responses"])  # fmt: skip
     source = open_source(settings, cache)
     total = manifest["counts"]["rows"]

@@ -11,7 +11,8 @@ import pytest
 
 from builder.catalog import Package
 from builder.engine import download
-from builder.errors import ArchiveError, CatalogError, OutputError
+from builder.errors import ArchiveError, CatalogError, OutputError, SettingError
+from builder.export import export
 from builder.mirror import Mirror, MirrorArchive, open_mirror, read_index
 from builder.prepare import prepare, read_manifest
 from builder.products import members
@@ -19,6 +20,7 @@ from builder.records import DetectionId
 from builder.selection import Selection
 from builder.settings import Settings
 from builder.sources import open_source, plan_for
+from builder.verify import verify
 from tests.conftest import command
 
 CUTS = Selection(min_cnts=0, min_sig=0, max_theta=60)
@@ -125,3 +127,32 @@ def test_two_mirrors_with_other_files_of_the_same_detections_share_no_finished_p
     prepare(tmp_path / "two", Settings(str(mirror), selection=CUTS), cache=tmp_path / "c")
     rejected = [read_manifest(tmp_path / name)["counts"]["rejected"] for name in ("one", "two")]
     assert rejected[1] == rejected[0] + 1
+
+
+def test_what_may_be_published_does_not_say_where_the_mirror_and_the_catalog_are(mirror: Path, tmp_path: Path) -> None:
+    settings = Settings(str(mirror), catalog=str(mirror / "catalog.vot"))
+    said = prepare(tmp_path / "out", settings, cache=tmp_path / "c")[0]["settings"]
+    assert (said["archive"], said["catalog"]) == ("mirror", "catalog.vot")
+    for path in (tmp_path / "out").rglob("*.*"):
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+    (tmp_path / "moved").mkdir()
+    moved = mirror.rename(tmp_path / "moved" / "mirror")
+    settings = Settings(str(moved), catalog=str(moved / "catalog.vot"))
+    assert not prepare(tmp_path / "out", settings, cache=tmp_path / "c")[1]
+
+
+def test_a_folder_that_was_made_from_a_mirror_is_told_where_it_is(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(tmp_path / "out", Settings(str(mirror)), cache=tmp_path / "c")
+    chosen = str(packages(mirror)[1].detections[0])
+    for use in (
+        lambda archive: verify(tmp_path / "out", load=False, recheck=1, archive=archive, cache=tmp_path / "c"),
+        lambda archive: export(tmp_path / "out", tmp_path / "fits", layout="fits", detections=(chosen,),
+                               archive=archive, cache=tmp_path / "c"),
+    ):  # fmt: skip
+        with pytest.raises(SettingError, match="made from a mirror named 'mirror', which is not here: give it as --ar"):
+            use("")
+        use(str(mirror))
+    monkeypatch.chdir(tmp_path)
+    assert not verify(tmp_path / "out", load=False, recheck=1, cache=tmp_path / "c").failed

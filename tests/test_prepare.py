@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import h5py
@@ -17,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from builder.catalog import Plan
 from builder.catalog_files import read_catalog, write_catalog
 from builder.columns import COLUMNS, columns_of
 from builder.errors import ArchiveError, ChandraSpectraError, OutputError
@@ -25,8 +29,10 @@ from builder.prepare import prepare, read_manifest
 from builder.records import DetectionId
 from builder.selection import Selection
 from builder.settings import Settings
+from builder.sources import default_cache, plan_for
 from tests.conftest import command
 from tests.goldens import GOLDENS
+from tests.runs import Run
 
 EMBEDDED = Settings(archive="embedded")
 
@@ -187,22 +193,39 @@ def test_a_run_that_fails_leaves_the_old_folder_whole_and_nothing_else(mirror: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mirror", "out"]
 
 
-def test_a_run_killed_at_any_moment_leaves_the_old_folder_or_the_new_one(mirror: Path, tmp_path: Path) -> None:
+def die_at(name: str) -> None:
+    pytest.MonkeyPatch().setattr(name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def test_a_run_that_is_killed_leaves_the_old_folder_and_the_next_one_completes_it(
+    mirror: Path, sample: Path, tmp_path: Path
+) -> None:
+    """Before a package is kept, before the folder is begun and amid it; the swap is in test_staging."""
     output, cache = tmp_path / "out", tmp_path / "cache"
-    prepare(output, EMBEDDED)
-    old = (output / "manifest.json").read_bytes()
-    words = [sys.executable, "-m", "builder", "prepare", output, "--archive", mirror, "--cache", cache, "--force"]
-    for delay in (0.3, 0.8, 1.2, 1.6, 2.0, 2.5):
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        manifest = (output / "manifest.json").read_bytes()
-        assert manifest == old or json.loads(manifest)["settings"]["archive"] == str(mirror)
-    result = command(*words[3:])
+    shutil.copytree(sample, output)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    words = ("prepare", output, "--archive", mirror, "--cache", cache, "--force", "--workers", 1)
+    for name in ("store.Store.write", "prepare.staging_folder", "prepare.HDF5Writer.append", "prepare.manifest_digest"):
+        assert Run(*words, change=partial(die_at, f"builder.{name}")).wait().returncode == -signal.SIGKILL
+        assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert len(list(tmp_path.glob(".out.*"))) == 1
+    result = command(*words)
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "mirror", "out"]
-    assert read_manifest(output)["counts"]["rows"] > 0
+    assert read_manifest(output)["settings"]["archive"] == "mirror"
+
+
+def test_a_disk_that_is_full_as_the_folder_is_written_is_one_line_and_the_old_folder_stays(
+    sample: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(sample, output)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    script = f'ulimit -f 300; exec {sys.executable} -m builder prepare "$0" --archive embedded --force'
+    result = subprocess.run(["bash", "-c", script, output], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+    assert "cannot write" in result.stderr and "what was there before is kept" in result.stderr
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_a_folder_moved_away_amid_the_swap_is_brought_back(tmp_path: Path) -> None:
@@ -269,6 +292,55 @@ def test_force_never_replaces_a_folder_with_somebody_elses_manifest(tmp_path: Pa
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("option", ["force", "retry_rejected"])
+def test_what_somebody_else_put_into_the_folder_is_not_replaced_with_it(
+    option: str, sample: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(sample, output)
+    for name in (".git/HEAD", "data/notes.txt", "notes"):
+        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).write_text("mine")
+        with pytest.raises(OutputError, match=rf"{output / name} would be lost with the old folder: move it away"):
+            prepare(output, EMBEDDED, **{option: True})
+        assert (output / name).read_text() == "mine"
+        (output / name).unlink()
+    assert prepare(output, EMBEDDED, **{option: True})[1]
+
+
+def test_a_folder_with_a_damaged_manifest_is_replaced_by_force_unless_it_holds_what_is_no_part_of_one(
+    sample: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(sample, output)
+    (output / "manifest.json").write_text("{")
+    (output / "notes").write_text("mine")
+    with pytest.raises(OutputError, match="notes would be lost"):
+        prepare(output, EMBEDDED, force=True)
+    (output / "notes").unlink()
+    with pytest.raises(OutputError, match=r"damaged: .*--force"):
+        prepare(output, EMBEDDED)
+    assert prepare(output, EMBEDDED, force=True)[1]
+
+
+def test_a_shard_that_was_cut_short_is_not_taken_for_finished(sample: Path, tmp_path: Path) -> None:
+    shutil.copytree(sample, tmp_path / "out")
+    (shard,) = (tmp_path / "out" / "data").iterdir()
+    os.truncate(shard, 1000)
+    with pytest.raises(OutputError, match=rf"{shard} is not what the manifest says: .*--force"):
+        prepare(tmp_path / "out", EMBEDDED)
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    monkeypatch.setenv("CHANDRA_SPECTRA_CACHE", "/chosen")
+    assert default_cache() == Path("/chosen")
+    monkeypatch.delenv("CHANDRA_SPECTRA_CACHE")
+    assert default_cache() == Path("/caches/chandra_spectra")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert default_cache() == Path.home() / ".cache" / "chandra_spectra"
+
+
 def test_an_output_that_is_a_link_is_replaced_where_it_points_to(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "scratch")
@@ -312,6 +384,24 @@ def test_a_catalog_file_that_changed_is_not_taken_for_finished(mirror: Path, tmp
         prepare(
             tmp_path / "out", Settings(str(mirror), catalog=str(tmp_path / "catalog.parquet")), cache=tmp_path / "c"
         )
+
+
+def test_a_catalog_that_changes_while_it_is_built_from_is_not_taken_for_finished(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = read_catalog(mirror / "catalog.vot")
+    settings = Settings(str(mirror), catalog=str(tmp_path / "catalog.parquet"))
+    write_catalog(tmp_path / "catalog.parquet", rows)
+
+    def plan_and_change(*arguments: Any) -> Plan:
+        planned = plan_for(*arguments)
+        write_catalog(tmp_path / "catalog.parquet", rows.slice(0, 10))
+        return planned
+
+    monkeypatch.setattr("builder.prepare.plan_for", plan_and_change)
+    prepare(tmp_path / "out", settings, cache=tmp_path / "c")
+    with pytest.raises(OutputError, match="another catalog"):
+        prepare(tmp_path / "out", settings, cache=tmp_path / "c")
 
 
 def test_a_mirror_whose_catalog_grew_is_not_taken_for_finished(mirror: Path, tmp_path: Path) -> None:
