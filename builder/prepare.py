@@ -231,10 +231,11 @@ def _rejected(planned: Plan, source: Source) -> frozenset[Package]:
 
 def check_settings(manifest: dict[str, Any], said: dict[str, Any], where: Path | str) -> None:
     """OutputError where the folder of a manifest was made with other settings than are said now."""
-    if manifest.get("settings") != said:
+    there = manifest.get("settings", {})
+    if differ := [name for name in {**said, **there} if said.get(name) != there.get(name)]:
         raise OutputError(
-            f"{where} was prepared with other settings, or from another catalog: choose another name, or --force to "
-            "replace it"
+            f"{where} was prepared with other settings, or from another catalog (see {', '.join(differ)} in its "
+            "manifest.json): choose another name, or --force to replace it"
         )
 
 
