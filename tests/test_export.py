@@ -271,7 +271,7 @@ def test_spectra_of_other_names_and_without_a_detector_are_exported_and_verified
     prepare(tmp_path / "out", settings, cache=tmp_path / "cache")
     (row,) = pq.read_table(tmp_path / "out/counts").to_pylist()
     assert (row["detection_id"], row["detnam"], row["grating"]) == ("4938.0.43", None, "NONE")
-    assert verify(tmp_path / "out", load=False, recheck=1).failures == []
+    assert verify(tmp_path / "out", load=False, recheck=1, archive=str(mirror)).failures == []
     export(tmp_path / "out", tmp_path / "fits", layout="fits", detections=["4938.0.43"], archive=str(mirror))
     for end, name in (("src", "counts"), ("bkg", "background_counts")):
         path = tmp_path / f"fits/{STEMS['4938.0.43']}_{end}.pi"
