@@ -131,7 +131,8 @@ def fill(
         )
         _each(missing, task, max(connections, workers), done)
     finally:
-        reducer.shutdown(wait=False, cancel_futures=True)
+        # The interpreter waits for the workers in any case, but may trip over a pool that closes at that moment.
+        reducer.shutdown(wait=True, cancel_futures=True)
 
 
 def fill_by(

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,11 +77,7 @@ def _main(
         change()
     from builder.cli import main
 
-    try:
-        main()
-    finally:
-        # First, as where an interpreter ends: multiprocessing would take its queues from a pool that still ends.
-        threading._shutdown()  # type: ignore[attr-defined]
+    main()
 
 
 def command(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from builder.archive import Fetched
 from builder.catalog import Package
-from builder.engine import download
+from builder.engine import download, fill
 from builder.errors import ArchiveError
 from builder.mirror import Mirror
 from builder.prepare import prepare, prepare_share
@@ -115,6 +118,25 @@ def test_after_an_error_no_further_package_is_begun(tmp_path: Path) -> None:
     for thread in set(threading.enumerate()) - before:
         thread.join()
     assert len(begun) <= 2
+
+
+def test_after_an_error_no_worker_is_left(mirror: Path, tmp_path: Path) -> None:
+    """They would end by themselves, but the interpreter may trip over that at its own end."""
+    source = open_source(Settings(str(mirror)), tmp_path)
+    first, *_ = plan_for(source, Settings(str(mirror))).packages
+    second = Package(1, (DetectionId(1, 0, 1),))
+
+    class Failing:
+        def fetch(self, package: Package) -> AbstractContextManager[Fetched]:
+            if package is first:
+                return source.archive.fetch(first)
+            while not multiprocessing.active_children():
+                time.sleep(0.01)
+            raise ArchiveError("no")
+
+    with pytest.raises(ArchiveError):
+        fill([first, second], Failing(), source.store, workers=2)
+    assert multiprocessing.active_children() == []
 
 
 UNGUARDED = """

@@ -361,12 +361,21 @@ def test_what_was_rejected_is_tried_again_when_asked_for(archive: SimulatedArchi
 
 
 @pytest.mark.parametrize(
-    ("send", "number", "delay"),
-    [(os.killpg, signal.SIGINT, 0.0), (os.killpg, signal.SIGINT, 1.0), (os.kill, signal.SIGTERM, 0.2)],
-    ids=["^C at the start", "^C", "TERM"],
+    ("send", "number", "delays"),
+    [
+        (os.killpg, signal.SIGINT, [0.0]),
+        (os.killpg, signal.SIGINT, [1.0]),
+        (os.killpg, signal.SIGINT, [0.0, 0.05]),
+        (os.kill, signal.SIGTERM, [0.2]),
+    ],
+    ids=["^C at the start", "^C", "^C twice", "TERM"],
 )
 def test_an_interrupt_ends_the_run_with_one_line(
-    send: Callable[[int, int], None], number: signal.Signals, delay: float, archive: SimulatedArchive, tmp_path: Path
+    send: Callable[[int, int], None],
+    number: signal.Signals,
+    delays: list[float],
+    archive: SimulatedArchive,
+    tmp_path: Path,
 ) -> None:
     """A terminal sends Ctrl-C to the workers, too."""
     with ArchiveServer(archive, bytes_per_second=15e6) as server:
@@ -376,8 +385,9 @@ def test_an_interrupt_ends_the_run_with_one_line(
             words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         wait_for(lambda: len(workers_of(process.pid)) == 2)  # they are still importing
-        time.sleep(delay)
-        send(process.pid, number)
+        for delay in delays:
+            time.sleep(delay)
+            send(process.pid, number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert errors.count("\n") == 1, errors
