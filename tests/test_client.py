@@ -32,6 +32,7 @@ from builder.products import members
 from builder.records import DetectionId
 from builder.remote import ArchiveDownloadManager, HttpArchive, _check_tar
 from tests.fits_files import stable
+from tests.waiting import stays_locked, wait_for
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -346,6 +347,7 @@ def test_a_slot_is_taken_over_with_what_a_killed_run_left_removed(tmp_path: Path
 
 def test_no_more_slots_are_taken_than_there_are(tmp_path: Path) -> None:
     held, most, lock = 0, 0, threading.Lock()
+    deadline = time.monotonic() + 30
 
     def work() -> None:
         nonlocal held, most
@@ -354,7 +356,8 @@ def test_no_more_slots_are_taken_than_there_are(tmp_path: Path) -> None:
                 with lock:
                     held += 1
                     most = max(most, held)
-                time.sleep(0.001)
+                while most < 3 and time.monotonic() < deadline:
+                    time.sleep(0.001)
                 with lock:
                     held -= 1
 
@@ -364,6 +367,23 @@ def test_no_more_slots_are_taken_than_there_are(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most == 3
+
+
+def test_who_waits_for_a_slot_is_not_overtaken_by_who_gives_one_back(tmp_path: Path) -> None:
+    order = []
+
+    def wait() -> None:
+        with Slots(tmp_path, 1).take():
+            order.append("waited")
+
+    waiting = threading.Thread(target=wait)
+    with Slots(tmp_path, 1).take():
+        waiting.start()
+        wait_for(lambda: stays_locked(tmp_path / "next.lock"))
+    with Slots(tmp_path, 1).take():
+        order.append("came back")
+    waiting.join()
+    assert order == ["waited", "came back"]
 
 
 def test_however_many_threads_wait_only_one_looks_for_a_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from filelock import FileLock, Timeout
 
 from builder.catalog import from_rows
 from builder.catalog_files import write_catalog
@@ -34,6 +33,7 @@ from builder.simulation import SimulatedArchive
 from builder.sources import open_source, plan_for
 from tests.impatient import RememberedArchive, impatient, impatient_command
 from tests.runs import Run, command
+from tests.waiting import stays_locked, wait_for
 
 KINDS = sorted(TRANSIENT)
 
@@ -157,13 +157,6 @@ def asked(server: ArchiveServer, start: int) -> set[tuple[str, ...]]:
     return {request.detections for request in server.log[start:] if request.service == "retrieve"}
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def key_of(detections: tuple[str, ...]) -> str:
     from builder.catalog import Package
     from builder.records import Recipe
@@ -194,7 +187,7 @@ class HeldArchive(RememberedArchive):
         return super().files(detection)
 
 
-def test_two_runs_that_share_a_cache_share_the_budget_and_take_turns(tmp_path: Path) -> None:
+def test_two_runs_that_share_a_cache_share_the_budget(tmp_path: Path) -> None:
     archive = HeldArchive(40)
     with ArchiveServer(archive) as server:
         runs = [
@@ -202,23 +195,13 @@ def test_two_runs_that_share_a_cache_share_the_budget_and_take_turns(tmp_path: P
                 "--cache", tmp_path / "cache", "--connections", 2, change=functools.partial(impatient, read=60))
             for number in range(2)
         ]  # fmt: skip
-        wait_for(lambda: is_held(tmp_path / "cache" / "downloads" / "next.lock") and server.max_connections == 2)
+        wait_for(lambda: stays_locked(tmp_path / "cache" / "downloads" / "next.lock") and server.max_connections == 2)
         archive.give.set()
         assert [one.wait().returncode for one in runs] == [0, 0]
         assert server.max_connections == 2
         # Both ask for the same packages, since their recipes differ.
         packages = [request.detections for request in server.log if request.service == "retrieve"]
     assert len(packages) == 2 * len(set(packages))
-    assert len(set(packages[:4])) < 4, "the run that waited came before the other went on"
-
-
-def is_held(lock: Path) -> bool:
-    """Whether it stays locked: it is for a moment by whoever takes a slot."""
-    try:
-        with FileLock(lock).acquire(timeout=0.5):
-            return False
-    except Timeout:
-        return True
 
 
 def test_a_finished_run_that_is_run_again_asks_nothing(archive: SimulatedArchive, tmp_path: Path) -> None:
