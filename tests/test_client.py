@@ -302,7 +302,7 @@ def test_an_answer_of_another_length_than_announced_is_asked_for_again(length: s
 def test_the_connection_of_a_session_is_closed_with_it(serve, tmp_path: Path) -> None:
     server = serve(lambda path, form, number: FINE)
     with one_session() as session:
-        session.get(server.url, timeout=10)
+        session.get(server.url, timeout=60)
         pool = session.adapters["http://"].poolmanager.connection_from_url(server.url)
         assert pool.pool is not None
     assert pool.pool is None
@@ -404,8 +404,7 @@ def test_however_many_threads_wait_only_one_looks_for_a_slot(tmp_path: Path, mon
         threads = [threading.Thread(target=work) for _ in range(20)]
         for thread in threads:
             thread.start()
-        while not tried:
-            time.sleep(0.01)
+        wait_for(lambda: tried)
         time.sleep(0.1)  # in which the others might try, too
         assert len(tried) == 1
     for thread in threads:

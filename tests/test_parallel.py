@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from builder.sources import open_source, plan_for
 from builder.store import RemoteStore
 from tests.impatient import RememberedArchive
 from tests.runs import Run, command
+from tests.waiting import wait_for
 
 N = 220
 
@@ -130,8 +130,7 @@ def test_after_an_error_no_worker_is_left(mirror: Path, tmp_path: Path) -> None:
         def fetch(self, package: Package) -> AbstractContextManager[Fetched]:
             if package is first:
                 return source.archive.fetch(first)
-            while not multiprocessing.active_children():
-                time.sleep(0.01)
+            wait_for(multiprocessing.active_children)
             raise ArchiveError("no")
 
     with pytest.raises(ArchiveError):
@@ -177,10 +176,7 @@ def test_a_dask_cluster_that_loses_a_worker_half_way_gives_the_same_bytes(
         run = Run(
             "prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--dask", address
         )
-        deadline = time.monotonic() + 60
-        while not list((tmp_path / "cache").rglob("*.arrows")):
-            assert time.monotonic() < deadline and run.process.is_alive()
-            time.sleep(0.02)
+        wait_for(lambda: list((tmp_path / "cache").rglob("*.arrows")) or not run.process.is_alive())
         os.kill(int(workers[0]), signal.SIGKILL)
         result = run.wait(120)
         assert result.returncode == 0, result.stderr

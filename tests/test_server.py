@@ -89,7 +89,7 @@ class TinyHoldings:
 
 def query(server: ArchiveServer, adql: str, **more: str) -> requests.Response:
     form = {"REQUEST": "doQuery", "LANG": "ADQL", "QUERY": adql, **more}
-    return requests.post(f"{server.url}/csc21tap/sync", data=form, timeout=10)
+    return requests.post(f"{server.url}/csc21tap/sync", data=form, timeout=60)
 
 
 def packageset(detections: Iterable[DetectionId], types: Iterable[str] = ("spectrum", "arf", "rmf")) -> dict[str, str]:
@@ -97,7 +97,7 @@ def packageset(detections: Iterable[DetectionId], types: Iterable[str] = ("spect
 
 
 def retrieve(server: ArchiveServer, detections: Iterable[DetectionId], **more: float) -> requests.Response:
-    return requests.get(f"{server.url}/csccli/retrieve", packageset(detections), timeout=more.get("timeout", 10))
+    return requests.get(f"{server.url}/csccli/retrieve", packageset(detections), timeout=more.get("timeout", 60))
 
 
 def unpack(answer: bytes) -> dict[str, bytes]:
@@ -120,12 +120,12 @@ def cells(answer: requests.Response) -> list[list[str]]:
 def test_a_query_is_answered_by_a_redirect_to_a_votable_with_get_and_post_alike() -> None:
     with ArchiveServer(TinyHoldings()) as server:
         form = {"REQUEST": "doQuery", "LANG": "ADQL", "QUERY": QUERY, "FORMAT": "csv"}
-        first = requests.get(f"{server.url}/csc21tap/sync", form, allow_redirects=False, timeout=10)
+        first = requests.get(f"{server.url}/csc21tap/sync", form, allow_redirects=False, timeout=60)
         assert (first.status_code, first.content) == (303, b"")
         assert first.headers["Location"].startswith(f"{server.url}/csc21tap/results/")
-        answer = requests.get(first.headers["Location"], timeout=10)
+        answer = requests.get(first.headers["Location"], timeout=60)
         assert answer.headers["Content-Type"] == "application/x-votable+xml"
-        assert answer.content == requests.post(f"{server.url}/csc21tap/sync", form, timeout=10).content
+        assert answer.content == requests.post(f"{server.url}/csc21tap/sync", form, timeout=60).content
         table, overflow = read_votable(answer.content, "answer")
     assert not overflow
     assert table["theta"].to_pylist() == [1.0, 2.0, 9.0]
@@ -260,9 +260,9 @@ def test_retrieve_answers_one_tar_of_what_there_is_one_folder_deep() -> None:
     with ArchiveServer(TinyHoldings()) as server:
         answer = retrieve(server, [*ids([0, 3]), DetectionId(999, 0, 1)])
         files = unpack(answer.content)
-        assert requests.post(f"{server.url}/csccli/retrieve", packageset(ids([0])), timeout=10).ok
+        assert requests.post(f"{server.url}/csccli/retrieve", packageset(ids([0])), timeout=60).ok
         assert unpack(retrieve(server, [DetectionId(999, 0, 1)]).content) == {}
-        arf = requests.get(f"{server.url}/csccli/retrieve", packageset(ids([0]), ["arf"]), timeout=10)
+        arf = requests.get(f"{server.url}/csccli/retrieve", packageset(ids([0]), ["arf"]), timeout=60)
         assert list(unpack(arf.content)) == ["package/acisf00100_000N001_r0001_arf3.fits.gz"]
         assert server.log[0].detections == ("100.0.1", "102.1.3", "999.0.1")
     assert answer.headers["Content-Type"] == "application/x-tar"
@@ -284,16 +284,16 @@ def test_holdings_that_are_not_gzipped_are_served_gzipped() -> None:
 
 def test_browse_and_retrieve_file_answer_the_files_one_by_one() -> None:
     with ArchiveServer(TinyHoldings()) as server:
-        listed = requests.get(f"{server.url}/csccli/browse", packageset(ids([3])), timeout=10).json()
+        listed = requests.get(f"{server.url}/csccli/browse", packageset(ids([3])), timeout=60).json()
         assert collections.Counter(item["filetype"] for item in listed) == {"spectrum": 2, "arf": 2, "rmf": 2}
         for item in listed:
-            answer = requests.get(f"{server.url}/csccli/retrieveFile", {**item, "version": "cur"}, timeout=10)
+            answer = requests.get(f"{server.url}/csccli/retrieveFile", {**item, "version": "cur"}, timeout=60)
             name = ProductName.parse(item["filename"])
             assert name is not None
             assert gzip.decompress(answer.content) == fits(name.detection, name.kind)
         wrong = {"filename": "acisf00100_000N009_r0001_arf3.fits.gz", "filetype": "arf", "version": "cur"}
         for change in ({}, {"filetype": "rmf"}, {"filename": "x"}, {"more": "1"}):
-            answer = requests.get(f"{server.url}/csccli/retrieveFile", wrong | change, timeout=10)
+            answer = requests.get(f"{server.url}/csccli/retrieveFile", wrong | change, timeout=60)
             assert answer.text.startswith("Error executing query:")
 
 
@@ -305,7 +305,7 @@ def test_browse_and_retrieve_file_answer_the_files_one_by_one() -> None:
 @pytest.mark.parametrize("service", ["retrieve", "browse"])
 def test_malformed_requests_are_answered_by_a_text_with_status_200(service: str, change: dict[str, str]) -> None:
     with ArchiveServer(TinyHoldings()) as server:
-        answer = requests.get(f"{server.url}/csccli/{service}", packageset(ids([0])) | change, timeout=10)
+        answer = requests.get(f"{server.url}/csccli/{service}", packageset(ids([0])) | change, timeout=60)
     assert answer.status_code == 200
     assert answer.text.startswith("Error executing query:")
 
@@ -313,9 +313,9 @@ def test_malformed_requests_are_answered_by_a_text_with_status_200(service: str,
 def test_an_unknown_release_is_answered_by_a_page_with_status_200() -> None:
     with ArchiveServer(TinyHoldings()) as server:
         form = packageset(ids([0])) | {"version": "rel9"}
-        answer = requests.get(f"{server.url}/csccli/retrieve", form, timeout=10)
-        assert requests.head(f"{server.url}/csccli/retrieve", params=form, timeout=10).status_code == 405
-        assert requests.get(f"{server.url}/else", timeout=10).status_code == 404
+        answer = requests.get(f"{server.url}/csccli/retrieve", form, timeout=60)
+        assert requests.head(f"{server.url}/csccli/retrieve", params=form, timeout=60).status_code == 405
+        assert requests.get(f"{server.url}/else", timeout=60).status_code == 404
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
 
 
@@ -360,7 +360,7 @@ def raw(server: ArchiveServer, detections: list[DetectionId]) -> bytes:
     """All bytes that the server sends until it closes the connection; an OSError if it resets it."""
     address = urlsplit(server.url)
     form = packageset(detections)
-    with socket.create_connection((address.hostname or "", address.port or 0), timeout=10) as connection:
+    with socket.create_connection((address.hostname or "", address.port or 0), timeout=60) as connection:
         target = f"/csccli/retrieve?version={form['version']}&packageset={form['packageset']}"
         connection.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         return b"".join(iter(lambda: connection.recv(65536), b""))
@@ -490,7 +490,7 @@ def test_what_permanent_faults_do_to_files(kind: str) -> None:
             answer = retrieve(server, [detection]).content
             assert answer == retrieve(server, [detection]).content
             served = {name.rpartition("/")[2]: data for name, data in unpack(answer).items()}
-            listed = requests.get(f"{server.url}/csccli/browse", packageset([detection]), timeout=10).json()
+            listed = requests.get(f"{server.url}/csccli/browse", packageset([detection]), timeout=60).json()
             affected = faults.kind_of(detection)
             cycles = 2 if detection == INTERLEAVED else 1
             if kind == "omitted" or kind.startswith("missing_"):
@@ -526,7 +526,7 @@ def test_connections_are_counted_and_kept_alive() -> None:
     with ArchiveServer(TinyHoldings()) as server:
         with requests.Session() as session:
             for _ in range(3):
-                session.get(f"{server.url}/csccli/retrieve", params=packageset(ids([0])), timeout=10)
+                session.get(f"{server.url}/csccli/retrieve", params=packageset(ids([0])), timeout=60)
         assert server.max_connections == 1
         for _ in range(20):  # each closes its connection before the next opens one
             retrieve(server, ids([0]))
@@ -536,7 +536,7 @@ def test_connections_are_counted_and_kept_alive() -> None:
         def ask(_: int) -> None:
             with requests.Session() as session:
                 barrier.wait(10)
-                session.get(f"{server.url}/csccli/retrieve", params=packageset(ids([0])), timeout=10)
+                session.get(f"{server.url}/csccli/retrieve", params=packageset(ids([0])), timeout=60)
                 barrier.wait(10)
 
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
@@ -567,7 +567,7 @@ def test_a_client_that_leaves_is_no_event(capfd: pytest.CaptureFixture[str]) -> 
         for _ in range(3):
             with pytest.raises(requests.exceptions.RequestException):
                 retrieve(server, ids([0, 1, 2]), timeout=0.01)
-            with requests.get(f"{server.url}/csccli/retrieve", packageset(ids([3])), stream=True, timeout=10):
+            with requests.get(f"{server.url}/csccli/retrieve", packageset(ids([3])), stream=True, timeout=60):
                 pass
         assert retrieve(server, ids([4])).ok
     assert capfd.readouterr() == ("", "")
