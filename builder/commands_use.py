@@ -53,7 +53,10 @@ def plot(
         typer.Option("--output-file", "-o", help="Draw to this .png, .pdf or .svg.", show_default="the terminal"),
     ] = None,
 ) -> None:
-    """Draw spectra: one with its errors, counts and background, or up to 12 over each other."""
+    """Draw spectra: to a file one with its errors, counts and background, or up to 12 over each other.
+
+    In the terminal it is the count rate alone, one spectrum below the other.
+    """
     from builder.errors import SettingError
     from builder.folder import find_detections, read_rows
     from builder.plots import check_number, save_plot, terminal_plot

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,11 +143,32 @@ def find_detections(folder: Path, detections: Iterable[str] = (), names: Iterabl
     for name in names:
         rows = ids.filter(pc.equal(sources, name.strip())).to_pylist()
         if not rows:
-            near = difflib.get_close_matches(name.strip(), sources.drop_null().unique().to_pylist(), 1, 0.5)
-            hint = f"; the nearest name is {near[0]!r}" if near else ""
-            raise SettingError(f"{folder} has no source {name.strip()!r}{hint}")
+            raise SettingError(f"{folder} has no source {name.strip()!r}; {_hint(folder, name)}")
         found.update(dict.fromkeys(rows))
     return list(found)
+
+
+def _hint(folder: Path, name: str) -> str:
+    """Which source may be meant by a name that none has."""
+    from astropy.coordinates import SkyCoord, jparser
+
+    table = read_scalars(folder, ("name", "ra", "dec"))
+    table = table.filter(table["name"].is_valid())
+    if not len(table):
+        return "its sources have no names: use --detection"
+    wanted = "".join(name.casefold().split())
+    similar = [text for text in pc.unique(table["name"]).to_pylist() if wanted in "".join(text.casefold().split())]
+    if wanted and similar:
+        return f"did you mean {similar[0]!r}{f', or one of {len(similar) - 1:,} more' if len(similar) > 1 else ''}?"
+    try:
+        position = jparser.to_skycoord(name.upper())
+    except ValueError:
+        return f"its names look like {table['name'][0].as_py()!r}"
+    separations = position.separation(SkyCoord(table["ra"], table["dec"], unit="deg"))
+    nearest = int(np.argmin(separations))
+    away = separations[nearest]
+    angle = f"{away.arcsec:.3g} arcsec" if away.deg < 0.1 else f"{away.deg:.3g} deg"
+    return f"the source nearest to this position is {table['name'][nearest].as_py()!r}, {angle} away"
 
 
 def read_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)  # keV
 _LOWEST = 0.1
 """Where a logarithmic energy axis begins at the latest, keV: a channel may begin at 0, but ACIS sees nothing there."""
 
+_MARGIN = 22
+"""Columns of a terminal that the labels of the axes take from a plot."""
+
 # No metadata that names a time, a program or a version: the same data and the same matplotlib give the same bytes.
 _METADATA: dict[str, dict[str, None]] = {
     ".png": {"Software": None},
@@ -48,8 +52,8 @@ def title(row: dict[str, Any]) -> str:
     return ", ".join(filter(None, parts))
 
 
-def terminal_plot(row: dict[str, Any], width: int = 64, height: int = 12) -> str:
-    """The spectrum as text: count rate density (counts/s/keV, logarithmic) against energy (keV)."""
+def terminal_plot(row: dict[str, Any]) -> str:
+    """The spectrum as text, as wide as the terminal: counts/s/keV against keV, both axes logarithmic."""
     import plotille
 
     energy, rate = (np.asarray(row["spectrum"][name]) for name in ("ene_center_bin", "flux"))
@@ -59,14 +63,15 @@ def terminal_plot(row: dict[str, Any], width: int = 64, height: int = 12) -> str
     logarithms = np.log10(rate[positive])
     low, high = logarithms.min(), logarithms.max()
     figure = plotille.Figure()
-    figure.width, figure.height, figure.with_colors = width, height, False
+    columns = shutil.get_terminal_size().columns
+    figure.width, figure.height, figure.with_colors = max(columns - _MARGIN, 20), 12, False
     figure.origin = False  # no lines where an axis is 0
     figure.x_label, figure.y_label = "keV", "counts/s/keV"
-    figure.x_ticks_fkt = lambda value, following: f"{value:.4g}"
+    figure.x_ticks_fkt = lambda value, following: f"{10**value:.2g}"
     figure.y_ticks_fkt = lambda value, following: f"{10**value:.2g}".rjust(10)
-    figure.set_x_limits(0, float(np.ceil(energy.max())))
+    figure.set_x_limits(*(float(limit) for limit in np.log10([energy[0] / 1.04, energy[-1] * 1.04])))
     figure.set_y_limits(float(low - 0.1), float(high + 0.1))
-    figure.plot(energy[positive], logarithms)
+    figure.plot(np.log10(energy[positive]), logarithms)
     missing = len(rate) - len(logarithms)
     left_out = f"\nleft out: {missing:,} of {len(rate):,} bins, not above zero" if missing else ""
     return f"{title(row)}\n{figure.show()}{left_out}"

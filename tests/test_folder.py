@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -70,9 +71,26 @@ def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> Non
             read(tmp_path / "nowhere")
 
 
-def test_a_misspelt_source_brings_up_the_nearest_name(sample: Path) -> None:
-    with pytest.raises(SettingError, match=r"no source 'J231929\.3\+003557'; the nearest name is '2CXO J2319"):
-        find_detections(sample, names=["J231929.3+003557"])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("j231929.3+003557", r"did you mean '2CXO J231929\.3\+003557'\?"),
+        ("2cxoJ2319", r"did you mean '2CXO J231929\.3\+003557'\?"),
+        ("SIM", r"did you mean 'SIM J[\d.+-]+', or one of \d+ more\?"),
+        (
+            "2CXO J231929.4+003550",
+            r"the source nearest to this position is '2CXO J2319.*557', 7\.\d+ arcsec away",
+        ),
+        ("J231929.4-203550", r"the source nearest to this position is 'SIM J[\d.+-]+', 16\.3 deg away"),
+        ("M31", "its names look like '2CXO J"),
+        ("", "its names look like '2CXO J"),
+    ],
+)
+def test_a_name_that_no_source_has_brings_up_a_similar_one_or_the_nearest_on_the_sky(
+    sample: Path, name: str, hint: str
+) -> None:
+    with pytest.raises(SettingError, match=f"has no source '{re.escape(name)}'; {hint}"):
+        find_detections(sample, names=[name])
 
 
 def test_the_overview_is_that_of_the_rows(full_sample: Path) -> None:

@@ -111,6 +111,20 @@ def test_the_terminal_says_how_many_bins_it_leaves_out(rows: list[dict[str, Any]
     assert terminal_plot(row).splitlines()[-1] == f"left out: 3 of {row['n_bins']:,} bins, not above zero"
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_terminal_is_as_wide_as_the_plot(
+    rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert max(map(len, terminal_plot(rows[-1]).splitlines())) == columns
+
+
+def test_a_single_bin_is_drawn_in_the_terminal(rows: list[dict[str, Any]]) -> None:
+    row = copy.deepcopy(rows[-1])
+    row["spectrum"] = {name: np.abs(np.asarray(values)[:1]) for name, values in row["spectrum"].items()}
+    assert "keV" in terminal_plot(row)
+
+
 @pytest.mark.parametrize("rate", [-1.0, 0.0])
 def test_a_spectrum_that_is_nowhere_above_zero_is_drawn_all_the_same(
     sample: Path, rows: list[dict[str, Any]], tmp_path: Path, rate: float
