@@ -61,13 +61,17 @@ def test_four_workers_give_the_same_bytes_as_one(
     assert contents(tmp_path / "out") == expected
 
 
+@pytest.mark.parametrize("listed", [False, True], ids=["each asks the catalog", "listed in a file"])
 def test_three_shards_and_then_an_assembly_give_the_same_bytes_and_fetch_nothing_twice(
-    server: ArchiveServer, expected: dict[str, bytes], tmp_path: Path
+    server: ArchiveServer, expected: dict[str, bytes], tmp_path: Path, listed: bool
 ) -> None:
     start = len(server.log)
     words = ("--archive", server.url, "--cache", tmp_path / "cache", "--workers", 1)
+    file = ("--cat-file", tmp_path / "cache" / "selection.vot") if listed else ()
+    if listed:
+        assert command("catalog", file[1], *words[:4]).returncode == 0
     for index in range(3):
-        result = command("prepare", "--shard", f"{index}/3", *words, cwd=tmp_path)
+        result = command("prepare", "--shard", f"{index}/3", *file, *words, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     result = command("prepare", tmp_path / "out", *words)

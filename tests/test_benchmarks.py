@@ -1,0 +1,28 @@
+"""The benchmarks run, at their smallest: what they measure is for people to look at."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="they look at processes in /proc, which Linux has")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["reduce.py", "--rounds", "1"], "4938.0.43"),
+        (["prepare.py", "--detections", "20"], "whole / reduction alone"),
+        (["workers.py", "--detections", "20", "--rounds", "1"], "ratio"),
+    ],
+    ids=["reduce", "prepare", "workers"],
+)
+def test_every_benchmark_runs_and_prints_its_figures(words: list[str], said: str) -> None:
+    command = [sys.executable, str(BENCHMARKS / words[0]), *words[1:]]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert said in result.stdout
