@@ -244,7 +244,8 @@ def selection_words(settings: Settings) -> str:
     if selection.detections:
         parts.append(f"among the {len(selection.detections):,} in [{DETECTIONS_FILE}]({DETECTIONS_FILE})")
     if selection.limit:
-        parts.append(f"of these the first {selection.limit:,} by obsid, obi and region_id")
+        first = "first" if selection.limit == 1 else f"first {selection.limit:,}"
+        parts.append(f"of these the {first} by obsid, obi and region_id")
     nulls = " A detection without a value passes the cut on it." if listed_elsewhere and cuts else ""
     return f"{', '.join(parts)}.{nulls}"
 
@@ -279,8 +280,8 @@ def _inputs(settings: Settings) -> str:
     return "".join(lines)
 
 
-def command_line(settings: Settings) -> str:
-    """The command whose settings are these; local paths by their last part."""
+def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
+    """The command that prepares a folder with these settings; local paths by their last part."""
     selection, recipe = settings.selection, settings.recipe
     options = {
         "archive": last_part(settings.archive) if settings.from_mirror else settings.archive,
@@ -298,7 +299,7 @@ def command_line(settings: Settings) -> str:
         "energy-max": recipe.energy_max,
         "min-counts": recipe.min_counts,
     }
-    words = ["chandra-spectra prepare chandra_spectra"]
+    words = [f"chandra-spectra prepare {shlex.quote(folder)}"]
     for name, given in options.items():
         values = given if isinstance(given, tuple) else () if given is None else (given,)
         texts = (_number(value) if isinstance(value, float) else str(value) for value in values)

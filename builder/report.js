@@ -18,7 +18,7 @@
     hoverlabel: { bgcolor: "#fff", bordercolor: SOFT, font: { color: INK } },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: SOFT, activecolor: BLUE },
     ...layout,
-  }, { responsive: true, displayModeBar: false, displaylogo: false, ...config });
+  }, { responsive: true, displayModeBar: false, displaylogo: false, showTips: false, ...config });
 
   const axis = (title, more = {}) => ({
     title: { text: title, standoff: 8 }, gridcolor: LINE, zeroline: false, linecolor: SOFT, ticks: "outside", ticklen: 4,
@@ -155,21 +155,22 @@
   // The table
 
   const facts = Object.fromEntries(data.rows.facts.map((fact) => [fact.name, fact.values]));
+  const meanings = Object.fromEntries(data.rows.facts.map((fact) => [fact.name, fact.meaning]));
   const all = data.rows.spectra.map((_, row) => row);
   const fixed = (digits) => (value) => value.toFixed(digits);
   const columns = [
-    { title: "source", values: facts.name },
-    { title: "detection", values: facts.detection_id, key: facts.object_id },
-    { title: "observed", values: data.rows.dates },
-    { title: "exposure", unit: "ks", values: facts.exposure, text: (value) => fixed(1)(value / 1000) },
-    { title: "net counts", values: facts.src_cnts_aper_b, text: (value) => number(Math.round(value)) },
-    { title: "S/N", values: facts.flux_significance_b, text: fixed(1) },
-    { title: "off axis", unit: "arcmin", values: facts.theta, text: fixed(2) },
-    { title: "bins", values: facts.n_bins, text: number },
-    { title: "hardness", unit: "hm", values: facts.hard_hm, text: fixed(2) },
-    { title: "split", values: facts.split },
-  ];
-  const state = { column: columns[4], down: true, page: 0, found: all, row: null };
+    { title: "source", name: "name" },
+    { title: "detection", name: "detection_id", key: facts.object_id },
+    { title: "observed", name: "gti_mjd_obs", values: data.rows.dates },
+    { title: "exposure", unit: "ks", name: "exposure", text: (value) => fixed(1)(value / 1000) },
+    { title: "net counts", name: "src_cnts_aper_b", text: (value) => number(Math.round(value)) },
+    { title: "S/N", name: "flux_significance_b", text: fixed(1) },
+    { title: "off axis", unit: "arcmin", name: "theta", text: fixed(2) },
+    { title: "bins", name: "n_bins", text: number },
+    { title: "hardness (h–m)", name: "hard_hm", text: fixed(2) },
+    { title: "split", name: "split" },
+  ].map((column) => ({ values: facts[column.name], meaning: meanings[column.name], ...column }));
+  const state = { column: columns[4], down: true, page: 0, found: all, cell: null, row: null };
 
   function compare(column, down) {
     const values = column.key || column.values;
@@ -240,7 +241,8 @@
       const value = values[row];
       const text = typeof value === "boolean" ? (value ? "yes" : "no") : Number.isInteger(value) || typeof value === "string"
         ? String(value) : String(Number(value.toPrecision(name === "ra" || name === "dec" || name.includes("mjd") ? 8 : 5)));
-      [name, text, unit].forEach((content, i) => {
+      const date = name === "gti_mjd_obs" && data.rows.dates[row];
+      [name, date ? `MJD ${text}` : text, date ? `(${date})` : unit].forEach((content, i) => {
         const place = line.insertCell();
         place.className = i === 1 ? "number" : "";
         place.textContent = content;
@@ -261,6 +263,7 @@
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = column.title;
+      button.title = column.meaning;
       if (column.unit) {
         const unit = document.createElement("span");
         unit.className = "unit";

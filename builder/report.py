@@ -156,7 +156,7 @@ def _words(folder: Path, manifest: dict[str, Any], seen: Overview, splits: Count
         ("sources", f"{seen.sources:,}", ""),
         ("observations", f"{seen.observations:,}", f"{seen.first} to {seen.last}" if seen.first else ""),
         ("counts", f"{seen.counts:,}", f"{settings.recipe.energy_min:g}–{settings.recipe.energy_max:g} keV"),
-        ("exposure", f"{seen.exposure / 1e6:,.4g} Ms", "all spectra together"),
+        ("exposure", _exposure(seen.exposure), "all spectra together"),
         ("rejected", f"{counts['rejected']:,}", f"of {counts['selected']:,} selected"),
     ]
     divided = ", ".join(f"<code>{name}</code> {splits[name]:,}" for name in SPLITS if splits[name])
@@ -171,7 +171,7 @@ def _words(folder: Path, manifest: dict[str, Any], seen: Overview, splits: Count
         "selected": _inline(selection_words(settings)),
         "reduced": _reduced(settings.recipe),
         "splits": divided or "none",
-        "command": html.escape(command_line(settings)),
+        "command": html.escape(command_line(settings, folder.name)),
     }
 
 
@@ -179,6 +179,10 @@ _EMBEDDED = (
     '<p class="remark">This is the embedded sample, for trying the code: only two of its rows are real (4938.0.43 and '
     "7867.0.2, whose files come with Sherpa). The rest, named <code>SIM J…</code>, are simulated.</p>"
 )
+
+
+def _exposure(seconds: float) -> str:
+    return f"{seconds / 1e6:,.3f} Ms" if seconds >= 1e6 else f"{seconds / 1e3:,.1f} ks"
 
 
 def _inline(markdown: str) -> str:

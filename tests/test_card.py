@@ -304,6 +304,8 @@ def test_local_paths_are_given_by_their_last_part(sample: Path, written: Path, m
         (Settings("embedded"), "the whole embedded sample."),
         (Settings("embedded", selection=Selection(limit=3)),
          "the whole embedded sample, of these the first 3 by obsid, obi and region_id."),
+        (Settings("embedded", selection=Selection(limit=1)),
+         "the whole embedded sample, of these the first by obsid, obi and region_id."),
         (Settings("embedded", selection=Selection(max_theta=3)),
          "detections less than 3 arcmin from the optical axis. A detection without a value passes the cut on it."),
         (Settings(catalog="a/b.vot"), "all detections, listed in the catalog file `b.vot`."),

@@ -19,6 +19,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from builder.errors import OutputError
+from builder.folder import date_text
 from builder.pictures import galactic_plane
 from builder.prepare import read_manifest
 from builder.records import REASONS
@@ -170,6 +171,18 @@ def test_the_page_tells_selection_recipe_command_and_reasons(sample: Path, pages
         assert f"<code>{reason}</code></td><td>{REASONS[reason]}</td>" in words
     for message in pq.read_table(sample / "rejections.parquet")["message"].to_pylist():
         assert message.replace("'", "&#x27;") in words
+
+
+def test_the_command_makes_a_folder_of_the_same_name(pages: dict[str, Path]) -> None:
+    assert "<pre>chandra-spectra prepare many " in pages["many"].read_text(encoding="utf-8")
+    assert "prepare &#x27;&lt;b&gt;&amp;amp;&#x27; " in pages["hostile"].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("page", "said"), [("none", "0.0 ks"), ("one", "50.5 ks"), ("sample", "1.902 Ms"), ("many", "64.658 Ms")]
+)
+def test_the_exposure_has_a_unit_of_its_size(pages: dict[str, Path], page: str, said: str) -> None:
+    assert f"<dt>exposure</dt><dd>{said}</dd>" in pages[page].read_text(encoding="utf-8")
 
 
 def test_the_same_folder_gives_the_same_bytes_without_paths_of_this_machine(
@@ -333,9 +346,11 @@ def page(browser: Any, pages: dict[str, Path]) -> Iterator[Page]:
 def test_it_opens_with_all_its_pictures_and_the_brightest_spectrum(page: Page, sample: Path) -> None:
     for plot in ("sky", "histogram-0", "histogram-1", "histogram-2", "hardness", "spectrum"):
         assert page.run("return document.querySelectorAll(`#${arguments[0]} .main-svg`).length", plot) > 0, plot
-    names = ("source", "detection", "observed", "exposure ks", "net counts", "S/N", "off axis arcmin", "bins")
     heads = page.run("return [...document.querySelectorAll('#table th')].map((head) => head.textContent)")
-    assert tuple(heads[: len(names)]) == names
+    assert heads == ["source", "detection", "observed", "exposure ks", "net counts", "S/N", "off axis arcmin", "bins",
+                     "hardness (h–m)", "split"]  # fmt: skip
+    titles = page.run("return [...document.querySelectorAll('#table th button')].map((button) => button.title)")
+    assert all(titles) and titles[8].startswith("hardness ratio (hard - medium) / (hard + medium)")
     rows = pq.read_table(sample / "data").to_pylist()
     brightest = max(rows, key=lambda row: row["src_cnts_aper_b"])
     assert page.one("#title").text.startswith(f"{brightest['name']}, {brightest['detection_id']}, ")
@@ -366,6 +381,7 @@ def test_a_row_shows_its_spectrum_by_click_and_by_key(page: Page, sample: Path, 
     )  # the axis is logarithmic
     facts = page.one("#facts").text
     assert f"theta {expected['theta']:.3f}"[:9] in facts and "arcmin" in facts and "erg s-1 cm-2" in facts
+    assert f"gti_mjd_obs MJD {expected['gti_mjd_obs']:.8g} ({date_text(expected['gti_mjd_obs'])})" in facts
 
 
 def test_a_drag_zooms_and_a_double_click_goes_back(page: Page) -> None:
@@ -392,6 +408,7 @@ def test_a_drag_zooms_and_a_double_click_goes_back(page: Page) -> None:
         zoomed = ranges()
         assert whole[0] < zoomed[0] < zoomed[1] < whole[1]
         assert whole[2] < zoomed[2] < zoomed[3] < whole[3]
+        assert page.browser.find_elements(By.CSS_SELECTOR, ".plotly-notifier") == []  # it would cover the buttons
         webdriver.ActionChains(page.browser).double_click(plot).perform()
         assert ranges() == pytest.approx(whole)
 
