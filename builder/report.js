@@ -185,14 +185,24 @@
   function search() {
     const query = element("search").value.trim().toLowerCase();
     const cell = /^cell (\d+)$/.exec(query);
-    state.found = all.filter((row) => (cell ? facts.healpix[row] === Number(cell[1])
+    state.cell = cell && Number(cell[1]);
+    state.found = all.filter((row) => (cell ? facts.healpix[row] === state.cell
       : (facts.name[row] || "").toLowerCase().includes(query) || facts.detection_id[row].includes(query)));
     state.page = 0;
     showTable();
   }
 
-  const sampled = all.length < data.total && `${number(all.length)} of ${number(data.total)} rows, evenly spaced in the `
-    + `order of their net counts; chandra-spectra plot ${data.folder} --name NAME draws any other.`;
+  const sampled = all.length < data.total && `${number(all.length)} of ${number(data.total)} rows`;
+  const any = `chandra-spectra plot ${data.folder} --name NAME draws any row.`;
+
+  function found() {
+    const count = number(state.found.length);
+    if (sampled && state.cell !== null) {
+      const rows = data.sky.rows[data.sky.cell.indexOf(state.cell)] || 0;
+      return `the sample has ${count} of ${spectra(rows)} in this cell`;
+    }
+    return state.found.length < all.length ? `${count} found${sampled ? " in the sample" : ""}` : "";
+  }
 
   function showTable() {
     const rows = [...state.found].sort(compare(state.column, state.down));
@@ -218,12 +228,12 @@
       if (columns[i] === state.column) head.setAttribute("aria-sort", state.down ? "descending" : "ascending");
       else head.removeAttribute("aria-sort");
     });
-    element("found").textContent = rows.length < all.length ? `${number(rows.length)} found` : "";
+    element("found").textContent = found();
     element("page").textContent = `page ${number(state.page + 1)} of ${number(pages)}`;
     element("back").disabled = state.page === 0;
     element("forth").disabled = state.page === pages - 1;
     element("nothing").hidden = rows.length > 0;
-    element("nothing").textContent = sampled ? `Nothing found among ${sampled}`
+    element("nothing").textContent = sampled ? `Nothing found among the ${sampled} in this page; ${any}`
       : all.length ? "Nothing found." : "The folder has no rows.";
   }
 
@@ -280,7 +290,8 @@
       head.append(place);
     });
     element("sampled").textContent = sampled
-      || (all.length > 1 ? `All ${number(all.length)} rows.` : all.length ? "The only row." : "");
+      ? `A sample: ${sampled}, evenly spaced in the order of their net counts. Table and search hold no others; ${any}`
+      : (all.length > 1 ? `All ${number(all.length)} rows.` : all.length ? "The only row." : "");
     const turn = (by) => () => { state.page += by; showTable(); };
     element("back").addEventListener("click", turn(-1));
     element("forth").addEventListener("click", turn(1));

@@ -122,6 +122,7 @@ def write_report(folder: Path, path: Path) -> Written:
     words = {
         **_words(folder, manifest, seen, Counter(scalars["split"].to_pylist())),
         **_rejections(folder, manifest["counts"]),
+        **(_PART if len(shown) < seen.rows else _WHOLE),
         "style": _PAGE.with_suffix(".css").read_text(encoding="utf-8"),
         "script": _PAGE.with_suffix(".js").read_text(encoding="utf-8"),
         "plotly": get_plotlyjs(),
@@ -174,6 +175,10 @@ def _words(folder: Path, manifest: dict[str, Any], seen: Overview, splits: Count
         "command": html.escape(command_line(settings, folder.name)),
     }
 
+
+# What a click on the sky and the search come to, where all rows are in the page and where a sample is.
+_WHOLE = {"listed_below": "its rows below", "search": "Search"}
+_PART = {"listed_below": "below those of its rows that are in the sample", "search": "Search the sample"}
 
 _EMBEDDED = (
     '<p class="remark">This is the embedded sample, for trying the code: only two of its rows are real (4938.0.43 and '

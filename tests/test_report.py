@@ -318,6 +318,11 @@ class Page:
         field.clear()
         field.send_keys(text)
 
+    def click_cell(self, cell: int) -> None:
+        self.run(
+            "document.getElementById('sky').emit('plotly_click', { points: [{ customdata: arguments[0] }] })", cell
+        )
+
     def traces(self) -> list[dict[str, Any]]:
         """What plotly has drawn of the spectrum: name, x and y of each trace."""
         return self.run(  # type: ignore[no-any-return]
@@ -355,6 +360,7 @@ def test_it_opens_with_all_its_pictures_and_the_brightest_spectrum(page: Page, s
     brightest = max(rows, key=lambda row: row["src_cnts_aper_b"])
     assert page.one("#title").text.startswith(f"{brightest['name']}, {brightest['detection_id']}, ")
     assert page.one("#sampled").text == "All 62 rows."
+    assert "a click on a cell lists its rows below" in page.one("#overview").text
 
 
 @pytest.mark.parametrize("how", ["click", "Enter"])
@@ -447,7 +453,7 @@ def test_search_finds_by_name_detection_and_observation(page: Page, sample: Path
 def test_a_cell_of_the_sky_lists_its_rows(page: Page, sample: Path) -> None:
     rows = pq.read_table(sample / "data").to_pylist()
     cell = rows[5]["healpix"]
-    page.run("document.getElementById('sky').emit('plotly_click', { points: [{ customdata: arguments[0] }] })", cell)
+    page.click_cell(cell)
     assert set(page.column(1)) == {row["detection_id"] for row in rows if row["healpix"] == cell}
 
 
@@ -470,13 +476,24 @@ def test_headers_sort_numbers_as_numbers_with_nulls_last_either_way(page: Page) 
     assert page.run("return document.querySelector('#table th[aria-sort]').textContent") == "detection"
 
 
-def test_a_search_that_finds_nothing_in_a_sample_says_that_it_is_one(browser: Any, pages: dict[str, Path]) -> None:
+def test_a_sample_says_everywhere_that_it_is_one(browser: Any, pages: dict[str, Path]) -> None:
     page = Page(browser, pages["many"])
-    shown = len(facts_of(pages["many"])["name"])
-    said = f"{shown:,} of 2,108 rows, evenly spaced in the order of their net counts; chandra-spectra plot many --name "
-    assert page.one("#sampled").text.startswith(said)
+    facts, sky = facts_of(pages["many"]), data_of(pages["many"])["sky"]
+    part = f"{len(facts['name']):,} of 2,108 rows"
+    assert page.one("#sampled").text.startswith(f"A sample: {part}, evenly spaced in the order of their net counts.")
+    assert "a click on a cell lists below those of its rows that are in the sample" in page.one("#overview").text
+    assert page.one("label").text == "Search the sample"
+    page.search(facts["name"][0])
+    assert page.one("#found").text == "1 found in the sample"
     page.search("SIM 9999")
-    assert page.one("#nothing").text.startswith(f"Nothing found among {said}")
+    assert page.one("#nothing").text == (
+        f"Nothing found among the {part} in this page; chandra-spectra plot many --name NAME draws any row."
+    )
+    rows, cell = max(zip(sky["rows"], sky["cell"], strict=True))
+    page.click_cell(cell)
+    listed = facts["healpix"].count(cell)
+    assert 0 < listed < rows
+    assert page.one("#found").text == f"the sample has {listed} of {rows} spectra in this cell"
     page.assert_quiet()
 
 
