@@ -172,7 +172,7 @@ def _words(folder: Path, manifest: dict[str, Any], seen: Overview, splits: Count
         "selected": _inline(selection_words(settings)),
         "reduced": _reduced(settings.recipe),
         "splits": divided or "none",
-        "command": html.escape(command_line(settings, folder.name)),
+        "command": html.escape(command_line(settings, folder.resolve().name)),
     }
 
 
