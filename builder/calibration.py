@@ -65,14 +65,22 @@ class Calibration:
         path : str
             As `datasets.load_dataset` takes it.
         **options
-            Further arguments of `datasets.load_dataset`. Config ``responses`` is loaded at the first `fold`.
+            Further arguments of `datasets.load_dataset`, such as ``revision``; not ``name``, ``split`` or
+            ``streaming``. Config ``responses`` is loaded at the first `fold`.
 
         Returns
         -------
         Calibration
+
+        Raises
+        ------
+        SettingError
+            If one of those three is among the options.
         """
         from datasets import load_dataset
 
+        if wrong := [name for name in ("name", "split", "streaming") if name in options]:
+            raise SettingError(f"the tables of the instrument are loaded whole, for any split: leave out {wrong[0]}")
         ebounds = load_dataset(path, "ebounds", split="train", **options)
         return cls(ebounds, partial(_load_responses, path, options))
 
@@ -119,8 +127,8 @@ class Calibration:
         Parameters
         ----------
         rows : dict
-            One row of config ``counts``, or a batch of them as ``map(batched=True)`` gives it; with ``counts``,
-            ``background_counts``, ``arf`` and ``ebounds_id``.
+            One row of config ``counts``, or a batch of them as ``map(batched=True)`` or `collate` gives it; with
+            ``counts``, ``background_counts``, ``arf`` and ``ebounds_id``.
         edges : array_like, shape (n + 1,)
             Rising, keV; channels outside are left out.
 
@@ -135,20 +143,20 @@ class Calibration:
         SettingError
             If the edges do not rise, a bin holds no channel, or the rows are not of config ``counts``.
         """
-        edges = np.asarray(edges, dtype=np.float64)
-        if edges.ndim != 1 or edges.size < 2 or not (np.isfinite(edges).all() and np.all(np.diff(edges) > 0)):
-            raise SettingError("the edges of bins must be two or more rising numbers, keV")
-        names = ("counts", "background_counts", "arf", "ebounds_id")
+        edges = _rising(edges)
+        names = ("counts", "background_counts", "ebounds_id", "arf")
         _require(rows, names)
-        columns = [rows[name] for name in names]
+        *columns, arf = (rows[name] for name in names)
         if isinstance(rows["ebounds_id"], str):
-            return self._rebin(columns, edges)
-        done = [self._rebin(values, edges) for values in zip(*columns, strict=True)]
-        empty = np.empty((0, edges.size - 1))
-        return {name: np.array([row[name] for row in done]) if done else empty for name in _REBINNED}
+            return self._rebin((*columns, arf), edges)
+        if isinstance(arf, Mapping):  # of `collate`: what it pads with, bins from 0 to 0 keV, adds no area
+            arf = [dict(zip(_AREA, row, strict=True)) for row in zip(*(arf[name] for name in _AREA), strict=True)]
+        done = [self._rebin(values, edges) for values in zip(*columns, arf, strict=True)]
+        shape = len(done), edges.size - 1
+        return {name: np.array([row[name] for row in done], kind).reshape(shape) for name, kind in _REBINNED.items()}
 
     def _rebin(self, values: Sequence[Any], edges: Floats) -> dict[str, NDArray[Any]]:
-        counts, background, arf, ebounds_id = values
+        counts, background, ebounds_id, arf = values
         low, high = self._grid(ebounds_id)
         begin = np.searchsorted((low + high) / 2, edges)
         if (hollow := np.flatnonzero(np.diff(begin) == 0)).size:
@@ -175,7 +183,7 @@ class Calibration:
             ``model(energy_lo, energy_hi)``, with the edges in keV, gives the photons cm-2 s-1 in each energy bin: a
             Sherpa model, or a function.
         row : dict
-            Of config ``counts``; with ``exposure``, ``arf`` and ``rmf_sha256``.
+            One row of config ``counts``; with ``exposure``, ``arf`` and ``rmf_sha256``.
 
         Returns
         -------
@@ -184,10 +192,12 @@ class Calibration:
         Raises
         ------
         SettingError
-            If there are no responses or not this one, the energies of ARF and RMF differ, or the model gives another
-            number of values.
+            If there are no responses or not this one, it is more than a row, the energies of ARF and RMF differ, or
+            the model gives another number of values.
         """
         _require(row, ("exposure", "arf", "rmf_sha256"))
+        if not isinstance(row["rmf_sha256"], str):
+            raise SettingError("fold takes one row of config counts, not a batch: fold its rows one by one")
         low, high, matrix = self._response(str(row["rmf_sha256"]))
         area = _arf(row["arf"])
         for mine, theirs in zip(area, (low, high), strict=False):
@@ -223,7 +233,9 @@ class Calibration:
         return lists | {"first_channel": row["first_channel"].to_numpy()}
 
 
-_REBINNED = ("counts", "background_counts", "effective_area", "energy_lo", "energy_hi")
+_REBINNED = {"counts": np.int64, "background_counts": np.int64,
+             "effective_area": np.float64, "energy_lo": np.float64, "energy_hi": np.float64}  # fmt: skip
+_AREA = ("energy_lo", "energy_hi", "specresp")
 _LISTS = ("energy_lo", "energy_hi", "n_grp", "f_chan", "n_chan", "matrix")
 
 
@@ -241,8 +253,18 @@ def _require(rows: Mapping[str, Any], names: Iterable[str]) -> None:
         raise SettingError(f"no {missing[0]} in the row: give rows of config counts with {', '.join(names)}")
 
 
+def _rising(edges: ArrayLike) -> Floats:
+    try:
+        numbers = np.asarray(edges, dtype=np.float64)
+    except (TypeError, ValueError):  # texts, or lists of different lengths
+        numbers = np.empty(0)
+    if numbers.ndim != 1 or numbers.size < 2 or not (np.isfinite(numbers).all() and np.all(np.diff(numbers) > 0)):
+        raise SettingError("the edges of bins must be two or more rising numbers, keV")
+    return numbers
+
+
 def _arf(arf: Mapping[str, ArrayLike]) -> tuple[Floats, Floats, Floats]:
-    low, high, area = (np.asarray(arf[name], dtype=np.float64) for name in ("energy_lo", "energy_hi", "specresp"))
+    low, high, area = (np.asarray(arf[name], dtype=np.float64) for name in _AREA)
     return low, high, area
 
 

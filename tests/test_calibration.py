@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from astropy.io import fits
 from datasets import Dataset, IterableDataset, load_dataset
@@ -18,6 +19,7 @@ from sherpa.astro.instrument import RSPModelPHA
 from sherpa.astro.io import read_pha
 from sherpa.models import NormGauss1D, PowLaw1D
 
+from builder.batches import collate
 from builder.calibration import Calibration
 from builder.errors import SettingError
 from tests.fits_files import REAL, REAL_FOLDER, stable
@@ -124,8 +126,18 @@ def test_a_batch_in_any_format_is_its_rows(calibration: Calibration, counts: Dat
             np.testing.assert_array_equal(batch[name][number], values)
 
 
-def test_an_empty_batch_gives_empty_arrays(calibration: Calibration, counts: Dataset) -> None:
-    assert {array.shape for array in calibration.rebin(counts.select([])[:], EDGES).values()} == {(0, 64)}
+def test_a_collated_batch_is_its_rows_however_long_their_areas_are(calibration: Calibration, rows: Any) -> None:
+    short = rows[1] | {"arf": {name: values[:500] for name, values in rows[1]["arf"].items()}}
+    batch = calibration.rebin(collate([rows[0], short]), EDGES)
+    for number, row in enumerate((rows[0], short)):
+        for name, values in calibration.rebin(row, EDGES).items():
+            np.testing.assert_array_equal(batch[name][number], values)
+
+
+def test_an_empty_batch_gives_empty_arrays_of_the_same_types(calibration: Calibration, counts: Dataset) -> None:
+    empty, full = (calibration.rebin(counts.select(range(length))[:], EDGES) for length in (0, 1))
+    assert {array.shape for array in empty.values()} == {(0, 64)}
+    assert {name: array.dtype for name, array in empty.items()} == {name: array.dtype for name, array in full.items()}
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -174,6 +186,14 @@ def test_folding_takes_a_function_and_a_row_in_any_format(folding: Calibration, 
         np.testing.assert_allclose(folding.fold(flat, counts.with_format(form)[0]), plain, rtol=1e-6)
 
 
+def test_a_row_of_pandas_is_a_row(folding: Calibration, full_sample: Path, rows: Any) -> None:
+    row = pd.read_parquet(next((full_sample / "counts").glob("train-*"))).iloc[0]
+    assert row["detection_id"] == rows[0]["detection_id"]
+    np.testing.assert_array_equal(folding.fold(np.subtract, row), folding.fold(np.subtract, rows[0]))
+    for name, values in folding.rebin(row, EDGES).items():
+        np.testing.assert_array_equal(values, folding.rebin(rows[0], EDGES)[name])
+
+
 def test_groups_of_channels_count_from_the_first_channel_of_the_file() -> None:
     """A file whose first channel is 0, with no, one and two groups at its three energies."""
     row = {
@@ -217,6 +237,9 @@ def without(row: dict[str, Any], name: str) -> dict[str, Any]:
         ("must be two or more rising numbers", lambda c, row: c.rebin(row, [1.0, 1.0])),
         ("must be two or more rising numbers", lambda c, row: c.rebin(row, [1.0])),
         ("must be two or more rising numbers", lambda c, row: c.rebin(row, [1.0, np.nan])),
+        ("must be two or more rising numbers", lambda c, row: c.rebin(row, ["a", "b"])),
+        ("must be two or more rising numbers", lambda c, row: c.rebin(row, [[1.0], [2.0, 3.0]])),
+        ("fold takes one row .* not a batch", lambda c, row: c.fold(np.subtract, collate([row, row]))),
         (r"no channel has its centre in 1.001-1.01 keV", lambda c, row: c.rebin(row, [0.5, 1.001, 1.01])),
         (r"no channel has its centre in 15-20 keV: .* within 0.0073-14.9", lambda c, row: c.rebin(row, [1, 15, 20])),
         ("no counts in the row: give rows of config counts", lambda c, row: c.rebin(without(row, "counts"), EDGES)),
@@ -238,6 +261,12 @@ def test_a_folder_without_responses_says_how_to_get_them(sample: Path, counts: D
         Calibration.load(str(sample)).fold(np.subtract, counts[0])
     with pytest.raises(SettingError, match="takes config responses"):
         Calibration([]).fold(np.subtract, counts[0])
+
+
+@pytest.mark.parametrize("option", [{"streaming": True}, {"split": "train"}, {"name": "counts"}], ids=str)
+def test_the_tables_are_loaded_whole(sample: Path, option: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match=f"loaded whole.* leave out {next(iter(option))}"):
+        Calibration.load(str(sample), **option)
 
 
 def test_a_grid_that_does_not_rise_is_refused() -> None:
