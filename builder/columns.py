@@ -156,8 +156,10 @@ COLUMNS: tuple[Column, ...] = (
     _catalog("o", "streak_src_flag", "bool", "the source lies on a readout streak"),
     _catalog("o", "conf_code", "int32",
              "overlap with other detections, a sum of: 1 background on background, 2 background on source, "
-             "4 source on background, 8 source on source, 256 on an extended one; null for convex-hull sources"),
-    _catalog("o", "extent_code", "int32", "extent of the source, bit-coded by band"),
+             "4 source on background, 8 source on source, 256 on an extended one; null for convex-hull sources, "
+             "so look for a bit only where it is above 0"),
+    _catalog("o", "extent_code", "int32",
+             "extent of the source, bit-coded by band: above 0 where it is extended in any"),
     # measured
     Column("detnam", "string", "detector and the chips that were on, such as ACIS-012367", "DETNAM of the PHA file",
            nullable=True),

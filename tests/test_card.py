@@ -182,7 +182,7 @@ def test_it_says_what_it_must(text: str) -> None:
     assert "@" not in text.replace("@article{", "")
     for said in (
         "only two of its rows are real", "not an energy flux", "`arf` is not corrected for the aperture", "`PSF_FRAC`",
-        "`conf_code & 8`", "do not divide by row", "0.5-8 keV kept",
+        "`conf_code > 0 and conf_code & 8`", "do not divide by row", "0.5-8 keV kept",
         "background subtracted", "at least 5 counts a bin", "NonMatchingSplitsSizesError",
         ACKNOWLEDGEMENT, "10.3847/1538-4365/ad6319", "10.1088/0067-0049/189/1/37",
     ):  # fmt: skip

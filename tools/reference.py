@@ -27,7 +27,8 @@ What each config of a prepared folder holds. [README](../README.md#columns) has 
 - `[n]` is a list whose length differs from row to row, `[1024]` one with a value for each PI channel.
 - Units are those of the FITS standard. Energies are in keV, `count` is a number of events.
 - A null means that the catalog, or for `detnam` and `grating` the file, gives no value. HDF5 has NaN there, -1 in
-  integer and boolean columns, and an empty text.
+  integer and boolean columns, and an empty text. -1 is true, and has every bit set: ask for `flag == 1`,
+  `extent_code > 0`, and both of `conf_code > 0` and `conf_code & 8`.
 - `spectrum` and `arf` are structs of lists: `row["spectrum"]["flux"]`.
 
 ## Scalars, in `spectra` and `counts`
