@@ -74,7 +74,8 @@ def terminal_plot(row: dict[str, Any]) -> str:
     figure.plot(np.log10(energy[positive]), logarithms)
     missing = len(rate) - len(logarithms)
     left_out = f"\nleft out: {missing:,} of {len(rate):,} bins, not above zero" if missing else ""
-    return f"{title(row)}\n{figure.show()}{left_out}"
+    drawn = "\n".join(map(str.rstrip, figure.show().splitlines()))
+    return f"{title(row)}\n{drawn}{left_out}"
 
 
 def binned_counts(folder: Path, rows: Iterable[dict[str, Any]]) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from builder.words import one_line, several, size_text
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from builder.catalog import Plan
@@ -22,6 +24,14 @@ __all__ = ["bars", "show_checks", "show_estimate", "show_row", "show_summary", "
 
 _PAUSE = 60.0
 """Seconds between two lines of progress."""
+
+
+def _show(table: Table, console: Console) -> None:
+    """Print a table; into a pipe or a file without the blanks that its lines are filled up with."""
+    with console.capture() as capture:
+        console.print(table)
+    lines = capture.get().splitlines()
+    print("\n".join(lines if console.is_terminal else map(str.rstrip, lines)))
 
 
 def show_checks(report: Report) -> None:
@@ -37,7 +47,7 @@ def show_checks(report: Report) -> None:
     for check in report.checks:
         mark = Text("✗", "red") if check.failed else Text("✓", "green") if check.scope else Text("–", "dim")
         table.add_row(mark, check.claim, check.scope or ("" if check.failed else "not looked at"))
-    console.print(table)
+    _show(table, console)
     for check in report.checks:
         for line in check.failures:
             print(line)
@@ -73,8 +83,8 @@ def show_summary(folder: Path, manifest: dict[str, Any], done: bool | None) -> N
     splits = _splits(files.get("data/", []))
     divided = Splits.parse(manifest["settings"]["splits"])
     for split in divided.names if divided.divided else ():
-        rows = splits.get(split, 0)  # a split without rows has no files
-        table.add_row(f"  {split}", f"{rows:,}", "", f"{100 * rows / max(counts['rows'], 1):.1f} %")
+        rows = splits.get(split, 0)
+        table.add_row(f"  {split}", f"{rows:,}", "", f"{100 * rows / counts['rows']:.1f} %" if rows else "no file")
     dates = f"{seen.first} to {seen.last}" if seen.first else ""
     table.add_row("observations", f"{seen.observations:,}", "", dates)
     table.add_row("exposure", f"{seen.exposure / 1e6:,.3f}", "Ms", "all rows together")
@@ -92,7 +102,7 @@ def show_summary(folder: Path, manifest: dict[str, Any], done: bool | None) -> N
     if done:
         table.add_row("time", f"{manifest['seconds']:,.1f}", "s", "")
     console.print(str(folder), style="bold")
-    console.print(table)
+    _show(table, console)
     if done is False:
         console.print("\nThe folder was finished before: nothing to do.")
     if done is not None and counts["rows"]:  # datasets loads no folder without rows
@@ -141,6 +151,7 @@ def show_row(row: dict[str, Any]) -> None:
     from rich.console import Console
 
     from builder.columns import columns_of
+    from builder.folder import date_text
 
     texts = ("name", "detection_id", "obsid", "obi", "region_id", "cycle", "instrument")  # said in the title
     table = _table()
@@ -155,16 +166,18 @@ def show_row(row: dict[str, Any]) -> None:
             table.add_row(column.name, "yes" if value else "no", "")
         else:
             digits = 6 if column.dtype == "float32" else 9
-            table.add_row(column.name, f"{value:.{digits}g}" if isinstance(value, float) else str(value), column.unit)
+            number = f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+            is_date = column.name == "gti_mjd_obs"
+            table.add_row(column.name, number, *(("MJD", date_text(value)) if is_date else (column.unit,)))
     console = Console(highlight=False, markup=False)
     of = f" of {one_line(row['name'])}" if row["name"] else ""
     instrument = f", {row['instrument']}" if row["instrument"] else ""
     console.print(f"\ndetection {row['detection_id']}{of}{instrument}", style="bold")
-    console.print(table)
+    _show(table, console)
     console.print("files  " + "\n       ".join(row[f"{kind}_file"] for kind in ("pha", "arf", "rmf")))
     if missing:
-        console.print(f"null   {', '.join(missing)}")
-    console.print()
+        print(textwrap.fill(", ".join(missing), console.width, initial_indent="null   ", subsequent_indent=" " * 7))
+    print()
 
 
 @contextlib.contextmanager
@@ -239,4 +252,4 @@ def show_estimate(planned: Plan, bandwidth: float) -> None:
     table.add_row(
         "time", f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(hours * 60))} min", f"at {bandwidth:g} MB/s"
     )
-    Console(highlight=False).print(table)
+    _show(table, Console(highlight=False))

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import load_dataset
 
 from builder import __version__
 from builder.catalog import from_rows, plan
@@ -174,6 +175,8 @@ def test_info_shows_the_numbers_a_row_and_a_plot(sample: Path) -> None:
     assert re.search(r"rows\s+62", result.stdout)
     assert "detection 7867.0.2" in result.stdout
     assert "(keV)" in result.stdout
+    assert re.search(r"gti_mjd_obs +54374.0\d+ +MJD +2007-10-01\n", result.stdout)
+    assert "\nnull   significance, " in result.stdout
 
 
 @pytest.mark.parametrize(("arguments", "words"), [(["--detection", "1.2.3"], "no row 1.2.3"), ([], "not a prepared")])
@@ -183,6 +186,26 @@ def test_info_of_what_is_not_there_is_one_clear_line(
     result = command("info", sample if arguments else tmp_path, *arguments)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert words in result.stderr
+
+
+def test_what_goes_into_a_pipe_has_no_blanks_at_the_ends_of_lines(sample: Path) -> None:
+    for words in (("info", sample), ("verify", sample, "--no-load")):
+        lines = command(*words).stdout.splitlines()
+        assert len(lines) > 8
+        assert [line for line in lines if line.endswith(" ")] == []
+
+
+def test_a_split_without_rows_is_said_to_have_no_file(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of --splits source where all sources are of train; `load_dataset` then knows no other split."""
+    from builder.prepare import read_manifest
+    from builder.terminal import show_summary
+
+    manifest = read_manifest(sample)
+    show_summary(sample, manifest | {"settings": manifest["settings"] | {"splits": "source:100/0/0"}}, None)
+    rows = re.findall(r"^  (train|validation|test) +(\d+) +(.+)$", capsys.readouterr().out, re.MULTILINE)
+    assert rows == [("train", "62", "100.0 %"), ("validation", "0", "no file"), ("test", "0", "no file")]
+    with pytest.raises(ValueError, match="Unknown split"):
+        load_dataset(str(sample), split="test")
 
 
 def test_an_unknown_option_is_wrong_usage() -> None:
