@@ -29,7 +29,7 @@ from chandra_spectra import Calibration
 
 DETECTION, FILE = "4938.0.43", "astro/datastack/tests/data/acisf04938_000N002_r0043_pha3.fits"
 ENERGIES = 0.5, 7.0
-NAMES = ["nh", "index", "log_norm"]  # 1e22 cm-2; none; photon cm-2 s-1 keV-1 at 1 keV
+UNITS = {"nh": "1e22 cm-2", "index": "none", "log_norm": "log10 photon cm-2 s-1 keV-1 at 1 keV"}
 START, LOWER, UPPER = [0.1, 1.7, -4.0], [0.0, -1.0, -7.0], [10.0, 5.0, -1.0]
 
 
@@ -65,7 +65,7 @@ def fit_files() -> tuple[Any, Any]:
     ui.load_pha(str(Path(sherpa.__file__).parent / FILE))
     background = ui.get_data().sum_background_data()  # scaled, in all channels
     ui.load_user_model(lambda p, low, high: absorbed_power_law(low, high, *p), "absorbed")
-    ui.add_user_pars("absorbed", NAMES, START, LOWER, UPPER)
+    ui.add_user_pars("absorbed", list(UNITS), START, LOWER, UPPER)
     ui.load_user_model(lambda p, *channels: background, "background")
     absorbed, constant = ui.get_model_component("absorbed"), ui.get_model_component("background")
     constant.ampl.freeze()
@@ -108,9 +108,9 @@ def main(folder: str = "chandra_spectra", picture: str = "forward_fit.png") -> N
     row, calibration = counts[list(counts["detection_id"]).index(DETECTION)], Calibration.load(folder)
     best, model = fit_row(row, calibration)
     theirs, errors = fit_files()
-    print("parameter    the row    Sherpa     error")
-    for name, *numbers in zip(NAMES, best, theirs, errors, strict=True):
-        print(f"{name:<10}" + "".join(f"{number:>10.4f}" for number in numbers))
+    print("parameter    the row    Sherpa     error  unit")
+    for (name, unit), *numbers in zip(UNITS.items(), best, theirs, errors, strict=True):
+        print(f"{name:<10}" + "".join(f"{number:>10.4f}" for number in numbers), unit, sep="  ")
     print(f"largest difference: {np.max(np.abs(best - theirs) / errors):.1g} of the error")
     draw(picture, row, calibration, model)
     print(f"wrote {picture}")
