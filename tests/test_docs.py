@@ -24,6 +24,7 @@ from builder.cli import app
 from builder.columns import COLUMNS, EBOUNDS, RESPONSES
 from builder.export import export
 from tests.goldens import GOLDENS
+from tests.runs import Run
 
 ROOT = Path(__file__).parents[1]
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
@@ -98,10 +99,10 @@ TRAINED = re.compile(r"\b(model|again)\(")
 """Calls of the tutorial's network, which other processors and versions of torch train to another end."""
 
 
-def same(word: str, other: str, margin: float = 1e-9) -> bool:
+def same(word: str, other: str, margin: float = 1e-9, part: float = 0.01) -> bool:
     """Equal, or numbers with a decimal point that other processors and versions may give a little differently."""
     try:
-        return word == other or ("." in word and math.isclose(float(word), float(other), rel_tol=0.01, abs_tol=margin))
+        return word == other or ("." in word and math.isclose(float(word), float(other), rel_tol=part, abs_tol=margin))
     except ValueError:
         return False
 
@@ -135,6 +136,59 @@ def test_the_python_of_every_page_runs_and_prints_what_the_page_says(torch: bool
 def test_few_blocks_are_not_run() -> None:
     assert len([block for block in BLOCKS if block.marked]) <= 5
     assert len(RUN) > 30
+
+
+# --- what consoles show
+
+MAKE = {"make sample": "chandra-spectra prepare chandra_spectra --archive embedded"}
+OFFLINE = re.compile(r"chandra-spectra (prepare|info|plot|report|verify|export|push .* --dry-run)")
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A command after a `$`, and the lines that a page shows below it: `...` stands for any, `…` for setting up."""
+
+    page: str
+    words: list[str]
+    shown: list[str]
+
+
+def typed() -> Iterator[Typed]:
+    for page, text in PAGES.items():
+        for match in FENCED.finditer(text):
+            for part in re.split(r"^\$ ", match["text"], flags=re.M)[1:]:
+                line, *shown = part.splitlines()
+                if OFFLINE.match(line := MAKE.get(line, line)) and shown:
+                    yield Typed(page, shlex.split(line)[1:], [each for each in shown if not each.endswith("…")])
+
+
+CONSOLES = list(typed())
+
+
+def agree(shown: list[str], printed: list[str]) -> bool:
+    """Line by line, with room for sizes by other versions of what writes the files."""
+    if not shown:
+        return not printed
+    if shown[0] == "...":
+        return any(agree(shown[1:], printed[start:]) for start in range(len(printed) + 1))
+    pairs = zip_longest(shown[0].split(), printed[0].split() if printed else (), fillvalue="")
+    return all(same(*pair, margin=0.1, part=0.05) for pair in pairs) and agree(shown[1:], printed[1:])
+
+
+def test_lines_of_a_console_agree_but_for_what_is_left_out() -> None:
+    assert agree(["a 2.8 kB", "...", "c"], ["a 2.9 kB", "b", "b", "c"]) and agree(["...", "c"], ["c"])
+    for printed in (["a"], ["a 2.8 kB"], ["a 3.0 kB", "c"], ["a 2.8 kB", "c", "d"], ["a 2.8 kB x", "c"]):
+        assert not agree(["a 2.8 kB", "...", "c"], printed)
+
+
+def test_the_consoles_of_the_pages_show_what_the_commands_print(sample: Path, tmp_path: Path) -> None:
+    assert {console.words[0] for console in CONSOLES} >= {"prepare", "plot", "report", "verify", "push"}
+    (tmp_path / "chandra_spectra").symlink_to(sample)
+    runs = [Run(*console.words, cwd=tmp_path) for console in CONSOLES]  # all at once
+    ended = [run.wait() for run in runs]
+    for console, done in zip(CONSOLES, ended, strict=True):
+        assert done.returncode == 0, done.stderr
+        assert agree(console.shown, done.stdout.splitlines()), f"{console.page} shows other than\n{done.stdout}"
 
 
 # --- commands
