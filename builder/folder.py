@@ -41,8 +41,9 @@ class Overview:
         Sum over the rows, s; an observation counts once for each of its rows.
     counts : int
         Counts in the kept energy range, source regions, sum over the rows.
-    first, last : str
-        Dates of the first and the last observation, such as 2004-06-21; empty where the catalog gives none.
+    dates : str
+        Of the first and the last observation, such as ``1999-11-29 to 2022-08-14``, one where they agree, and empty
+        where the catalog gives none.
     """
 
     rows: int
@@ -50,8 +51,7 @@ class Overview:
     observations: int
     exposure: float
     counts: int
-    first: str
-    last: str
+    dates: str
 
 
 def overview(folder: Path) -> Overview:
@@ -64,8 +64,7 @@ def overview(folder: Path) -> Overview:
         pc.count_distinct(table["obsid"]).as_py(),
         pc.sum(table["exposure"]).as_py() or 0.0,
         pc.sum(table["source_counts"]).as_py() or 0,
-        date_text(times["min"]),
-        date_text(times["max"]),
+        " to ".join(dict.fromkeys(filter(None, (date_text(times["min"]), date_text(times["max"]))))),
     )
 
 

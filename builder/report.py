@@ -32,6 +32,7 @@ from builder.records import REASONS, Recipe
 from builder.settings import EMBEDDED
 from builder.splits import SPLITS
 from builder.staging import beside
+from builder.words import exposure_text
 
 __all__ = ["SAMPLE", "Written", "write_report"]
 
@@ -155,9 +156,9 @@ def _words(folder: Path, manifest: dict[str, Any], seen: Overview, splits: Count
     numbers = [
         ("spectra", f"{seen.rows:,}", ""),
         ("sources", f"{seen.sources:,}", ""),
-        ("observations", f"{seen.observations:,}", f"{seen.first} to {seen.last}" if seen.first else ""),
+        ("observations", f"{seen.observations:,}", seen.dates),
         ("counts", f"{seen.counts:,}", f"{settings.recipe.energy_min:g}–{settings.recipe.energy_max:g} keV"),
-        ("exposure", _exposure(seen.exposure), "all spectra together"),
+        ("exposure", exposure_text(seen.exposure), "all spectra together"),
         ("rejected", f"{counts['rejected']:,}", f"of {counts['selected']:,} selected"),
     ]
     divided = ", ".join(f"<code>{name}</code> {splits[name]:,}" for name in SPLITS if splits[name])
@@ -184,10 +185,6 @@ _EMBEDDED = (
     '<p class="remark">This is the embedded sample, for trying the code: only two of its rows are real (4938.0.43 and '
     "7867.0.2, whose files come with Sherpa). The rest, named <code>SIM J…</code>, are simulated.</p>"
 )
-
-
-def _exposure(seconds: float) -> str:
-    return f"{seconds / 1e6:,.3f} Ms" if seconds >= 1e6 else f"{seconds / 1e3:,.1f} ks"
 
 
 def _inline(markdown: str) -> str:

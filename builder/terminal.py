@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.words import one_line, several, size_text
+from builder.words import exposure_text, one_line, several, size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,9 +85,8 @@ def show_summary(folder: Path, manifest: dict[str, Any], done: bool | None) -> N
     for split in divided.names if divided.divided else ():
         rows = splits.get(split, 0)
         table.add_row(f"  {split}", f"{rows:,}", "", f"{100 * rows / counts['rows']:.1f} %" if rows else "no file")
-    dates = f"{seen.first} to {seen.last}" if seen.first else ""
-    table.add_row("observations", f"{seen.observations:,}", "", dates)
-    table.add_row("exposure", f"{seen.exposure / 1e6:,.3f}", "Ms", "all rows together")
+    table.add_row("observations", f"{seen.observations:,}", "", seen.dates)
+    table.add_row("exposure", *exposure_text(seen.exposure).split(), "all rows together")
     table.add_row("counts", f"{seen.counts:,}", "", "all rows together, kept energies")
     table.add_row("rejected", f"{counts['rejected']:,}", "", f"of {counts['selected']:,} selected")
     for reason, rejected in sorted(counts["reasons"].items(), key=lambda item: -item[1]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["one_line", "several", "size_text"]
+__all__ = ["exposure_text", "one_line", "several", "size_text"]
 
 
 def several(number: int, what: str) -> str:
@@ -13,6 +13,11 @@ def several(number: int, what: str) -> str:
 def one_line(name: str | None) -> str:
     """A name as one line of what can be printed: a catalog file may hold any text, or none (null)."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in name or "").split())
+
+
+def exposure_text(seconds: float) -> str:
+    """An exposure for people, such as 50.5 ks or 1.902 Ms."""
+    return f"{seconds / 1e6:,.3f} Ms" if seconds >= 1e6 else f"{seconds / 1e3:.1f} ks"
 
 
 def size_text(size: float) -> str:
