@@ -13,6 +13,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 AnyStore = Store | RemoteStore
 Reduce = Callable[[Package, Fetched, AnyStore], None]
 Done = Callable[[Package], None]
+
+_PATIENCE = 70
+"""Seconds for which a network file system may go on saying that a file is not there: NFS up to 60 (acdirmax)."""
 
 
 def reduce_package(package: Package, fetched: Fetched, store: AnyStore) -> None:
@@ -148,6 +152,11 @@ def fill_by(
 
     Each worker fetches, reduces and writes to the store, which it must share, as it must the cache with the locks of
     the connections; nothing but the word that it is done comes back.
+
+    Raises
+    ------
+    ChandraSpectraError
+        As `fill`, and if the workers are lost, or write to a store of their own.
     """
     missing = _missing(packages, lambda package: package in store and package not in again, done)
     futures = {executor.submit(make, package, archive, store): package for package in missing}
@@ -160,7 +169,20 @@ def fill_by(
             raise ChandraSpectraError(
                 f"the workers could not make a package: {error}; run the same command again to go on"
             ) from error
+        _check_shared(futures[future], store)
         done(futures[future])
+
+
+def _check_shared(package: Package, store: AnyStore) -> None:
+    """ChandraSpectraError where this process does not see what a worker has written."""
+    for _ in range(_PATIENCE):
+        if package in store:
+            return
+        time.sleep(1)
+    raise ChandraSpectraError(
+        "the workers write to another store than this process reads: give --cache or --store on a file system that "
+        "all of them share"
+    )
 
 
 def download(

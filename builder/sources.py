@@ -67,7 +67,7 @@ def open_source(
     OutputError
         If the cache cannot be used.
     """
-    cache = cache or default_cache()
+    cache = (cache or default_cache()).absolute()  # paths go to workers, which may be in another folder
     try:
         archive = _open_archive(settings, cache, connections)
     except OSError as error:
@@ -78,7 +78,7 @@ def open_source(
     if store and "://" in store:
         open_url(store, SettingError)
         return Source(archive, RemoteStore(f"{store.rstrip('/')}/{identity}", *kept))
-    root = Path(store).expanduser() if store else cache / "store"
+    root = Path(store).expanduser().absolute() if store else cache / "store"
     return Source(archive, Store(root / identity, *kept))
 
 
@@ -93,7 +93,7 @@ def _open_archive(settings: Settings, cache: Path, connections: int) -> Archive:
         from builder.remote import HttpArchive
 
         return HttpArchive(settings.archive.rstrip("/"), settings.release, cache / "downloads", connections)
-    folder = Path(settings.archive).expanduser()
+    folder = Path(settings.archive).expanduser().absolute()
     if (folder / CATALOG_FILE).is_file() or (settings.catalog and (folder / INDEX_FILE).is_file()):
         return MirrorArchive(folder, settings.release)
     what = f"the folder holds no {CATALOG_FILE}" if folder.is_dir() else "no such folder"

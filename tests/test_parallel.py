@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,11 @@ import pytest
 from builder.archive import Fetched
 from builder.catalog import Package
 from builder.engine import download, fill
-from builder.errors import ArchiveError
+from builder.errors import ArchiveError, ChandraSpectraError
 from builder.mirror import Mirror
 from builder.prepare import prepare, prepare_share
 from builder.records import DetectionId
+from builder.selection import Selection
 from builder.server import ArchiveServer
 from builder.settings import Settings
 from builder.sources import open_source, plan_for
@@ -161,36 +164,83 @@ CLUSTER = """
 import sys
 from distributed import LocalCluster
 if __name__ == "__main__":
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=3, processes=True, dashboard_address=None) as cluster:
         print(cluster.scheduler_address, *(w.process.pid for w in cluster.workers.values()), flush=True)
         sys.stdin.read()
 """
 
 
-def test_a_dask_cluster_that_loses_a_worker_half_way_gives_the_same_bytes(
-    server: ArchiveServer, expected: dict[str, bytes], tmp_path: Path
-) -> None:
+@dataclass(frozen=True)
+class Cluster:
+    """A Dask cluster of two processes with three threads each, in a folder of its own."""
+
+    folder: Path
+    address: str
+    workers: list[int]
+    process: subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     pytest.importorskip("distributed", reason="the extra [dask] is not installed")
-    cluster = subprocess.Popen(
+    folder = tmp_path_factory.mktemp("cluster")
+    process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, cwd=tmp_path,
+        text=True, cwd=folder,
     )  # fmt: skip
     try:
-        address, *workers = cluster.stdout.readline().split()
-        run = Run(
-            "prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--dask", address
-        )
-        wait_for(lambda: list((tmp_path / "cache").rglob("*.arrows")) or not run.process.is_alive())
-        os.kill(int(workers[0]), signal.SIGKILL)
-        result = run.wait(120)
-        assert result.returncode == 0, result.stderr
+        assert process.stdout is not None
+        address, *workers = process.stdout.readline().split()
+        yield Cluster(folder, address, [int(worker) for worker in workers], process)
     finally:
         with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
-            cluster.communicate("", timeout=20)
-        cluster.kill()
-        cluster.wait()
+            process.communicate("", timeout=20)
+        process.kill()
+        process.wait()
+
+
+def test_all_threads_of_a_dask_cluster_share_one_budget_and_paths_are_those_of_the_first_process(
+    server: ArchiveServer, expected: dict[str, bytes], cluster: Cluster, tmp_path: Path
+) -> None:
+    server.max_connections = 0
+    words = ("--archive", server.url, "--cache", "cache", "--connections", 1, "--dask", cluster.address)
+    result = command("prepare", "out", *words, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
     assert contents(tmp_path / "out") == expected
-    assert server.max_connections <= 4
+    assert server.max_connections == 1
+    assert not list(cluster.folder.rglob("*.arrows"))
+
+
+def test_workers_find_a_mirror_and_a_store_that_are_named_from_the_folder_of_the_first_process(
+    cluster: Cluster, mirror: Path, tmp_path: Path
+) -> None:
+    words = ("--archive", mirror.name, "--store", "store", "--dask", cluster.address)
+    result = command("prepare", "out", *words, "--min-cnts", 0, "--min-sig", 0, "--max-theta", 60, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert list((tmp_path / "store").rglob("*.arrows")) and not list(cluster.folder.rglob("*.arrows"))
+
+
+def test_workers_that_write_to_a_store_of_their_own_end_the_run(
+    cluster: Cluster, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process has a memory:// of its own."""
+    monkeypatch.setattr("builder.engine._PATIENCE", 1)
+    settings = Settings(str(mirror), selection=Selection(0, 0, 60))
+    with pytest.raises(ChandraSpectraError, match="the workers write to another store than this process reads"):
+        prepare(tmp_path / "out", settings, cache=tmp_path, store="memory://theirs", dask=cluster.address)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dask_cluster_that_loses_a_worker_half_way_gives_the_same_bytes(
+    server: ArchiveServer, expected: dict[str, bytes], cluster: Cluster, tmp_path: Path
+) -> None:
+    words = ("--archive", server.url, "--cache", tmp_path / "cache", "--dask", cluster.address)
+    run = Run("prepare", tmp_path / "out", *words)
+    wait_for(lambda: list((tmp_path / "cache").rglob("*.arrows")) or not run.process.is_alive())
+    os.kill(cluster.workers[0], signal.SIGKILL)
+    result = run.wait(120)
+    assert result.returncode == 0, result.stderr
+    assert contents(tmp_path / "out") == expected
 
 
 def test_a_dask_scheduler_that_does_not_answer_is_one_clear_line(tmp_path: Path) -> None:
