@@ -126,7 +126,9 @@ def fill(
     ChandraSpectraError
         The first that a package raises; what was finished is kept, what was not begun is left.
     """
-    missing = _missing(packages, lambda p: p in store and p not in again and (mirror is None or p in mirror), done)
+    packages = list(packages)
+    finished = store.finished(packages) - again
+    missing = _missing(packages, lambda p: p in finished and (mirror is None or p in mirror), done)
     workers = min(workers, len(missing)) or 1
     reducer = _reducer(workers)
     try:
@@ -158,7 +160,9 @@ def fill_by(
     ChandraSpectraError
         As `fill`, and if the workers are lost, or write to a store of their own.
     """
-    missing = _missing(packages, lambda package: package in store and package not in again, done)
+    packages = list(packages)
+    finished = store.finished(packages) - again
+    missing = _missing(packages, lambda package: package in finished, done)
     futures = {executor.submit(make, package, archive, store): package for package in missing}
     for future in as_completed(futures):
         try:

@@ -26,7 +26,9 @@ from builder.records import DetectionId, Recipe, Rejection, Response, Spectrum
 
 __all__ = ["PackageResult", "RemoteStore", "Store", "package_result"]
 
-_MAGIC = b"chandra-spectra package 3 "
+_FORMAT = 3
+"""Of a package's file: part of its name, so that a file of another format is missing, not damaged."""
+_MAGIC = f"chandra-spectra package {_FORMAT} ".encode()
 _DERIVED = ("detection_id", "healpix", "split")
 _MEASURED = tuple(column for column in COLUMNS if not column.query and column.name not in _DERIVED)
 SPECTRA_SCHEMA = arrow_schema(_MEASURED).insert(0, pa.field("row", pa.int32()))
@@ -104,6 +106,15 @@ def _responses(spectra: list[Spectrum]) -> pa.Table:
     return pa.Table.from_pydict(dict(zip(RESPONSES_SCHEMA.names, columns, strict=True)), schema=RESPONSES_SCHEMA)
 
 
+def _folder(release: str, recipe: Recipe, responses: bool) -> str:
+    """Where packages are kept that were made so, below the root of their store."""
+    return f"{release}/{recipe.key}{'-responses' if responses else ''}-{_FORMAT}"
+
+
+def _file(package: Package, release: str, recipe: Recipe) -> str:
+    return f"{package.key(release, recipe)}.arrows"
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
     """Finished packages of one release and recipe, in a local folder.
@@ -123,17 +134,21 @@ class Store:
     recipe: Recipe
     responses: bool = False
 
-    def name(self, package: Package) -> str:
-        """Name of the package's file, below the root."""
-        kind = "-responses" if self.responses else ""
-        return f"{self.release}/{self.recipe.key}{kind}/{package.key(self.release, self.recipe)}.arrows"
-
     def path(self, package: Package) -> Path:
         """Where the package's file is or will be."""
-        return self.root / self.name(package)
+        folder = self.root / _folder(self.release, self.recipe, self.responses)
+        return folder / _file(package, self.release, self.recipe)
 
     def __contains__(self, package: Package) -> bool:
         return self.path(package).exists()
+
+    def finished(self, packages: Iterable[Package]) -> frozenset[Package]:
+        """Those of the packages that are there; by one listing, as file systems may be slow to look for each."""
+        names: set[str] = set()
+        with contextlib.suppress(OSError):  # there is none yet, or whoever writes to it finds out why
+            folder = self.root / _folder(self.release, self.recipe, self.responses)
+            names.update(path.name for path in folder.iterdir())
+        return frozenset(one for one in packages if _file(one, self.release, self.recipe) in names)
 
     def write(self, package: Package, result: PackageResult) -> None:
         """Keep a finished package: written in a folder beside, flushed, then renamed.
@@ -201,27 +216,46 @@ class RemoteStore:
     recipe: Recipe
     responses: bool = False
 
-    def _place(self, package: Package) -> tuple[Any, str]:
+    def _open(self) -> tuple[Any, str]:
         fs, root = open_url(self.url, StoreError)
-        return fs, f"{root}/{Store(Path(), self.release, self.recipe, self.responses).name(package)}"
+        return fs, f"{root}/{_folder(self.release, self.recipe, self.responses)}"
+
+    def _place(self, package: Package) -> tuple[Any, str]:
+        fs, folder = self._open()
+        return fs, f"{folder}/{_file(package, self.release, self.recipe)}"
 
     def __contains__(self, package: Package) -> bool:
         fs, path = self._place(package)
         with reported(StoreError, f"cannot read {path} in {self.url}"):
+            fs.invalidate_cache()  # another process may have written since this one looked
             return bool(fs.exists(path))
+
+    def finished(self, packages: Iterable[Package]) -> frozenset[Package]:
+        """See `Store.finished`."""
+        fs, folder = self._open()
+        with reported(StoreError, f"cannot read {folder} in {self.url}"):
+            fs.invalidate_cache()
+            names = {path.rpartition("/")[2] for path in fs.find(folder)}
+        return frozenset(one for one in packages if _file(one, self.release, self.recipe) in names)
 
     def write(self, package: Package, result: PackageResult) -> None:
         """See `Store.write`."""
         fs, path = self._place(package)
         with reported(StoreError, f"cannot write {path} in {self.url}", "; finished packages are kept"):
-            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            fs.pipe_file(path, _pack(result))
+            content = _pack(result)
+            try:
+                fs.pipe_file(path, content)
+            except FileNotFoundError:  # of a folder, or of a bucket, which is not made: it may be a slip
+                if not fs.exists(path[: path.find("/", 1)]):
+                    raise
+                fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+                fs.pipe_file(path, content)
 
     def read(self, package: Package) -> PackageResult:
         """See `Store.read`."""
         fs, path = self._place(package)
         with reported(StoreError, f"cannot read {path} in {self.url}"):
-            content = fs.cat_file(path)
+            content = fs.cat_file(path, start=0)  # with a range s3fs does not ask for the size before
         return _unpack(content, path)
 
 

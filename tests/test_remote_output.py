@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
+from builder.catalog import Package
 from builder.errors import OutputError, SettingError, StoreError
 from builder.prepare import prepare
 from builder.remote_output import UPLOADING_FILE, _workplace, prepare_remote
@@ -260,6 +262,54 @@ def test_a_store_on_s3_that_refuses_or_knows_nobody_is_one_clear_line(s3: S3, mo
     with pytest.raises(OutputError, match="cannot read s3://bucket/x: Unable to locate credentials"):
         prepare_remote("s3://bucket/x", SETTINGS)
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_bucket_that_is_not_there_is_one_clear_line_and_is_not_made(s3: S3, tmp_path: Path) -> None:
+    result = command("prepare", tmp_path / "out", *WORDS, "--store", "s3://slip/store")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "s3://slip/store" in result.stderr and "The specified bucket does not exist" in result.stderr
+    source = open_source(SETTINGS, store="s3://slip/store")
+    package = plan_for(source, SETTINGS).packages[0]
+    with pytest.raises(StoreError, match=r"cannot write .*The specified bucket does not exist"):
+        source.store.write(package, package_result(package.detections, ()))
+    assert "PUT" not in {method for method, path in s3.log if path.strip("/") == "slip"}
+    assert not fsspec.filesystem("s3").exists("slip")
+
+
+def test_a_file_system_with_folders_has_them_made(tmp_path: Path) -> None:
+    source = open_source(SETTINGS, store=f"file://{tmp_path}/deep/store")
+    package = plan_for(source, SETTINGS).packages[0]
+    assert source.store.finished([package]) == set()
+    source.store.write(package, package_result(package.detections, ()))
+    assert source.store.finished([package]) == {package} and package in source.store
+
+
+def test_a_store_on_s3_takes_a_request_to_list_and_one_for_each_package_that_is_written_or_read(s3: S3) -> None:
+    source = open_source(SETTINGS, store="s3://bucket/asked")
+    detections = plan_for(source, SETTINGS).packages[0].detections
+    packages = [Package(0, (one,)) for one in detections]
+    for package in packages[1:]:
+        source.store.write(package, package_result(package.detections, ()))
+    assert [method for method, _ in s3.log] == ["PUT"] * len(packages[1:])
+    s3.log.clear()
+    assert source.store.finished(packages) == {*packages[1:]}
+    assert [method for method, _ in s3.log] == ["GET"]
+    s3.log.clear()
+    for package in packages[1:]:
+        source.store.read(package)
+    assert [method for method, _ in s3.log] == ["GET"] * len(packages[1:])
+
+
+def test_a_package_that_another_machine_finishes_after_a_listing_is_found(s3: S3) -> None:
+    source = open_source(SETTINGS, store="s3://bucket/meanwhile")
+    first, second = (Package(0, (one,)) for one in plan_for(source, SETTINGS).packages[0].detections[:2])
+    source.store.write(first, package_result(first.detections, ()))
+    assert source.store.finished([first, second]) == {first}
+    code = "import pickle, sys; store, package, result = pickle.load(sys.stdin.buffer); store.write(package, result)"
+    written = pickle.dumps((source.store, second, package_result(second.detections, ())))
+    subprocess.run([sys.executable, "-c", code], input=written, check=True)
+    assert second in source.store
+    assert source.store.finished([first, second]) == {first, second}
 
 
 def test_two_runs_do_not_write_to_one_url_at_once() -> None:

@@ -164,6 +164,20 @@ def test_a_changed_version_of_the_recipe_is_another_store(store: Store, monkeypa
     assert PACKAGE not in store
 
 
+def test_a_file_of_another_format_is_missing_and_not_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write(PACKAGE, RESULT)
+    monkeypatch.setattr("builder.store._FORMAT", 4)
+    assert PACKAGE not in store and not store.finished([PACKAGE])
+
+
+def test_the_finished_are_those_that_are_there(store: Store) -> None:
+    other = Package(0, DETECTIONS[:1])
+    assert store.finished([PACKAGE, other]) == set()
+    store.write(PACKAGE, RESULT)
+    assert store.finished([PACKAGE, other]) == {PACKAGE}
+    assert replace(store, responses=True).finished([PACKAGE]) == set()
+
+
 # --- damage ---
 
 
