@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -126,6 +127,9 @@ def prepare(
     folder = where if "://" in where else Path(where)
     if output_file and isinstance(folder, str):
         raise SettingError("--output-file copies from a folder of this machine: not with an OUTPUT that is a URL")
+    if dask:  # what goes wrong there ends the run with one line, and needs no tracebacks before it
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(lambda record: not record.name.startswith("distributed"))
     with bars() as progress:
         from builder.prepare import copy_hdf5, prepare
         from builder.remote_output import prepare_remote

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
 from builder.archive import Archive, Fetched
@@ -170,8 +170,10 @@ def fill_by(
         except ChandraSpectraError:
             raise
         except Exception as error:  # what a cluster says of workers that it lost is its own business
+            lost = isinstance(error, CancelledError)  # it says nothing
+            reason = "their scheduler is lost" if lost else str(error) or type(error).__name__
             raise ChandraSpectraError(
-                f"the workers could not make a package: {error}; run the same command again to go on"
+                f"the workers could not make a package: {reason}; run the same command again to go on"
             ) from error
         _check_shared(futures[future], store)
         done(futures[future])

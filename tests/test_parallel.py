@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +19,16 @@ import pytest
 
 from builder.archive import Fetched
 from builder.catalog import Package
-from builder.engine import download, fill
+from builder.engine import download, fill, fill_by
 from builder.errors import ArchiveError, ChandraSpectraError
-from builder.mirror import Mirror
+from builder.mirror import Mirror, MirrorArchive
 from builder.prepare import prepare, prepare_share
-from builder.records import DetectionId
+from builder.records import DetectionId, Recipe
 from builder.selection import Selection
 from builder.server import ArchiveServer
 from builder.settings import Settings
 from builder.sources import open_source, plan_for
-from builder.store import RemoteStore
+from builder.store import RemoteStore, Store
 from tests.impatient import RememberedArchive
 from tests.runs import Run, command
 from tests.waiting import wait_for
@@ -36,8 +37,13 @@ N = 220
 
 
 @pytest.fixture(scope="module")
-def server() -> ArchiveServer:
-    with ArchiveServer(RememberedArchive(N), bytes_per_second=80e6) as running:
+def archive() -> RememberedArchive:
+    return RememberedArchive(N)
+
+
+@pytest.fixture(scope="module")
+def server(archive: RememberedArchive) -> ArchiveServer:
+    with ArchiveServer(archive, bytes_per_second=80e6) as running:
         yield running
 
 
@@ -180,13 +186,12 @@ class Cluster:
     process: subprocess.Popen[str]
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+@contextlib.contextmanager
+def started(folder: Path) -> Iterator[Cluster]:
     pytest.importorskip("distributed", reason="the extra [dask] is not installed")
-    folder = tmp_path_factory.mktemp("cluster")
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, cwd=folder,
+        text=True, cwd=folder, start_new_session=True,
     )  # fmt: skip
     try:
         assert process.stdout is not None
@@ -195,18 +200,25 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     finally:
         with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
             process.communicate("", timeout=20)
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def test_all_threads_of_a_dask_cluster_share_one_budget_and_paths_are_those_of_the_first_process(
-    server: ArchiveServer, expected: dict[str, bytes], cluster: Cluster, tmp_path: Path
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with started(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+def test_all_threads_of_a_dask_cluster_share_one_budget_in_the_cache_of_the_first_process(
+    server: ArchiveServer, cluster: Cluster, tmp_path: Path
 ) -> None:
     server.max_connections = 0
     words = ("--archive", server.url, "--cache", "cache", "--connections", 1, "--dask", cluster.address)
-    result = command("prepare", "out", *words, cwd=tmp_path)
+    result = command("prepare", "out", *words, "--limit", 110, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
-    assert contents(tmp_path / "out") == expected
+    assert len(list((tmp_path / "cache").rglob("*.arrows"))) == 3
     assert server.max_connections == 1
     assert not list(cluster.folder.rglob("*.arrows"))
 
@@ -241,6 +253,28 @@ def test_a_dask_cluster_that_loses_a_worker_half_way_gives_the_same_bytes(
     result = run.wait(120)
     assert result.returncode == 0, result.stderr
     assert contents(tmp_path / "out") == expected
+
+
+def test_a_dask_scheduler_that_is_lost_half_way_is_one_clear_line(archive: RememberedArchive, tmp_path: Path) -> None:
+    with ArchiveServer(archive, bytes_per_second=1e5) as slow, started(tmp_path) as cluster:
+        run = Run("prepare", "out", "--archive", slow.url, "--cache", "cache", "--dask", cluster.address, cwd=tmp_path)
+        wait_for(lambda: any(request.service == "retrieve" for request in slow.log) or not run.process.is_alive())
+        os.killpg(cluster.process.pid, signal.SIGKILL)
+        result = run.wait(60)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+    assert "their scheduler is lost; run the same command again" in result.stderr
+
+
+def test_what_a_worker_raises_without_a_word_is_named(tmp_path: Path) -> None:
+    class Wordless(Executor):
+        def submit(self, *_: object) -> Future[None]:
+            future: Future[None] = Future()
+            future.set_exception(MemoryError())
+            return future
+
+    package = Package(0, (DetectionId(1, 0, 1),))
+    with pytest.raises(ChandraSpectraError, match="could not make a package: MemoryError; run"):
+        fill_by(Wordless(), [package], MirrorArchive(tmp_path, "cur"), Store(tmp_path, "cur", Recipe()))
 
 
 def test_a_dask_scheduler_that_does_not_answer_is_one_clear_line(tmp_path: Path) -> None:
