@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from builder import __version__
+from builder.errors import SettingError
 
 if TYPE_CHECKING:
     from builder.selection import Selection
@@ -52,9 +54,17 @@ def _options(
     pass
 
 
+def local(path: Path | None) -> Path | None:
+    """A path as it is given; SettingError for a URL, which would be taken for a folder of that name."""
+    if path is not None and re.match(r"[\w+.:-]+:/", str(path)):
+        raise SettingError(f"{str(path).replace(':/', '://', 1)} is a URL: give a path on this machine")
+    return path
+
+
 Cache = Annotated[
     Path | None,
     typer.Option(
+        callback=local,
         help="Folder for finished packages and downloads.",
         show_default="$CHANDRA_SPECTRA_CACHE or ~/.cache/chandra_spectra",
     ),
@@ -87,7 +97,7 @@ Obsids = Annotated[
 ]
 Detections = Annotated[
     Path | None,
-    typer.Option(rich_help_panel=CUTS, help="Only those in this file, one obsid.obi.region_id a line."),
+    typer.Option(callback=local, rich_help_panel=CUTS, help="Only those in this file, one obsid.obi.region_id a line."),
 ]
 Limit = Annotated[
     int | None, typer.Option(rich_help_panel=CUTS, help="The first so many, by obsid, obi and region_id.")

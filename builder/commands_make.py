@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +29,7 @@ from builder.command import (
     Release,
     app,
     end,
+    local,
     selection_of,
 )
 from builder.terminal import bars, show_estimate, show_summary, show_uploaded, waiting
@@ -81,10 +81,11 @@ def prepare(
         float, typer.Option(min=0, max=100, help="Exit with 3 where more than this part is rejected, per cent.")
     ] = 5,
     keep_downloads: Annotated[
-        Path | None, typer.Option(help="Mirror folder in which to keep the files that are downloaded.")
+        Path | None, typer.Option(callback=local, help="Mirror folder in which to keep the files that are downloaded.")
     ] = None,
     cat_file: Annotated[
-        Path | None, typer.Option(help="Catalog file (.vot, .parquet, .hdf5) in place of the archive's catalog.")
+        Path | None,
+        typer.Option(callback=local, help="Catalog file (.vot, .parquet, .hdf5) in place of the archive's catalog."),
     ] = None,
     store: Annotated[
         str | None, typer.Option(help="Folder or fsspec URL for finished packages, in place of one in the cache.")
@@ -96,14 +97,19 @@ def prepare(
     dask: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Let the workers of this Dask scheduler make the packages.")
     ] = None,
-    file_path: Annotated[Path | None, typer.Option(help="The same as --archive, for a mirror folder.")] = None,
-    output_file: Annotated[Path | None, typer.Option(help="Give the HDF5 file under this name as well.")] = None,
+    file_path: Annotated[
+        Path | None, typer.Option(callback=local, help="The same as --archive, for a mirror folder.")
+    ] = None,
+    output_file: Annotated[
+        Path | None, typer.Option(callback=local, help="Give the HDF5 file under this name as well.")
+    ] = None,
 ) -> None:
     """Build a folder that load_dataset reads: Parquet shards, HDF5 file, card and manifest.
 
     An interrupted run goes on when it is given again. The embedded sample and a catalog file have no default cuts.
     """
     from builder.errors import SettingError
+    from builder.filesystems import check_place
     from builder.records import Recipe
     from builder.settings import Settings
     from builder.splits import Splits
@@ -122,8 +128,7 @@ def prepare(
         _fill_share(settings, shard, cache=cache, workers=workers, connections=connections, store=store)
         return
     where = output or str(output_file.with_suffix("") if output_file else "chandra_spectra")
-    if re.match(r"\w+:/(?!/)", where):
-        raise SettingError(f"{where!r} is neither a folder nor a URL such as s3://bucket/folder")
+    check_place(where)
     folder = where if "://" in where else Path(where)
     if output_file and isinstance(folder, str):
         raise SettingError("--output-file copies from a folder of this machine: not with an OUTPUT that is a URL")
@@ -179,7 +184,7 @@ def _fill_share(settings: Settings, shard: str, **options: Any) -> None:
 
 @app.command(epilog="Example:  chandra-spectra catalog bright.parquet --min-cnts 4000 --min-sig 80 --max-theta 1")
 def catalog(
-    output: Annotated[Path, typer.Argument(help="File to write: .vot, .parquet or .hdf5.")],
+    output: Annotated[Path, typer.Argument(callback=local, help="File to write: .vot, .parquet or .hdf5.")],
     archive: Archive = ARCHIVE,
     release: Release = "rel2.1",
     min_cnts: MinCnts = None,
@@ -212,7 +217,9 @@ def catalog(
 
 @app.command(epilog="Example:  chandra-spectra download mirror --min-cnts 4000 --min-sig 80 --max-theta 1")
 def download(
-    mirror: Annotated[Path | None, typer.Argument(help="Mirror folder to write or to complete.")] = None,
+    mirror: Annotated[
+        Path | None, typer.Argument(callback=local, help="Mirror folder to write or to complete.")
+    ] = None,
     archive: Archive = ARCHIVE,
     release: Release = "rel2.1",
     min_cnts: MinCnts = None,
@@ -226,9 +233,10 @@ def download(
     connections: Connections = 4,
     cache: Cache = None,
     output_file: Annotated[
-        Path | None, typer.Option(help="Write the catalog to this file (.vot, .parquet, .hdf5) as well.")
+        Path | None,
+        typer.Option(callback=local, help="Write the catalog to this file (.vot, .parquet, .hdf5) as well."),
     ] = None,
-    file_path: Annotated[Path | None, typer.Option(help="The same as the argument MIRROR.")] = None,
+    file_path: Annotated[Path | None, typer.Option(callback=local, help="The same as the argument MIRROR.")] = None,
 ) -> None:
     """Download the selection into a mirror folder, from which `prepare --archive MIRROR` builds without a network.
 

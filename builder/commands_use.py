@@ -9,14 +9,16 @@ from typing import Annotated
 
 import typer
 
-from builder.command import Cache, app
+from builder.command import Cache, app, local
 from builder.terminal import bars, show_checks, show_row, show_summary
 from builder.words import size_text
+
+Folder = Annotated[Path, typer.Argument(callback=local, help="A prepared folder.")]
 
 
 @app.command(epilog="Example:  chandra-spectra info chandra_spectra --detection 4938.0.43")
 def info(
-    folder: Annotated[Path, typer.Argument(help="A prepared folder.")] = Path("chandra_spectra"),
+    folder: Folder = Path("chandra_spectra"),
     detection: Annotated[str, typer.Option(help="Which row to show.", show_default="the first")] = "",
 ) -> None:
     """Show what a prepared folder holds: its numbers, one row and its spectrum."""
@@ -41,7 +43,7 @@ def info(
     "chandra-spectra plot chandra_spectra --name '2CXO J231929.3+003557' -o source.pdf"
 )
 def plot(
-    folder: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    folder: Folder,
     detections: Annotated[
         list[str] | None, typer.Option("--detection", help="This detection, obsid.obi.region_id; may be repeated.")
     ] = None,
@@ -50,7 +52,9 @@ def plot(
     ] = None,
     output_file: Annotated[
         Path | None,
-        typer.Option("--output-file", "-o", help="Draw to this .png, .pdf or .svg.", show_default="the terminal"),
+        typer.Option(
+            "--output-file", "-o", callback=local, help="Draw to this .png, .pdf or .svg.", show_default="the terminal"
+        ),
     ] = None,
 ) -> None:
     """Draw spectra: to a file one with its errors, counts and background, or up to 12 over each other.
@@ -73,9 +77,9 @@ def plot(
 
 @app.command(epilog="Example:  chandra-spectra report chandra_spectra -o chandra_spectra.html")
 def report(
-    folder: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    folder: Folder,
     output_file: Annotated[
-        Path, typer.Option("--output-file", "-o", help="File to write, outside of the folder.")
+        Path, typer.Option("--output-file", "-o", callback=local, help="File to write, outside of the folder.")
     ] = Path("report.html"),
 ) -> None:
     """Write one HTML page to look at a prepared folder in a browser, without a network."""
@@ -87,7 +91,7 @@ def report(
 
 @app.command(epilog="Example:  chandra-spectra verify chandra_spectra --recheck 20")
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A prepared folder.")] = Path("chandra_spectra"),
+    folder: Folder = Path("chandra_spectra"),
     recheck: Annotated[int, typer.Option(min=0, help="Reduce so many rows again and compare.")] = 0,
     archive: Annotated[
         str, typer.Option(help="Archive to reduce them from.", show_default="that of the manifest")
@@ -116,7 +120,7 @@ def verify(
 
 @app.command(epilog="Example:  chandra-spectra push chandra_spectra my-org/chandra_spectra --tag v1")
 def push(
-    folder: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    folder: Folder,
     repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Dataset repository; made if it is not there.")],
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     revision: Annotated[
@@ -160,9 +164,10 @@ def push(
     "chandra-spectra export chandra_spectra --layout fits --detection 4938.0.43"
 )
 def export(
-    folder: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    folder: Folder,
     output: Annotated[
-        Path | None, typer.Argument(help="Folder to write.", show_default="the folder's name and the layout")
+        Path | None,
+        typer.Argument(callback=local, help="Folder to write.", show_default="the folder's name and the layout"),
     ] = None,
     layout: Annotated[str, typer.Option(help="healpix (HDF5 by sky pixel), hats (for LSDB) or fits (PHA files).")] = "",
     detections: Annotated[

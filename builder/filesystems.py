@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from fsspec.core import url_to_fs
 
-from builder.errors import ChandraSpectraError
+from builder.errors import ChandraSpectraError, SettingError
 
-__all__ = ["open_url", "reported"]
+__all__ = ["check_place", "open_url", "reported"]
+
+
+def check_place(place: str) -> None:
+    """SettingError for a URL that lacks a slash: it would be taken for a folder of that name."""
+    if re.match(r"\w+:/(?!/)", place):
+        raise SettingError(f"{place!r} is neither a folder nor a URL such as s3://bucket/folder")
 
 
 def open_url(url: str, error: type[ChandraSpectraError]) -> tuple[Any, str]:

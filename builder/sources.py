@@ -14,7 +14,7 @@ import pyarrow as pa
 from builder.archive import Archive
 from builder.catalog import Plan, plan
 from builder.errors import OutputError, SettingError
-from builder.filesystems import open_url
+from builder.filesystems import check_place, open_url
 from builder.mirror import INDEX_FILE, MirrorArchive
 from builder.settings import CATALOG_FILE, EMBEDDED, Settings
 from builder.store import RemoteStore, Store
@@ -67,6 +67,7 @@ def open_source(
     OutputError
         If the cache cannot be used.
     """
+    check_place(store or "")
     cache = (cache or default_cache()).absolute()  # paths go to workers, which may be in another folder
     try:
         archive = _open_archive(settings, cache, connections)

@@ -6,12 +6,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from datasets import load_dataset
 
 from builder import __version__
 from builder.catalog import from_rows, plan
+from builder.cli import app
+from builder.command import local
 from builder.errors import SettingError
 from builder.settings import Settings
 from tests.conftest import command
@@ -37,6 +40,35 @@ def test_a_wrong_option_is_one_clear_line_and_leaves_nothing_behind(
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_path_of_every_command_is_one_of_this_machine() -> None:
+    found = 0
+    for registered in app.registered_commands:
+        for name, hint in get_type_hints(registered.callback, include_extras=True).items():
+            if "Path" in str(hint):
+                assert [one.callback for one in get_args(hint)[1:]] == [local], (registered.callback, name)
+                found += 1
+    assert found > 20
+
+
+@pytest.mark.parametrize("words", [
+    ("prepare", "--cache", "s3://bucket/x"), ("prepare", "--keep-downloads", "s3://bucket/x"),
+    ("verify", "s3://bucket/x"), ("export", "s3://bucket/x", "--layout", "fits"), ("report", "x", "-o", "s3:/bucket/x"),
+], ids=" ".join)  # fmt: skip
+def test_a_url_in_place_of_a_path_is_one_clear_line_and_makes_no_folder(words: tuple[str, ...], tmp_path: Path) -> None:
+    result = command(*words, *(["--archive", "embedded"] if words[0] == "prepare" else []), cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "chandra-spectra: s3://bucket/x is a URL: give a path on this machine\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["", "--store"])
+def test_a_url_that_lacks_a_slash_is_one_clear_line_and_makes_no_folder(option: str, tmp_path: Path) -> None:
+    result = command("prepare", *filter(None, [option]), "s3:/bucket/x", "--archive", "embedded", cwd=tmp_path)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "'s3:/bucket/x' is neither a folder nor a URL such as" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

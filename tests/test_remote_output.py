@@ -330,11 +330,7 @@ def test_what_a_run_left_that_was_killed_just_before_its_end_is_removed(plain: P
 
 
 def test_an_output_that_nothing_can_be_written_to_is_refused_at_once(tmp_path: Path) -> None:
-    for output, words in (
-        ("http://127.0.0.1/out", "nothing can be written there"),
-        ("s3:/bucket/x", "neither a folder"),
-    ):
-        result = command("prepare", output, "--archive", "embedded", cwd=tmp_path)
-        assert result.returncode == 1
-        assert words in result.stderr and result.stderr.count("\n") == 1
+    result = command("prepare", "http://127.0.0.1/out", "--archive", "embedded", cwd=tmp_path)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "nothing can be written there" in result.stderr
     assert list(tmp_path.iterdir()) == []
