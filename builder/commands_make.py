@@ -37,6 +37,9 @@ from builder.terminal import bars, show_estimate, show_summary, show_uploaded, w
 if TYPE_CHECKING:
     from builder.settings import Settings
 
+# Those of a batch job or a container may be fewer than the machine has. macOS does not say.
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 
 @app.command(
     epilog="Examples:  chandra-spectra prepare --archive embedded   |   "
@@ -69,13 +72,16 @@ def prepare(
         bool, typer.Option("--with-responses", help="Keep the response matrices, as config responses (1 MB a row).")
     ] = False,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes that reduce.", show_default="number of cores")
-    ] = os.cpu_count() or 1,
+        int, typer.Option(min=1, help="Processes that reduce.", show_default="the cores that this process may use")
+    ] = _CORES,
     connections: Connections = 4,
     cache: Cache = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that has other settings.")] = False,
     retry_rejected: Annotated[
-        bool, typer.Option("--retry-rejected", help="Try again what was rejected before.")
+        bool,
+        typer.Option(
+            "--retry-rejected", help="Try again what was rejected, other than for no_background and no_counts."
+        ),
     ] = False,
     max_rejected: Annotated[
         float, typer.Option(min=0, max=100, help="Exit with 3 where more than this part is rejected, per cent.")
@@ -118,12 +124,11 @@ def prepare(
     recipe = Recipe(energy_min, energy_max, min_counts, subtract, group)
     settings = Settings(str(file_path or archive), release, str(cat_file or ""), selection, recipe,
                         Splits.parse(splits), with_responses)  # fmt: skip
-    if keep_downloads and (dask or shard):
-        raise SettingError("--keep-downloads goes with one machine: not with --dask or --shard")
     if shard:
-        if dask or retry_rejected or output_file or force:
+        if dask or keep_downloads or retry_rejected or output_file or force:
             raise SettingError(
-                "--shard only fills the store: not with --dask, --retry-rejected, --output-file or --force"
+                "--shard only fills the store: not with --dask, --keep-downloads, --retry-rejected, --output-file or "
+                "--force"
             )
         _fill_share(settings, shard, cache=cache, workers=workers, connections=connections, store=store)
         return
@@ -164,7 +169,7 @@ def prepare(
     if share > max_rejected:
         end(
             f"{share:.1f} % of the selected spectra are rejected, more than {max_rejected:g} %: see "
-            f"{str(folder).rstrip('/')}/rejections.parquet; --retry-rejected tries them again",
+            f"{str(folder).rstrip('/')}/rejections.parquet; --retry-rejected asks again for missing or damaged files",
             3,
         )
 

@@ -55,6 +55,9 @@ REJECTIONS_FILE = "rejections.parquet"
 
 _PACKAGES = ("astropy", "astropy-healpix", "datasets", "h5py", "numpy", "pyarrow", "sherpa")
 
+_LASTING = frozenset({"no_background", "no_counts"})
+"""Reasons of rejections that come of good files, which the archive would serve as they were."""
+
 Progress = Callable[[str, int, int], None]
 """Called with the step, what is done and the total."""
 
@@ -108,9 +111,10 @@ def prepare(
     force : bool
         Replace a prepared folder that has other settings.
     retry_rejected : bool
-        Make packages that hold rejections again.
+        Make again the packages with rejections that other files may change: all but ``no_background`` and
+        ``no_counts``.
     keep_downloads : Path, optional
-        A mirror folder in which to keep what is downloaded.
+        A mirror folder in which to keep what is downloaded; not with `dask`.
     store : str, optional
         Folder or fsspec URL for finished packages, in place of one in the cache.
     dask : str, optional
@@ -128,6 +132,8 @@ def prepare(
     ChandraSpectraError
         See the stages. Nothing is left behind but finished packages in the store.
     """
+    if dask and keep_downloads:
+        raise SettingError("downloads are kept by one machine: no keep_downloads with dask")
     started = time.monotonic()
     output = Path(output).resolve()  # where a link points to is what is replaced, not the link
     recover_folder(output)
@@ -140,7 +146,7 @@ def prepare(
     done = counter(progress, "reduce", len(planned.catalog))
     again = _rejected(planned, source) if retry_rejected else frozenset()
     if dask:
-        with dask_executor(dask) as executor:
+        with _dask_executor(dask) as executor:
             fill_by(executor, planned.packages, source.archive, source.store, again=again, done=done)
     else:
         with open_mirror(keep_downloads) if keep_downloads else contextlib.nullcontext() as mirror:
@@ -199,7 +205,7 @@ def counter(progress: Progress, step: str, total: int) -> Callable[[Package], No
 
 
 @contextlib.contextmanager
-def dask_executor(address: str) -> Iterator[Executor]:
+def _dask_executor(address: str) -> Iterator[Executor]:
     """The executor of a Dask cluster; SettingError where Dask is not installed or does not answer."""
     try:
         from distributed import Client
@@ -220,11 +226,11 @@ def copy_hdf5(folder: Path, path: Path) -> None:
 
 
 def _rejected(planned: Plan, source: Source) -> frozenset[Package]:
-    """The finished packages that hold rejections."""
+    """The finished packages that hold rejections which other files may change."""
     found = set()
-    for package in planned.packages:
-        with contextlib.suppress(StoreError):  # one that is missing or damaged is made anyway
-            if len(source.store.read(package).rejections):
+    for package in source.store.finished(planned.packages):
+        with contextlib.suppress(StoreError):  # one that is damaged is made anyway
+            if {*source.store.read(package).rejections["reason"].to_pylist()} - _LASTING:
                 found.add(package)
     return frozenset(found)
 
@@ -349,7 +355,7 @@ def _assemble(
     }
 
 
-def _complete(package: Any, result: PackageResult) -> int:
+def _complete(package: Package, result: PackageResult) -> int:
     """Number of spectra that the package's detections came to; OutputError if one is unaccounted for."""
     known = {str(package.detections[row]) for row in result.spectra["row"].to_pylist()}
     known.update(".".join(name.split(".")[:3]) for name in result.rejections["detection_id"].to_pylist())

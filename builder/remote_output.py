@@ -64,10 +64,10 @@ def prepare_remote(
     finished = _finished(there, settings, force)
     if finished is not None and not retry_rejected:
         if UPLOADING_FILE in there.sizes:  # of a run that was killed just before its end
-            with _workplace(cache or default_cache(), url):
+            with _upload_place(cache or default_cache(), url):
                 there.remove(UPLOADING_FILE)
         return finished, False
-    with _workplace(cache or default_cache(), url) as folder:
+    with _upload_place(cache or default_cache(), url) as folder:
         manifest, done = prepare(folder, settings, cache=cache, retry_rejected=retry_rejected, progress=progress,
                                  **options)  # fmt: skip
         _upload(folder, manifest, there, progress)
@@ -146,7 +146,7 @@ def _finished(there: _Folder, settings: Settings, force: bool) -> dict[str, Any]
 
 
 @contextlib.contextmanager
-def _workplace(cache: Path, url: str) -> Iterator[Path]:
+def _upload_place(cache: Path, url: str) -> Iterator[Path]:
     """A folder in the cache to prepare in, for as long as it is needed; what a killed run left of it is removed."""
     place = cache / f"upload-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     with reported(OutputError, f"cannot use {place}"):

@@ -97,6 +97,13 @@ def test_a_wrong_shard_is_one_clear_line(shard: str, tmp_path: Path) -> None:
     assert "is not I/N" in result.stderr
 
 
+@pytest.mark.parametrize("option", [("--keep-downloads", "kept"), ("--dask", "tcp://x")], ids=lambda words: words[0])
+def test_a_shard_goes_with_nothing_but_filling_the_store(option: tuple[str, str], tmp_path: Path) -> None:
+    result = command("prepare", "--shard", "0/2", "--archive", "embedded", *option, cwd=tmp_path)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "--shard only fills the store" in result.stderr and not list(tmp_path.iterdir())
+
+
 def test_a_store_on_a_file_system_of_fsspec_gives_the_same_bytes(
     server: ArchiveServer, expected: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from builder.catalog import Plan
+from builder.catalog import Package, Plan
 from builder.catalog_files import read_catalog, write_catalog
 from builder.columns import COLUMNS, columns_of
-from builder.errors import ArchiveError, ChandraSpectraError, OutputError
+from builder.errors import ArchiveError, ChandraSpectraError, OutputError, SettingError
 from builder.mirror import MirrorArchive
-from builder.prepare import prepare, read_manifest
-from builder.records import DetectionId
+from builder.prepare import _rejected, prepare, read_manifest
+from builder.records import REASONS, DetectionId, Rejection
 from builder.selection import Selection
 from builder.settings import Settings
-from builder.sources import default_cache, plan_for
+from builder.sources import default_cache, open_source, plan_for
+from builder.store import package_result
 from tests.conftest import command
 from tests.goldens import GOLDENS
 from tests.runs import Run
@@ -262,6 +264,25 @@ def test_a_finished_package_is_never_fetched_again(
     prepare(tmp_path / "two", settings, cache=tmp_path / "cache")
     with pytest.raises(AssertionError, match="fetched"):
         prepare(tmp_path / "three", Settings(archive=str(mirror), release="rel2.0"), cache=tmp_path / "cache")
+
+
+def test_only_what_other_files_may_change_is_tried_again(tmp_path: Path) -> None:
+    source = open_source(EMBEDDED, tmp_path)
+    packages = {}
+    for number, reason in enumerate(REASONS):
+        detection = DetectionId(number, 0, 1)
+        packages[reason] = Package(number, (detection,))
+        source.store.write(packages[reason], package_result((detection,), [Rejection(detection, "reduce", reason, "")]))
+    missing = Package(0, (DetectionId(1, 2, 3),))
+    planned = replace(plan_for(source, EMBEDDED), packages=(*packages.values(), missing))
+    kept = {packages[reason] for reason in ("no_background", "no_counts")}
+    assert _rejected(planned, source) == {*packages.values()} - kept
+
+
+def test_downloads_are_not_kept_by_the_workers_of_a_cluster(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="no keep_downloads with dask"):
+        prepare(tmp_path / "out", EMBEDDED, keep_downloads=tmp_path / "kept", dask="tcp://127.0.0.1:1")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_selection_without_detections_is_refused(mirror: Path, tmp_path: Path) -> None:

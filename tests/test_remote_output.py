@@ -18,7 +18,7 @@ import pytest
 from builder.catalog import Package
 from builder.errors import OutputError, SettingError, StoreError
 from builder.prepare import prepare
-from builder.remote_output import UPLOADING_FILE, _workplace, prepare_remote
+from builder.remote_output import UPLOADING_FILE, _upload_place, prepare_remote
 from builder.selection import Selection
 from builder.settings import Settings
 from builder.sources import default_cache, open_source, plan_for
@@ -314,7 +314,7 @@ def test_a_package_that_another_machine_finishes_after_a_listing_is_found(s3: S3
 
 def test_two_runs_do_not_write_to_one_url_at_once() -> None:
     url = "memory://busy/chandra_spectra"
-    with _workplace(default_cache(), url) as place:
+    with _upload_place(default_cache(), url) as place:
         (place.parent / "half").touch()
         with pytest.raises(OutputError, match=f"another run is writing {url}"):
             prepare_remote(url, SETTINGS)
