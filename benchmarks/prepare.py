@@ -177,11 +177,11 @@ def reduce_alone(number: int, real: bool) -> list[float]:
 
 
 def watch(pid: int, folder: Path, run: Run) -> None:
-    """Look at a run until it ends. Assembly begins when the folder for it appears."""
+    """Look at a run until it ends. Assembly begins when the new folder appears in the place that the run works in."""
     before_assembly = None
     while True:
         state, own, children = cpu(pid)
-        if before_assembly is None and any(folder.glob(".out.*.incomplete")):
+        if before_assembly is None and any(folder.glob(".out.*.incomplete/new")):
             before_assembly = own
         if state == "Z":  # ended, and not yet waited for: the numbers are the last
             run.fetch = before_assembly if before_assembly is not None else own

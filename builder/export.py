@@ -21,7 +21,7 @@ from builder.errors import OutputError, SettingError
 from builder.hdf5 import HDF5Writer, read_rows
 from builder.prepare import HDF5_FILE, Progress, manifest_digest, read_manifest
 from builder.records import DetectionId
-from builder.staging import recover_folder, staging_folder
+from builder.staging import recover_folder, staging_folder, workplace
 
 __all__ = ["LAYOUTS", "Exported", "export", "write_healpix"]
 
@@ -111,7 +111,7 @@ def export(
     recover_folder(output)
     _check_free(output, force)
     source = _whole_hdf5(folder, manifest)
-    with staging_folder(output) as staging:
+    with workplace(output) as place, staging_folder(output, place) as staging:
         with h5py.File(source) as file:
             if layout != "fits" and (lost := np.flatnonzero(file["healpix"][:] < 0)).size:
                 raise OutputError(f"row {lost[0]} of {source} has no position on the sky: {layout} has no place for it")

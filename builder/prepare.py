@@ -33,7 +33,7 @@ from builder.settings import Settings
 from builder.shards import ShardWriter, parts
 from builder.sources import Source, open_source, plan_for
 from builder.splits import SPLITS
-from builder.staging import beside, recover_folder, staging_folder
+from builder.staging import beside, recover_folder, staging_folder, workplace
 from builder.store import EBOUNDS_SCHEMA, PackageResult, rejections_table
 
 __all__ = [
@@ -142,25 +142,26 @@ def prepare(
         return finished, False
     _check_own(output)
     source = open_source(settings, cache, connections, store)
-    planned = plan_for(source, settings)
-    done = counter(progress, "reduce", len(planned.catalog))
-    again = _rejected(planned, source) if retry_rejected else frozenset()
-    if dask:
-        with _dask_executor(dask) as executor:
-            fill_by(executor, planned.packages, source.archive, source.store, again=again, done=done)
-    else:
-        with open_mirror(keep_downloads) if keep_downloads else contextlib.nullcontext() as mirror:
-            if mirror:
-                mirror.write_catalog(planned)
-            fill(planned.packages, source.archive, source.store, workers=workers, connections=connections,
-                 mirror=mirror, again=again, done=done)  # fmt: skip
-    with staging_folder(output) as staging:
-        manifest = _assemble(staging, settings, said, planned, source, progress)
-        manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        manifest["seconds"] = round(time.monotonic() - started, 1)
-        manifest["sha256"] = manifest_digest(manifest)
-        text = json.dumps(manifest, indent=2, ensure_ascii=False)
-        (staging / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    with workplace(output) as place:
+        planned = plan_for(source, settings)
+        done = counter(progress, "reduce", len(planned.catalog))
+        again = _rejected(planned, source) if retry_rejected else frozenset()
+        if dask:
+            with _dask_executor(dask) as executor:
+                fill_by(executor, planned.packages, source.archive, source.store, again=again, done=done)
+        else:
+            with open_mirror(keep_downloads) if keep_downloads else contextlib.nullcontext() as mirror:
+                if mirror:
+                    mirror.write_catalog(planned)
+                fill(planned.packages, source.archive, source.store, workers=workers, connections=connections,
+                     mirror=mirror, again=again, done=done)  # fmt: skip
+        with staging_folder(output, place) as staging:
+            manifest = _assemble(staging, settings, said, planned, source, progress)
+            manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            manifest["seconds"] = round(time.monotonic() - started, 1)
+            manifest["sha256"] = manifest_digest(manifest)
+            text = json.dumps(manifest, indent=2, ensure_ascii=False)
+            (staging / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
     return manifest, True
 
 

@@ -149,15 +149,13 @@ def _finished(there: _Folder, settings: Settings, force: bool) -> dict[str, Any]
 def _upload_place(cache: Path, url: str) -> Iterator[Path]:
     """A folder in the cache to prepare in, for as long as it is needed; what a killed run left of it is removed."""
     place = cache / f"upload-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
-    with reported(OutputError, f"cannot use {place}"):
-        place.mkdir(parents=True, exist_ok=True)
-    with hold(place, url):
-        try:
-            for left in place.iterdir():
-                shutil.rmtree(left, ignore_errors=True)
-            yield place / "chandra_spectra"
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        with reported(OutputError, f"cannot use {place}"):
+            place.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(place, url))
+        stack.callback(shutil.rmtree, place, ignore_errors=True)
+        shutil.rmtree(place / "chandra_spectra", ignore_errors=True)
+        yield place / "chandra_spectra"
 
 
 def _upload(folder: Path, manifest: dict[str, Any], there: _Folder, progress: Progress) -> None:

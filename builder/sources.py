@@ -41,6 +41,8 @@ class Source:
 def default_cache() -> Path:
     """Folder for the store and downloads: ``$CHANDRA_SPECTRA_CACHE``, else ``chandra_spectra`` in the user's cache."""
     if chosen := os.environ.get("CHANDRA_SPECTRA_CACHE"):
+        if "://" in chosen:
+            raise SettingError(f"CHANDRA_SPECTRA_CACHE is the URL {chosen}: name a folder; --store takes a URL")
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chandra_spectra"
 

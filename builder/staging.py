@@ -13,7 +13,7 @@ from pathlib import Path
 
 from builder.errors import OutputError
 
-__all__ = ["beside", "hold", "recover_folder", "staging_folder"]
+__all__ = ["beside", "hold", "recover_folder", "staging_folder", "workplace"]
 
 
 def _old(output: Path) -> Path:
@@ -32,38 +32,51 @@ def recover_folder(output: Path) -> None:
 
 
 @contextlib.contextmanager
-def hold(staging: Path, output: Path | str) -> Iterator[None]:
-    """Hold the folder in which a run works on `output`, however it ends; OutputError where another run holds it."""
-    descriptor = os.open(staging, os.O_RDONLY)
+def hold(place: Path, output: Path | str) -> Iterator[bool]:
+    """Hold the folder in which a run works on `output`, however it ends; OutputError where another run holds it.
+
+    Gives False on a file system that locks nothing: one run at a time is then up to the user.
+    """
+    # A file that is open for writing: network file systems lock no others.
+    descriptor = os.open(place / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise OutputError(f"another run is writing {output}: wait for it, or give another name") from None
-    except OSError:  # a network file system that locks no folders: one run at a time is then up to the user
-        pass
-    try:
-        yield
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            raise OutputError(f"another run is writing {output}: wait for it, or give another name") from None
+        except OSError:
+            held = False
+        yield held
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _workplace(output: Path) -> Iterator[Path]:
-    """A folder beside `output` to work in, and to be removed; what a killed run left of its own is removed, too."""
+def workplace(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that is this run's until the block ends; what a killed run left of its own is removed.
+
+    Raises
+    ------
+    OutputError
+        If the file system refuses, or another run is writing the same output.
+    """
     place = output.with_name(f".{output.name}.{uuid.uuid4().hex}.incomplete")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    place.mkdir()
-    with hold(place, output):  # not before: until then it is as good as left by a killed run
+    with contextlib.ExitStack() as stack:
         try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            place.mkdir()
+            stack.callback(shutil.rmtree, place, ignore_errors=True)
+            stack.enter_context(hold(place, output))  # not before: until then it is as good as left by a killed run
             # Held first, so that of two runs that begin at once one finds the other.
             for left in output.parent.iterdir():
                 if left != place and re.fullmatch(rf"\.{re.escape(output.name)}\.[0-9a-f]+\.incomplete", left.name):
-                    with hold(left, output):
-                        shutil.rmtree(left, ignore_errors=True)
-            yield place
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
+                    with contextlib.suppress(FileNotFoundError), hold(left, output) as held:
+                        if held:
+                            shutil.rmtree(left, ignore_errors=True)
+        except OSError as error:
+            raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+        yield place
 
 
 def _flush(*paths: Path) -> None:
@@ -80,25 +93,25 @@ def _flush(*paths: Path) -> None:
 
 
 @contextlib.contextmanager
-def staging_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its place when the block ends well, and is removed when it does not.
+def staging_folder(output: Path, place: Path) -> Iterator[Path]:
+    """A folder in the `workplace` that takes the place of `output` when the block ends well.
 
     Raises
     ------
     OutputError
-        If the file system refuses, or another run is writing the same folder.
+        If the file system refuses.
     """
-    old = _old(output)
+    staging, old = place / "new", _old(output)
     try:
-        with _workplace(output) as staging:
-            yield staging
-            _flush(*staging.rglob("*"), staging)
-            if output.exists():
-                output.replace(old)
-            staging.replace(output)
-            _flush(output.parent)
-            with contextlib.suppress(FileNotFoundError):
-                old.replace(staging)  # in one step, as what is called old must be whole; it is removed from there
+        staging.mkdir()
+        yield staging
+        _flush(*staging.rglob("*"), staging)
+        if output.exists():
+            output.replace(old)
+        staging.replace(output)
+        _flush(output.parent)
+        with contextlib.suppress(FileNotFoundError):
+            old.replace(place / "old")  # in one step, as what is called old must be whole; it is removed from there
     except OSError as error:
         name = error.filename or output
         raise OutputError(f"cannot write {name}: {error.strerror or error}; what was there before is kept") from error
@@ -113,9 +126,11 @@ def beside(path: Path) -> Iterator[Path]:
     OutputError
         If the file system refuses, or another run is writing the same file.
     """
-    try:
-        with _workplace(path) as place:
-            yield place / path.name
-            (place / path.name).replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    with workplace(path) as place:
+        try:
+            staging = place / "new"
+            staging.mkdir()
+            yield staging / path.name
+            (staging / path.name).replace(path)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

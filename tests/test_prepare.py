@@ -380,16 +380,16 @@ def test_a_run_does_not_touch_the_unfinished_folder_of_another_output(tmp_path: 
 
 
 def test_two_runs_into_the_same_folder_do_not_take_each_others_work_away(tmp_path: Path) -> None:
-    code = ("import sys; from pathlib import Path; from builder.staging import staging_folder\n"
-            "with staging_folder(Path(sys.argv[1])) as staging:\n"
-            "    (staging / 'half').touch(); print(staging, flush=True); sys.stdin.read()\n")  # fmt: skip
+    code = ("import sys; from pathlib import Path; from builder.staging import workplace\n"
+            "with workplace(Path(sys.argv[1])) as place:\n"
+            "    (place / 'half').touch(); print(place, flush=True); sys.stdin.read()\n")  # fmt: skip
     words = [sys.executable, "-c", code, str(tmp_path / "out")]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
-        staging = Path(other.stdout.readline().strip())
-        with pytest.raises(OutputError, match="another run is writing"):
-            prepare(tmp_path / "out", EMBEDDED)
-        assert (staging / "half").exists()
+        place = Path(other.stdout.readline().strip())
+        with pytest.raises(OutputError, match="another run is writing"):  # before anything is asked
+            prepare(tmp_path / "out", Settings("http://127.0.0.1:9"))
+        assert (place / "half").exists()
         other.kill()  # as it is dead, what it left is in nobody's way
         other.wait()
         prepare(tmp_path / "out", EMBEDDED)

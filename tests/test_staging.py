@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from builder.errors import OutputError
-from builder.staging import beside, recover_folder, staging_folder
+from builder.staging import beside, recover_folder, staging_folder, workplace
+
+
+@contextmanager
+def staging(output: Path) -> Iterator[Path]:
+    with workplace(output) as place, staging_folder(output, place) as folder:
+        yield folder
 
 
 class Death(BaseException):
@@ -20,9 +28,9 @@ class Death(BaseException):
 
 def write(output: Path, text: str) -> None:
     recover_folder(output)
-    with staging_folder(output) as staging:
+    with staging(output) as folder:
         for name in "ab":
-            (staging / name).write_text(text)
+            (folder / name).write_text(text)
 
 
 def dies(output: Path, text: str, calls: int) -> bool:
@@ -68,17 +76,31 @@ def test_a_run_that_dies_at_any_call_leaves_the_old_folder_whole_or_the_new_one(
     assert seen == {(True, "old"), (True, "new"), (False, "new")}
 
 
-@pytest.mark.parametrize("writer", [staging_folder, beside])
+@pytest.mark.parametrize("writer", [staging, beside])
 def test_who_is_refused_as_another_writes_takes_nothing_of_the_other_away(
     writer: Callable[[Path], AbstractContextManager[Path]], tmp_path: Path
 ) -> None:
     """Within one process, where both have the same pid, as they may in two containers."""
     with writer(tmp_path / "out") as place:
-        (place / "half" if writer is staging_folder else place).write_text("mine")
+        (place / "half" if writer is staging else place).write_text("mine")
         with pytest.raises(OutputError, match="another run is writing"), writer(tmp_path / "out"):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out" / "half" if writer is staging_folder else tmp_path / "out").read_text() == "mine"
+    assert (tmp_path / "out" / "half" if writer is staging else tmp_path / "out").read_text() == "mine"
+
+
+def test_where_nothing_can_be_locked_a_run_removes_no_other_s_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with workplace(tmp_path / "out") as place:
+        (place / "half").touch()
+        write(tmp_path / "out", "theirs")
+        assert (place / "half").exists()
+    assert texts(tmp_path / "out") == ["theirs"] * 2
 
 
 def test_what_a_killed_run_left_of_a_file_is_removed_and_that_of_another_file_is_not(tmp_path: Path) -> None:
@@ -96,14 +118,14 @@ def test_the_new_folder_is_on_disk_before_the_old_one_goes(tmp_path: Path, monke
 
     def watch(path: Path, target: Path) -> Path:
         moved.append(path.name)
-        wanted = {tmp_path} if path.name == ".out.old" else {staging, *staging.rglob("*")}
+        wanted = {tmp_path} if path.name == ".out.old" else {folder, *folder.rglob("*")}
         assert {one.stat().st_ino for one in wanted} <= flushed
         return replace(path, target)
 
     output.mkdir()
     monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.add(os.fstat(descriptor).st_ino))
     monkeypatch.setattr(Path, "replace", watch)
-    with staging_folder(output) as staging:
-        (staging / "data").mkdir()
-        (staging / "data" / "shard").write_text("new")
-    assert moved == ["out", staging.name, ".out.old"]
+    with staging(output) as folder:
+        (folder / "data").mkdir()
+        (folder / "data" / "shard").write_text("new")
+    assert moved == ["out", folder.name, ".out.old"]
