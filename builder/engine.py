@@ -6,6 +6,8 @@ in the catalog's order and makes what is missing or damaged, so what comes out d
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import logging
 import multiprocessing
@@ -32,6 +34,9 @@ logger = logging.getLogger(__name__)
 AnyStore = Store | RemoteStore
 Reduce = Callable[[Package, Fetched, AnyStore], None]
 Done = Callable[[Package], None]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt(3), in glibc's malloc.h; the latter's greatest value is 32 MiB."""
 
 _PATIENCE = 70
 """Seconds for which a network file system may go on saying that a file is not there: NFS up to 60 (acdirmax)."""
@@ -261,12 +266,17 @@ def _reducer(workers: int) -> Executor:
     if workers == 1:
         return ThreadPoolExecutor(1)
     # A forked child of a process with threads may deadlock; spawned ones start clean on every platform.
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_follow_parent)
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
 
 
-def _follow_parent() -> None:
-    """Do not outlive the first process."""
+def _begin_worker() -> None:
+    """Do not outlive the first process, and keep the memory of one file for the next."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # glibc would give large blocks back, to have them zeroed again for each file: an eighth of a worker's CPU.
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        allocator.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
 def _end_with_parent() -> None:

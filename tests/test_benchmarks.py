@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +16,14 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["reduce.py", "--rounds", "1"], "4938.0.43"),
-        (["prepare.py", "--detections", "20"], "whole / reduction alone"),
-        (["workers.py", "--detections", "20", "--rounds", "1"], "ratio"),
+        (["reduce.py", "--rounds", "1"], r"4938\.0\.43 .* \d+\.\d+"),
+        (["prepare.py", "--detections", "60"], r"  assemble +│ +(0\.0*)?[1-9]"),  # more than one package
+        (["workers.py", "--detections", "60", "--rounds", "1"], r"ratio \d\.\d+"),
     ],
     ids=["reduce", "prepare", "workers"],
 )
 def test_every_benchmark_runs_and_prints_its_figures(words: list[str], said: str) -> None:
     command = [sys.executable, str(BENCHMARKS / words[0]), *words[1:]]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert result.returncode == 0, result.stderr
-    assert said in result.stdout
+    assert re.search(said, result.stdout), result.stdout
