@@ -7,8 +7,10 @@ exit code 2.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 from builder import commands_make, commands_use  # noqa: F401  each adds its commands to the app
@@ -28,7 +30,12 @@ def main() -> None:
         end(str(error), 1)
     except Interrupted:
         _on_interrupt(signal.SIG_IGN)
-        end("interrupted; what was finished is kept: run the same command again to go on", 130)
+        end(_INTERRUPTED, 130)
+
+
+_INTERRUPTED = "interrupted; what was finished is kept: run the same command again to go on"
+_PATIENCE = 10
+"""Seconds in which a run ends by itself after Ctrl-C."""
 
 
 def _on_interrupt(handler: Callable[[int, object], None] | signal.Handlers) -> None:
@@ -37,5 +44,12 @@ def _on_interrupt(handler: Callable[[int, object], None] | signal.Handlers) -> N
 
 
 def _interrupt(number: int, frame: object) -> None:
-    if not isinstance(sys.exc_info()[1], Interrupted):  # the impatient press it twice, and would cut the ending short
-        raise Interrupted
+    begun = sys.exc_info()[1]
+    if not isinstance(begun, Interrupted):
+        raise Interrupted(time.monotonic())
+    # The impatient press it twice, and would cut the ending short; but a worker may hang, with its disk.
+    if time.monotonic() - begun.args[0] > _PATIENCE:
+        cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the bars hide it
+        sys.stderr.write(f"{cursor}chandra-spectra: {_INTERRUPTED}\n")
+        sys.stderr.flush()
+        os._exit(130)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -11,6 +10,7 @@ import typer
 
 from builder import __version__
 from builder.errors import SettingError
+from builder.words import is_url
 
 if TYPE_CHECKING:
     from builder.selection import Selection
@@ -56,7 +56,7 @@ def _options(
 
 def local(path: Path | None) -> Path | None:
     """A path as it is given; SettingError for a URL, which would be taken for a folder of that name."""
-    if path is not None and re.match(r"[\w+.:-]+:/", str(path)):
+    if path is not None and is_url(str(path)):
         raise SettingError(f"{str(path).replace(':/', '://', 1)} is a URL: give a path on this machine")
     return path
 

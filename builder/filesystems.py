@@ -41,6 +41,8 @@ def reported(error: type[ChandraSpectraError], doing: str, advice: str = "") -> 
     """
     try:
         yield
+    except ChandraSpectraError:
+        raise
     except Exception as raised:
         reason = " ".join(str(raised).split()) or type(raised).__name__
         raise error(f"{doing}: {reason}{advice}") from raised

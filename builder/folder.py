@@ -155,16 +155,18 @@ def _hint(folder: Path, name: str) -> str:
     table = table.filter(table["name"].is_valid())
     if not len(table):
         return "its sources have no names: use --detection"
+    example = table["name"][0].as_py()
     wanted = "".join(name.casefold().split())
     similar = [text for text in pc.unique(table["name"]).to_pylist() if wanted in "".join(text.casefold().split())]
     if wanted and similar:
         return f"did you mean {similar[0]!r}{f', or one of {len(similar) - 1:,} more' if len(similar) > 1 else ''}?"
     try:
         position = jparser.to_skycoord(name.upper())
-    except ValueError:
-        return f"its names look like {table['name'][0].as_py()!r}"
-    separations = position.separation(SkyCoord(table["ra"], table["dec"], unit="deg"))
-    nearest = int(np.argmin(separations))
+        table = table.drop_null()  # a catalog file may give no positions
+        separations = position.separation(SkyCoord(table["ra"], table["dec"], unit="deg"))
+        nearest = int(np.argmin(separations))
+    except ValueError:  # the name tells no position, or there is none to compare it with
+        return f"its names look like {example!r}"
     away = separations[nearest]
     angle = f"{away.arcsec:.3g} arcsec" if away.deg < 0.1 else f"{away.deg:.3g} deg"
     return f"the source nearest to this position is {table['name'][nearest].as_py()!r}, {angle} away"

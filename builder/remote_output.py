@@ -148,13 +148,14 @@ def _finished(there: _Folder, settings: Settings, force: bool) -> dict[str, Any]
 @contextlib.contextmanager
 def _upload_place(cache: Path, url: str) -> Iterator[Path]:
     """A folder in the cache to prepare in, for as long as it is needed; what a killed run left of it is removed."""
-    place = cache / f"upload-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    place = cache / "uploads" / hashlib.sha256(url.encode()).hexdigest()[:16]
     with contextlib.ExitStack() as stack:
         with reported(OutputError, f"cannot use {place}"):
-            place.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(hold(place, url))
-        stack.callback(shutil.rmtree, place, ignore_errors=True)
-        shutil.rmtree(place / "chandra_spectra", ignore_errors=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(place.with_suffix(".lock"), url))
+            stack.callback(shutil.rmtree, place, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
         yield place / "chandra_spectra"
 
 

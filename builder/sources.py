@@ -18,6 +18,7 @@ from builder.filesystems import check_place, open_url
 from builder.mirror import INDEX_FILE, MirrorArchive
 from builder.settings import CATALOG_FILE, EMBEDDED, Settings
 from builder.store import RemoteStore, Store
+from builder.words import is_url
 
 if TYPE_CHECKING:
     from builder.holdings import Holdings
@@ -41,7 +42,7 @@ class Source:
 def default_cache() -> Path:
     """Folder for the store and downloads: ``$CHANDRA_SPECTRA_CACHE``, else ``chandra_spectra`` in the user's cache."""
     if chosen := os.environ.get("CHANDRA_SPECTRA_CACHE"):
-        if "://" in chosen:
+        if is_url(chosen):
             raise SettingError(f"CHANDRA_SPECTRA_CACHE is the URL {chosen}: name a folder; --store takes a URL")
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chandra_spectra"

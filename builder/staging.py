@@ -21,24 +21,50 @@ def _old(output: Path) -> Path:
 
 
 def recover_folder(output: Path) -> None:
-    """End the swap of a run that was killed amid it: without the new folder, the old one is brought back."""
+    """End the swap of a run that was killed amid it: without the new folder, the old one is brought back.
+
+    Raises
+    ------
+    OutputError
+        As for `workplace`.
+    """
+    if _old(output).exists():
+        with workplace(output):
+            pass
+
+
+def _recover(output: Path) -> None:
     old = _old(output)
-    if not old.exists():
-        return
     if output.exists():
         shutil.rmtree(old, ignore_errors=True)
-    else:
+    elif old.exists():
         old.replace(output)
 
 
 @contextlib.contextmanager
-def hold(place: Path, output: Path | str) -> Iterator[bool]:
-    """Hold the folder in which a run works on `output`, however it ends; OutputError where another run holds it.
+def hold(path: Path, output: Path | str) -> Iterator[bool]:
+    """Hold the lock by which one run works on `output`, however it ends.
 
-    Gives False on a file system that locks nothing: one run at a time is then up to the user.
+    Parameters
+    ----------
+    path : Path
+        A file, made if it is not there, or a folder that is, which some network file systems do not lock.
+    output : Path or str
+        For the message.
+
+    Returns
+    -------
+    bool
+        False where the file system locks nothing: one run at a time is then up to the user.
+
+    Raises
+    ------
+    OutputError
+        If another run holds it.
+    OSError
+        If it cannot be opened.
     """
-    # A file that is open for writing: network file systems lock no others.
-    descriptor = os.open(place / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,19 +90,41 @@ def workplace(output: Path) -> Iterator[Path]:
     place = output.with_name(f".{output.name}.{uuid.uuid4().hex}.incomplete")
     with contextlib.ExitStack() as stack:
         try:
+            for parent in reversed((output.parent, *output.parent.parents)):
+                if not parent.exists():  # it goes again, unless something came into it
+                    stack.callback(_remove_empty, parent)
             output.parent.mkdir(parents=True, exist_ok=True)
             place.mkdir()
             stack.callback(shutil.rmtree, place, ignore_errors=True)
-            stack.enter_context(hold(place, output))  # not before: until then it is as good as left by a killed run
+            # Not before: until then it is as good as left by a killed run.
+            stack.enter_context(hold(place / _LOCK, output))
             # Held first, so that of two runs that begin at once one finds the other.
             for left in output.parent.iterdir():
                 if left != place and re.fullmatch(rf"\.{re.escape(output.name)}\.[0-9a-f]+\.incomplete", left.name):
-                    with contextlib.suppress(FileNotFoundError), hold(left, output) as held:
-                        if held:
-                            shutil.rmtree(left, ignore_errors=True)
+                    _remove_left(left, output)
+            _recover(output)
         except OSError as error:
             raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
         yield place
+
+
+_LOCK = ".lock"
+
+
+def _remove_left(place: Path, output: Path) -> None:
+    """Remove what a killed run left, unless it is another user's, or the file system cannot tell that it is dead."""
+    removed = False
+    with contextlib.suppress(OSError), hold(place / _LOCK, output) as held:
+        if held:
+            shutil.rmtree(place, ignore_errors=True)
+            removed = True
+    if removed:
+        _remove_empty(place)  # NFS keeps a file that is open, under another name
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _flush(*paths: Path) -> None:

@@ -144,10 +144,13 @@ class Store:
 
     def finished(self, packages: Iterable[Package]) -> frozenset[Package]:
         """Those of the packages that are there; by one listing, as file systems may be slow to look for each."""
-        names: set[str] = set()
-        with contextlib.suppress(OSError):  # there is none yet, or whoever writes to it finds out why
-            folder = self.root / _folder(self.release, self.recipe, self.responses)
-            names.update(path.name for path in folder.iterdir())
+        folder = self.root / _folder(self.release, self.recipe, self.responses)
+        try:
+            names = {path.name for path in folder.iterdir()}
+        except FileNotFoundError:  # there is none yet
+            names = set()
+        except OSError as error:
+            raise StoreError(f"cannot read the store {folder}: {error.strerror}") from error
         return frozenset(one for one in packages if _file(one, self.release, self.recipe) in names)
 
     def write(self, package: Package, result: PackageResult) -> None:
@@ -245,8 +248,9 @@ class RemoteStore:
             content = _pack(result)
             try:
                 fs.pipe_file(path, content)
-            except FileNotFoundError:  # of a folder, or of a bucket, which is not made: it may be a slip
-                if not fs.exists(path[: path.find("/", 1)]):
+            except Exception:  # file systems tell in many ways that a folder is missing
+                bucket = path.partition("/")[0]
+                if bucket and not fs.exists(bucket):  # none is made: it may be a slip
                     raise
                 fs.makedirs(path.rpartition("/")[0], exist_ok=True)
                 fs.pipe_file(path, content)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["exposure_text", "one_line", "several", "size_text"]
+import re
+
+__all__ = ["exposure_text", "is_url", "one_line", "several", "size_text"]
+
+
+def is_url(text: str) -> bool:
+    """Whether it begins like a URL; also with one slash, as a path is left of it."""
+    return re.match(r"[\w+.-]+:/", text) is not None
 
 
 def several(number: int, what: str) -> str:

@@ -26,6 +26,7 @@ class RememberedArchive(SimulatedArchive):
 def impatient(read: float = 1) -> None:
     """Change this process: short pauses, small packages, and no pictures, which take longer than all the rest."""
     import builder.card
+    import builder.cli
     import builder.remote
     import builder.sources
     from builder.catalog import plan
@@ -34,6 +35,7 @@ def impatient(read: float = 1) -> None:
     patience = Patience(connect=2, read=read, base=0.01, longest=0.05)
     builder.remote.Client = functools.partial(Client, patience=patience)  # type: ignore[misc]
     builder.sources.plan = functools.partial(plan, size=10)
+    builder.cli._PATIENCE = 1
     builder.card.draw_pictures = lambda folder, shards, scalars: []
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from builder.catalog_files import read_catalog
 from builder.errors import OutputError, SettingError
 from builder.folder import find_detections, overview, read_rows, read_scalars, read_settings
-from builder.prepare import read_manifest
+from builder.prepare import prepare, read_manifest
 from builder.records import DetectionId
 from builder.selection import Cone, Selection
 from builder.settings import Settings
@@ -91,6 +92,14 @@ def test_a_name_that_no_source_has_brings_up_a_similar_one_or_the_nearest_on_the
 ) -> None:
     with pytest.raises(SettingError, match=f"has no source '{re.escape(name)}'; {hint}"):
         find_detections(sample, names=[name])
+
+
+def test_where_the_catalog_gives_no_positions_none_is_the_nearest(mirror: Path, tmp_path: Path) -> None:
+    rows = read_catalog(mirror / "catalog.vot").drop_columns(["ra", "dec"])
+    pq.write_table(rows, tmp_path / "catalog.parquet")
+    prepare(tmp_path / "out", Settings(str(mirror), catalog=str(tmp_path / "catalog.parquet")), cache=tmp_path / "c")
+    with pytest.raises(SettingError, match="its names look like '"):
+        find_detections(tmp_path / "out", names=["J231929.4-203550"])
 
 
 def test_the_overview_is_that_of_the_rows(full_sample: Path) -> None:

@@ -367,16 +367,41 @@ def test_an_interrupt_ends_the_run_with_one_line(
         process = subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        wait_for(lambda: len(workers_of(process.pid)) == 2)  # they are still importing
-        for delay in delays:
-            time.sleep(delay)
-            send(process.pid, number)
-        _, errors = process.communicate(timeout=60)
+        try:
+            wait_for(lambda: len(workers_of(process.pid)) == 2)  # they are still importing
+            for delay in delays:
+                time.sleep(delay)
+                send(process.pid, number)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, errors
     assert errors.count("\n") == 1, errors
     assert "run the same command again to go on" in errors
     assert "interrupted" in errors
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers in /proc, which Linux has")
+def test_a_second_interrupt_ends_a_run_whose_workers_hang(archive: SimulatedArchive, tmp_path: Path) -> None:
+    with ArchiveServer(archive, bytes_per_second=15e6) as server, (tmp_path / "errors").open("w+") as errors:
+        words = impatient_command("prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache",
+                                  "--workers", 2)  # fmt: skip
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
+        try:
+            wait_for(lambda: len(workers_of(process.pid)) == 2)
+            for worker in workers_of(process.pid):
+                os.kill(worker, signal.SIGSTOP)
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(2)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+        errors.seek(0)
+        assert "interrupted; what was finished is kept" in errors.readline()
 
 
 def test_no_network_is_one_line_that_names_the_host(tmp_path: Path) -> None:

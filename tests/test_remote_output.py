@@ -184,7 +184,7 @@ def test_an_upload_that_is_cut_off_leaves_no_manifest_and_the_next_run_completes
     with pytest.raises(OutputError, match=rf"cannot write {url}/\S+: .*Access Denied; the same command") as caught:
         prepare_remote(url, SETTINGS, force=True)
     assert "\n" not in str(caught.value)
-    assert not list(default_cache().glob("upload-*"))
+    assert not [path for path in default_cache().glob("uploads/*") if path.is_dir()]
     assert "manifest.json" not in contents(url) and UPLOADING_FILE in contents(url)
     s3.puts_left = sys.maxsize
     prepare_remote(url, SETTINGS)
@@ -316,7 +316,7 @@ def test_two_runs_do_not_write_to_one_url_at_once() -> None:
     url = "memory://busy/chandra_spectra"
     with _upload_place(default_cache(), url) as place:
         (place.parent / "half").touch()
-        with pytest.raises(OutputError, match=f"another run is writing {url}"):
+        with pytest.raises(OutputError, match=f"^another run is writing {url}"):
             prepare_remote(url, SETTINGS)
         assert (place.parent / "half").exists()
 

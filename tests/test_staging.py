@@ -103,6 +103,21 @@ def test_where_nothing_can_be_locked_a_run_removes_no_other_s_work(
     assert texts(tmp_path / "out") == ["theirs"] * 2
 
 
+def test_what_another_user_s_killed_run_left_is_in_nobody_s_way(tmp_path: Path) -> None:
+    left = tmp_path / ".out.0123abcd.incomplete"
+    left.mkdir()
+    (left / ".lock").symlink_to(tmp_path / "nowhere" / "lock")  # cannot be opened
+    write(tmp_path / "out", "new")
+    assert texts(tmp_path / "out") == ["new"] * 2
+
+
+def test_folders_that_were_made_for_what_then_fails_go_again(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match="no"), workplace(tmp_path / "there" / "a" / "b" / "out"):
+        raise ValueError("no")
+    assert list((tmp_path / "there").iterdir()) == []
+
+
 def test_what_a_killed_run_left_of_a_file_is_removed_and_that_of_another_file_is_not(tmp_path: Path) -> None:
     for name in (".a.png.0123abcd.incomplete", ".b.png.0123abcd.incomplete"):
         (tmp_path / name).mkdir()
