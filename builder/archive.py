@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from builder.catalog import Package
+from builder.digests import file_sha256
 from builder.errors import ArchiveError
 from builder.records import DetectionId
 from builder.selection import Selection
@@ -44,8 +44,7 @@ class Fetched:
         """ArchiveError if a part is not what was kept."""
         for path, expected in zip(self.parts, self.sha256, strict=False):
             try:
-                with path.open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                found = file_sha256(path)
             except OSError as error:
                 raise ArchiveError(f"cannot read {path}: {error.strerror}") from error
             if found != expected:

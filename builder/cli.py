@@ -20,6 +20,11 @@ from builder.errors import ChandraSpectraError
 __all__ = ["app", "main"]
 
 
+_INTERRUPTED = "interrupted; what was finished is kept: run the same command again to go on"
+_PATIENCE = 10
+"""Seconds in which a run ends by itself after Ctrl-C."""
+
+
 def main() -> None:
     """Run the command; exit code 0, 1 for a known failure, 2 for wrong usage, 130 when interrupted."""
     logging.basicConfig(format="chandra-spectra: %(message)s", level=logging.WARNING)
@@ -31,11 +36,6 @@ def main() -> None:
     except Interrupted:
         _on_interrupt(signal.SIG_IGN)
         end(_INTERRUPTED, 130)
-
-
-_INTERRUPTED = "interrupted; what was finished is kept: run the same command again to go on"
-_PATIENCE = 10
-"""Seconds in which a run ends by itself after Ctrl-C."""
 
 
 def _on_interrupt(handler: Callable[[int, object], None] | signal.Handlers) -> None:

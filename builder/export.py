@@ -5,7 +5,6 @@ All are written from the canonical HDF5 file, in which nothing is rounded, and t
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import h5py
 import numpy as np
 
 from builder.columns import COLUMNS, columns_when
+from builder.digests import file_sha256
 from builder.errors import OutputError, SettingError
 from builder.hdf5 import HDF5Writer, read_rows
 from builder.prepare import HDF5_FILE, Progress, manifest_digest, read_manifest
@@ -164,8 +164,7 @@ def _whole_hdf5(folder: Path, manifest: dict[str, Any]) -> Path:
     path = folder / HDF5_FILE
     expected = next((file["sha256"] for file in manifest["files"] if file["path"] == HDF5_FILE), None)
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(path)
     except OSError as error:
         raise OutputError(f"cannot read {path}: {error.strerror}; prepare the folder again with --force") from error
     if found != expected:

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from builder.archive import Archive, Fetched
 from builder.catalog import Package, Plan, plan, read_votable, write_votable
+from builder.digests import file_sha256
 from builder.errors import ArchiveError, CatalogError, StoreError
 from builder.products import members
 from builder.records import DetectionId
@@ -80,7 +81,7 @@ class MirrorArchive(Archive):
     def identity(self) -> str:
         """See `Archive.identity`; the content of the index, wherever the mirror lies."""
         try:
-            return hashlib.sha256((self.folder / INDEX_FILE).read_bytes()).hexdigest()
+            return file_sha256(self.folder / INDEX_FILE)
         except OSError as error:
             raise ArchiveError(f"cannot read {self.folder / INDEX_FILE}: {error.strerror}; is it a mirror?") from error
 
@@ -210,8 +211,7 @@ class Mirror:
                 _pack(fetched.parts, file)
                 file.flush()
                 os.fsync(file.fileno())
-            with partial.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = file_sha256(partial)
             partial.replace(path)
             line: dict[str, Any] = {"file": name, "bytes": path.stat().st_size, "sha256": digest, "detections": ids}
             if fetched.unserved:

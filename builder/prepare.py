@@ -24,6 +24,7 @@ from builder import __version__
 from builder.card import CARD_FILE, DATA_FILES, DETECTIONS_FILE, write_card
 from builder.catalog import Package, Plan
 from builder.columns import columns_when, features
+from builder.digests import file_sha256
 from builder.engine import fill, fill_by, results
 from builder.errors import OutputError, SettingError, StoreError
 from builder.hdf5 import HDF5Writer
@@ -385,6 +386,5 @@ def _sha256_of_table(table: pa.Table) -> str:
 
 
 def _entry(path: Path, folder: Path, rows: int | None) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"path": str(path.relative_to(folder)), "rows": rows, "bytes": path.stat().st_size, "sha256": digest}
+    return {"path": str(path.relative_to(folder)), "rows": rows, "bytes": path.stat().st_size,
+            "sha256": file_sha256(path)}  # fmt: skip

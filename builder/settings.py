@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from builder.digests import file_sha256
 from builder.errors import SettingError
 from builder.records import Recipe
 from builder.selection import RELEASES, Selection
@@ -136,6 +136,6 @@ def archive_of(manifest: dict[str, Any], archive: str = "") -> str:
 def _sha256(path: Path | str) -> str:
     """SHA-256 of a file, empty if it cannot be read; whoever reads it next says why."""
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return file_sha256(Path(path))
     except OSError:
         return ""

@@ -16,6 +16,9 @@ from builder.errors import OutputError
 __all__ = ["beside", "hold", "recover_folder", "staging_folder", "workplace"]
 
 
+_LOCK = ".lock"
+
+
 def _old(output: Path) -> Path:
     return output.with_name(f".{output.name}.old")
 
@@ -106,9 +109,6 @@ def workplace(output: Path) -> Iterator[Path]:
         except OSError as error:
             raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
         yield place
-
-
-_LOCK = ".lock"
 
 
 def _remove_left(place: Path, output: Path) -> None:

@@ -106,17 +106,39 @@ def _responses(spectra: list[Spectrum]) -> pa.Table:
     return pa.Table.from_pydict(dict(zip(RESPONSES_SCHEMA.names, columns, strict=True)), schema=RESPONSES_SCHEMA)
 
 
-def _folder(release: str, recipe: Recipe, responses: bool) -> str:
-    """Where packages are kept that were made so, below the root of their store."""
-    return f"{release}/{recipe.key}{'-responses' if responses else ''}-{_FORMAT}"
+class _Named:
+    """What the files of packages are called, in any store."""
 
+    __slots__ = ()
+    release: str
+    recipe: Recipe
+    responses: bool
 
-def _file(package: Package, release: str, recipe: Recipe) -> str:
-    return f"{package.key(release, recipe)}.arrows"
+    def _folder(self) -> str:
+        """Where packages are kept that were made so, below the root of their store."""
+        return f"{self.release}/{self.recipe.key}{'-responses' if self.responses else ''}-{_FORMAT}"
+
+    def _file(self, package: Package) -> str:
+        return f"{package.key(self.release, self.recipe)}.arrows"
+
+    def _files(self) -> set[str]:
+        """Names of the files that are there."""
+        raise NotImplementedError
+
+    def finished(self, packages: Iterable[Package]) -> frozenset[Package]:
+        """Those of the packages that are there; by one listing, as file systems may be slow to look for each.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be listed.
+        """
+        names = self._files()
+        return frozenset(package for package in packages if self._file(package) in names)
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class Store(_Named):
     """Finished packages of one release and recipe, in a local folder.
 
     Attributes
@@ -136,22 +158,19 @@ class Store:
 
     def path(self, package: Package) -> Path:
         """Where the package's file is or will be."""
-        folder = self.root / _folder(self.release, self.recipe, self.responses)
-        return folder / _file(package, self.release, self.recipe)
+        return self.root / self._folder() / self._file(package)
 
     def __contains__(self, package: Package) -> bool:
         return self.path(package).exists()
 
-    def finished(self, packages: Iterable[Package]) -> frozenset[Package]:
-        """Those of the packages that are there; by one listing, as file systems may be slow to look for each."""
-        folder = self.root / _folder(self.release, self.recipe, self.responses)
+    def _files(self) -> set[str]:
+        folder = self.root / self._folder()
         try:
-            names = {path.name for path in folder.iterdir()}
+            return {path.name for path in folder.iterdir()}
         except FileNotFoundError:  # there is none yet
-            names = set()
+            return set()
         except OSError as error:
             raise StoreError(f"cannot read the store {folder}: {error.strerror}") from error
-        return frozenset(one for one in packages if _file(one, self.release, self.recipe) in names)
 
     def write(self, package: Package, result: PackageResult) -> None:
         """Keep a finished package: written in a folder beside, flushed, then renamed.
@@ -202,7 +221,7 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteStore:
+class RemoteStore(_Named):
     """The same on any file system of fsspec, such as an object store; an object is there whole or not at all.
 
     Attributes
@@ -221,11 +240,11 @@ class RemoteStore:
 
     def _open(self) -> tuple[Any, str]:
         fs, root = open_url(self.url, StoreError)
-        return fs, f"{root}/{_folder(self.release, self.recipe, self.responses)}"
+        return fs, f"{root}/{self._folder()}"
 
     def _place(self, package: Package) -> tuple[Any, str]:
         fs, folder = self._open()
-        return fs, f"{folder}/{_file(package, self.release, self.recipe)}"
+        return fs, f"{folder}/{self._file(package)}"
 
     def __contains__(self, package: Package) -> bool:
         fs, path = self._place(package)
@@ -233,13 +252,11 @@ class RemoteStore:
             fs.invalidate_cache()  # another process may have written since this one looked
             return bool(fs.exists(path))
 
-    def finished(self, packages: Iterable[Package]) -> frozenset[Package]:
-        """See `Store.finished`."""
+    def _files(self) -> set[str]:
         fs, folder = self._open()
         with reported(StoreError, f"cannot read {folder} in {self.url}"):
             fs.invalidate_cache()
-            names = {path.rpartition("/")[2] for path in fs.find(folder)}
-        return frozenset(one for one in packages if _file(one, self.release, self.recipe) in names)
+            return {path.rpartition("/")[2] for path in fs.find(folder)}
 
     def write(self, package: Package, result: PackageResult) -> None:
         """See `Store.write`."""

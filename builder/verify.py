@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import tempfile
@@ -33,6 +32,7 @@ from builder.checks import (
     hdf5_columns,
 )
 from builder.columns import COLUMNS, features
+from builder.digests import file_sha256
 from builder.engine import make
 from builder.errors import SettingError
 from builder.prepare import HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Progress, manifest_digest, read_manifest
@@ -170,11 +170,8 @@ def _check_files(check: Check, folder: Path, manifest: dict[str, Any], progress:
                 check.fail(path, "is missing")
             elif (length := (folder / path).stat().st_size) != size:
                 check.fail(path, f"has {length} bytes, the manifest says {size}")
-            else:
-                with (folder / path).open("rb") as file:
-                    actual = hashlib.file_digest(file, "sha256").hexdigest()
-                if actual != digest:
-                    check.fail(path, f"has the SHA-256 {actual}, the manifest says {digest}")
+            elif (actual := file_sha256(folder / path)) != digest:
+                check.fail(path, f"has the SHA-256 {actual}, the manifest says {digest}")
             damaged |= check.failed > before and path != "README.md"
             progress("files", number, len(named))
         for path in sorted(found - set(named) - {MANIFEST_FILE}):
