@@ -83,8 +83,11 @@ class _Product:
         self._deflated = deflate.compress(self._tail) + deflate.flush()
 
     def of(self, detection: DetectionId) -> File:
-        ids = {b"OBS_ID  ": f"'{detection.obsid:<8}'", b"OBI_NUM ": f"{detection.obi:>20}",
-               b"REGIONID": f"'{detection.region_id:04d}    '"}  # fmt: skip
+        ids = {
+            b"OBS_ID  ": f"'{detection.obsid:<8}'",
+            b"OBI_NUM ": f"{detection.obi:>20}",
+            b"REGIONID": f"'{detection.region_id:04d}    '",
+        }
         head = self._ID.sub(lambda match: match[1] + b"= " + ids[match[1]].ljust(70).encode(), self._head)
         deflate = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
         body = deflate.compress(head) + deflate.flush(zlib.Z_SYNC_FLUSH) + self._deflated
@@ -142,8 +145,20 @@ def measure(number: int, workers: int, bandwidth: float | None, real: bool, fold
     try:
         url = here.recv()
         run.alone += reduce_alone(number, real)
-        command = [sys.executable, "-m", "builder", "prepare", str(folder / "out"), "--archive", url,
-                   "--cache", str(folder / "cache"), "--workers", str(workers), *ALL]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "builder",
+            "prepare",
+            str(folder / "out"),
+            "--archive",
+            url,
+            "--cache",
+            str(folder / "cache"),
+            "--workers",
+            str(workers),
+            *ALL,
+        ]
         with (folder / "log").open("w") as log:
             begun = time.monotonic()
             process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -202,8 +217,9 @@ def cpu(pid: int) -> tuple[str, float, float]:
 
 def descendants(pid: int) -> list[int]:
     try:
-        children = [int(text) for path in Path(f"/proc/{pid}/task").glob("*/children")
-                    for text in path.read_text().split()]  # fmt: skip
+        children = [
+            int(text) for path in Path(f"/proc/{pid}/task").glob("*/children") for text in path.read_text().split()
+        ]
     except OSError:
         return []
     return children + [other for child in children for other in descendants(child)]

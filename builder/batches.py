@@ -15,8 +15,11 @@ __all__ = ["collate"]
 _NULL = -1
 """In integers and booleans, as in the HDF5 file."""
 
-_WHOLE = {column.name: np.int8 if column.dtype == "bool" else np.int64
-          for column in COLUMNS if column.length is None and column.dtype in ("bool", "int32", "int64")}  # fmt: skip
+_WHOLE = {
+    column.name: np.int8 if column.dtype == "bool" else np.int64
+    for column in COLUMNS
+    if column.length is None and column.dtype in ("bool", "int32", "int64")
+}
 """Scalars that a null must not turn into floats in one batch and leave as integers in the next."""
 
 _STRINGS = {column.name for column in COLUMNS if column.length is None and column.dtype == "string"}

@@ -161,8 +161,10 @@ class Calibration:
         begin = np.searchsorted((low + high) / 2, edges)
         if (hollow := np.flatnonzero(np.diff(begin) == 0)).size:
             first, last = edges[hollow[0] : hollow[0] + 2]
-            raise SettingError(f"no channel has its centre in {first:g}-{last:g} keV: choose wider bins within "
-                               f"{low[0]:g}-{high[-1]:g} keV")  # fmt: skip
+            raise SettingError(
+                f"no channel has its centre in {first:g}-{last:g} keV: choose wider bins within "
+                f"{low[0]:g}-{high[-1]:g} keV"
+            )
         low, high = low[begin[:-1]], high[begin[1:] - 1]
         sums = (np.append(0, np.cumsum(np.asarray(each, dtype=np.int64))) for each in (counts, background))
         summed = [np.diff(total[begin]) for total in sums]
@@ -233,8 +235,13 @@ class Calibration:
         return lists | {"first_channel": row["first_channel"].to_numpy()}
 
 
-_REBINNED = {"counts": np.int64, "background_counts": np.int64,
-             "effective_area": np.float64, "energy_lo": np.float64, "energy_hi": np.float64}  # fmt: skip
+_REBINNED = {
+    "counts": np.int64,
+    "background_counts": np.int64,
+    "effective_area": np.float64,
+    "energy_lo": np.float64,
+    "energy_hi": np.float64,
+}
 _AREA = ("energy_lo", "energy_hi", "specresp")
 _LISTS = ("energy_lo", "energy_hi", "n_grp", "f_chan", "n_chan", "matrix")
 

@@ -147,7 +147,8 @@ def _render(
             f"\nConfig `responses`, one row an RMF file:\n\n{markdown(RESPONSES)}\n" if settings.responses else ""
         ),
         "matrix": (
-            "The redistribution matrix is in config `responses`, under `rmf_sha256`." if settings.responses
+            "The redistribution matrix is in config `responses`, under `rmf_sha256`."
+            if settings.responses
             else "The redistribution matrix (RMF) is not in the dataset; `rmf_file` and `rmf_sha256` name it."
         ),
         "negative": " Background-subtracted rates can be negative." if recipe.subtract else "",
@@ -155,7 +156,7 @@ def _render(
         "streaked": several(pc.sum(scalars["streak_src_flag"]).as_py() or 0, "row"),
         "inputs": _inputs(settings),
         "command": command_line(settings),
-    }  # fmt: skip
+    }
     return re.sub(r"@(\w+)@", lambda match: words[match[1]], TEMPLATE.read_text(encoding="utf-8"))
 
 
@@ -251,8 +252,12 @@ def selection_words(settings: Settings) -> str:
 
 
 def _counts(counts: dict[str, Any]) -> str:
-    table = [("detections", counts["detections"]), ("their spectra", counts["selected"]), ("rows", counts["rows"]),
-             ("rejected", counts["rejected"])]  # fmt: skip
+    table = [
+        ("detections", counts["detections"]),
+        ("their spectra", counts["selected"]),
+        ("rows", counts["rows"]),
+        ("rejected", counts["rejected"]),
+    ]
     if counts["duplicates"]:
         table.append(
             ("listed a second time by the catalog, under another source, and passed over", counts["duplicates"])
@@ -324,9 +329,12 @@ def _front_matter(sizes: dict[str, dict[str, _Size]]) -> str:
             for split, size in splits.items()
         }
         infos[config] = DatasetInfo(
-            features=features(config), splits=SplitDict(known), config_name=config,
-            download_size=_sum(splits).parquet, dataset_size=_sum(splits).memory,
-        )  # fmt: skip
+            features=features(config),
+            splits=SplitDict(known),
+            config_name=config,
+            download_size=_sum(splits).parquet,
+            dataset_size=_sum(splits).memory,
+        )
         paths = [{"split": split, "path": f"{DATA_FILES[config]}/{split}-*.parquet"} for split in splits]
         configs[config] = {"data_files": paths}
         if config == next(iter(CONFIGS)):

@@ -20,8 +20,17 @@ from builder.columns import CATALOG, Column, arrow_schema
 from builder.errors import CatalogError, SettingError
 from builder.records import DetectionId, Recipe, Rejection
 
-__all__ = ["PACKAGE_SIZE", "VOTABLE_TAG", "Package", "Plan", "count_of", "from_rows", "plan", "read_votable",
-           "write_votable"]  # fmt: skip
+__all__ = [
+    "PACKAGE_SIZE",
+    "VOTABLE_TAG",
+    "Package",
+    "Plan",
+    "count_of",
+    "from_rows",
+    "plan",
+    "read_votable",
+    "write_votable",
+]
 
 PACKAGE_SIZE = 50
 """Detections in one request: known to work, about 55 MB of answer."""

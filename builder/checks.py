@@ -25,8 +25,20 @@ from builder.records import N_CHANNELS, DetectionId, Recipe, Response
 from builder.rows import examples, healpix
 from builder.splits import Splits
 
-__all__ = ["LIMIT", "Check", "Grids", "Rows", "check_channels", "check_grids", "check_hdf5", "check_ids", "check_nulls",
-           "check_responses", "check_spectra", "hdf5_columns"]  # fmt: skip
+__all__ = [
+    "LIMIT",
+    "Check",
+    "Grids",
+    "Rows",
+    "check_channels",
+    "check_grids",
+    "check_hdf5",
+    "check_ids",
+    "check_nulls",
+    "check_responses",
+    "check_spectra",
+    "hdf5_columns",
+]
 
 LIMIT = 20
 """Failures that a check lists; the rest are counted."""
@@ -193,8 +205,11 @@ def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str], split
             check.fail(*place, str(error))
             continue
         if (names[index], numbers[index]) != (str(detection), detection.object_id):
-            check.fail(*place, f"detection_id {names[index]} and object_id {numbers[index]} must be {detection} and "
-                               f"{detection.object_id}")  # fmt: skip
+            check.fail(
+                *place,
+                f"detection_id {names[index]} and object_id {numbers[index]} must be {detection} and "
+                f"{detection.object_id}",
+            )
         for kind, found in files.items():
             product = ProductName.parse(found[index])
             owners = (detection,) if kind == "pha" else (detection, detection.catalog)  # cycles may share a response
@@ -334,8 +349,10 @@ def _check_bins(
     )
 
     grid_lo, grid_hi = (edges.astype(np.float32) for edges in grid)
-    first, last = (np.minimum(np.searchsorted(edges, values), N_CHANNELS - 1)
-                   for edges, values in ((grid_lo, low), (grid_hi, high)))  # fmt: skip
+    first, last = (
+        np.minimum(np.searchsorted(edges, values), N_CHANNELS - 1)
+        for edges, values in ((grid_lo, low), (grid_hi, high))
+    )
     whole = (grid_lo[first] == low) & (grid_hi[last] == high) & (first <= last)
     fail(~whole, "the bin {}-{} keV does not reach from the edge of a channel to that of another", low, high)
     gap = np.ones(row.size, dtype=bool)
@@ -354,8 +371,12 @@ def _check_bins(
     low_wrong |= (begin > 0) & (grid[0][begin - 1] > recipe.energy_min + _EDGE)
     high_wrong = grid[1][end] > recipe.energy_max + _EDGE
     high_wrong |= (end < N_CHANNELS - 1) & (grid[1][np.minimum(end + 1, N_CHANNELS - 1)] < recipe.energy_max - _EDGE)
-    fail_row(low_wrong | high_wrong, f"the bins cover {{}}-{{}} keV of the {recipe.energy_min:g}-"
-             f"{recipe.energy_max:g} keV that are kept", grid_lo[begin], grid_hi[end])  # fmt: skip
+    fail_row(
+        low_wrong | high_wrong,
+        f"the bins cover {{}}-{{}} keV of the {recipe.energy_min:g}-{recipe.energy_max:g} keV that are kept",
+        grid_lo[begin],
+        grid_hi[end],
+    )
 
     channels = rows.counts.take(pa.array(chosen))
     for name, total in (("counts", "source_counts"), ("background_counts", "background_counts_total")):
@@ -401,8 +422,10 @@ def check_hdf5(check: Check, rows: Rows, file: h5py.File) -> None:
             continue
         array = table[column.name]
         if pa.types.is_string(array.type):
-            found, expected = (np.array([repr(text) for text in texts], dtype=object)
-                               for texts in (dataset.asstr()[where], array.fill_null("").to_pylist()))  # fmt: skip
+            found, expected = (
+                np.array([repr(text) for text in texts], dtype=object)
+                for texts in (dataset.asstr()[where], array.fill_null("").to_pylist())
+            )
         elif pa.types.is_floating(array.type):
             expected = array.to_numpy()
             found = dataset[where].astype(expected.dtype)

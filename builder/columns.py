@@ -18,8 +18,21 @@ from builder.records import N_CHANNELS
 if TYPE_CHECKING:
     from datasets import Features
 
-__all__ = ["CATALOG", "COLUMNS", "CONFIGS", "EBOUNDS", "RAGGED", "RESPONSES", "Column", "arrow_schema", "columns_of",
-           "columns_when", "configs_with", "features", "markdown"]  # fmt: skip
+__all__ = [
+    "CATALOG",
+    "COLUMNS",
+    "CONFIGS",
+    "EBOUNDS",
+    "RAGGED",
+    "RESPONSES",
+    "Column",
+    "arrow_schema",
+    "columns_of",
+    "columns_when",
+    "configs_with",
+    "features",
+    "markdown",
+]
 
 CONFIGS = {
     "spectra": "one row a spectrum: all scalars and the reduced spectrum",
@@ -246,9 +259,14 @@ def columns_of(config: str) -> tuple[Column, ...]:
 
 def columns_when(subtract: bool) -> tuple[Column, ...]:
     """`COLUMNS` with their meaning where the background is subtracted, as it is by default, or is not."""
-    return COLUMNS if subtract else tuple(
-        dataclasses.replace(column, meaning=column.meaning.replace("background-subtracted ", "")) for column in COLUMNS
-    )  # fmt: skip
+    return (
+        COLUMNS
+        if subtract
+        else tuple(
+            dataclasses.replace(column, meaning=column.meaning.replace("background-subtracted ", ""))
+            for column in COLUMNS
+        )
+    )
 
 
 def configs_with(responses: bool) -> tuple[str, ...]:

@@ -122,8 +122,9 @@ def prepare(
 
     selection = selection_of(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
     recipe = Recipe(energy_min, energy_max, min_counts, subtract, group)
-    settings = Settings(str(file_path or archive), release, str(cat_file or ""), selection, recipe,
-                        Splits.parse(splits), with_responses)  # fmt: skip
+    settings = Settings(
+        str(file_path or archive), release, str(cat_file or ""), selection, recipe, Splits.parse(splits), with_responses
+    )
     if shard:
         if dask or keep_downloads or retry_rejected or output_file or force:
             raise SettingError(

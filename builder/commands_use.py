@@ -146,8 +146,16 @@ def push(
     with bars() as progress:
         from builder.hub import push
 
-        pushed = push(folder, repo_id, private=private, revision=revision, tag=tag, dry_run=dry_run, quick=quick,
-                      progress=progress)  # fmt: skip
+        pushed = push(
+            folder,
+            repo_id,
+            private=private,
+            revision=revision,
+            tag=tag,
+            dry_run=dry_run,
+            quick=quick,
+            progress=progress,
+        )
     for path, size in pushed.files:
         print(f"{size_text(size):>9}  {path}")
     print(f"{size_text(sum(size for _, size in pushed.files)):>9}  in {len(pushed.files)} files")
@@ -183,6 +191,14 @@ def export(
     with bars() as progress:
         from builder.export import export
 
-        done = export(folder, output, layout=layout, detections=detections or (), archive=archive, cache=cache,
-                      force=force, progress=progress)  # fmt: skip
+        done = export(
+            folder,
+            output,
+            layout=layout,
+            detections=detections or (),
+            archive=archive,
+            cache=cache,
+            force=force,
+            progress=progress,
+        )
     print(f"{done.files:,} files, {size_text(done.size)}, in {done.folder}")

@@ -120,8 +120,14 @@ def _write(folder: Path) -> None:
         name = f"packages/{start // PACKAGE_SIZE:05d}.tar"
         data = _tar([file for _, files in entries for file in files])
         (folder / name).write_bytes(data)
-        lines.append({"file": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
-                      "detections": [str(_detection(row)) for row, _ in entries]})  # fmt: skip
+        lines.append(
+            {
+                "file": name,
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "detections": [str(_detection(row)) for row, _ in entries],
+            }
+        )
     (folder / "packages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "catalog.vot").write_bytes(write_votable([row for row, _ in embedded]))
 
@@ -155,8 +161,10 @@ def _real(detection: DetectionId, stem: str) -> tuple[dict[str, object], list[Fi
         files = [File(f"{path.name}.gz", gzip.compress(path.read_bytes(), mtime=0)) for path in paths]
         with fits.open(paths[0]) as hdus:
             header = hdus["SPECTRUM", 1].header
-            source, background = ((hdu.data["COUNTS"][BROAD].sum(), hdu.header["EXPOSURE"] * hdu.header["BACKSCAL"])
-                                  for hdu in (hdus["SPECTRUM", 1], hdus["SPECTRUM", 2]))  # fmt: skip
+            source, background = (
+                (hdu.data["COUNTS"][BROAD].sum(), hdu.header["EXPOSURE"] * hdu.header["BACKSCAL"])
+                for hdu in (hdus["SPECTRUM", 1], hdus["SPECTRUM", 2])
+            )
             measured: dict[str, object] = {
                 "name": source_name("2CXO", header["RA"], header["DEC"]),
                 "instrument": header["INSTRUME"],

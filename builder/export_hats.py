@@ -64,10 +64,17 @@ def write_hats(file: h5py.File, folder: Path, progress: Progress) -> None:
     write_parquet_metadata(folder)
     PartitionInfo(pixels).write_to_file(catalog_path=folder)
     TableProperties(
-        catalog_name="chandra_spectra", catalog_type=CatalogType.SOURCE, total_rows=len(index), ra_column="ra",
-        dec_column="dec", healpix_column=SPATIAL_INDEX_COLUMN, healpix_order=SPATIAL_INDEX_ORDER,
-        hats_max_rows=largest, hats_builder=f"chandra-spectra {__version__}", hats_version="v1.0",
-    ).to_properties_file(folder)  # fmt: skip
+        catalog_name="chandra_spectra",
+        catalog_type=CatalogType.SOURCE,
+        total_rows=len(index),
+        ra_column="ra",
+        dec_column="dec",
+        healpix_column=SPATIAL_INDEX_COLUMN,
+        healpix_order=SPATIAL_INDEX_ORDER,
+        hats_max_rows=largest,
+        hats_builder=f"chandra-spectra {__version__}",
+        hats_version="v1.0",
+    ).to_properties_file(folder)
 
 
 def _partitions(

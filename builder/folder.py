@@ -22,8 +22,16 @@ from builder.selection import Cone, Selection, read_detections
 from builder.settings import Settings
 from builder.splits import Splits
 
-__all__ = ["Overview", "check_outside", "date_text", "find_detections", "overview", "read_rows", "read_scalars",
-           "read_settings"]  # fmt: skip
+__all__ = [
+    "Overview",
+    "check_outside",
+    "date_text",
+    "find_detections",
+    "overview",
+    "read_rows",
+    "read_scalars",
+    "read_settings",
+]
 
 _MJD_EPOCH = datetime.date(1858, 11, 17)
 """Day 0 of the modified Julian date."""
@@ -238,8 +246,15 @@ def read_settings(folder: Path, manifest: dict[str, Any]) -> Settings:
         if "detections" in cuts:
             cuts["detections"] = read_detections(folder / DETECTIONS_FILE)
         recipe = Recipe.from_dict(said["recipe"])
-        return Settings(said["archive"], said["release"], said.get("catalog", ""), Selection(**cuts), recipe,
-                        Splits.parse(said["splits"]), said["responses"])  # fmt: skip
+        return Settings(
+            said["archive"],
+            said["release"],
+            said.get("catalog", ""),
+            Selection(**cuts),
+            recipe,
+            Splits.parse(said["splits"]),
+            said["responses"],
+        )
     except (KeyError, TypeError) as error:
         raise SettingError(
             f"the manifest of {folder} has not the settings of this version ({error}): prepare it again with --force"

@@ -229,8 +229,14 @@ class Table:
         rows, width = self.integer("NAXIS2"), self.integer("NAXIS1")
         if not rows or rows * width != len(self.data):
             raise self._unreadable(f"{rows} rows of {width} bytes, but {len(self.data)} bytes of data")
-        row = np.dtype({"names": list(fields), "formats": formats, "itemsize": width,
-                        "offsets": [field.offset for field in fields.values()]})  # fmt: skip
+        row = np.dtype(
+            {
+                "names": list(fields),
+                "formats": formats,
+                "itemsize": width,
+                "offsets": [field.offset for field in fields.values()],
+            }
+        )
         return np.frombuffer(self.data, dtype=row, count=rows)
 
 

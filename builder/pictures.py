@@ -23,8 +23,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["SCALARS", "Picture", "draw_pictures", "energy_axis", "finite", "galactic_plane", "histogram_edges",
-           "rows_by_cell"]  # fmt: skip
+__all__ = [
+    "SCALARS",
+    "Picture",
+    "draw_pictures",
+    "energy_axis",
+    "finite",
+    "galactic_plane",
+    "histogram_edges",
+    "rows_by_cell",
+]
 
 SCALARS = ("healpix", "src_cnts_aper_b", "theta", "n_bins", "hard_hm", "hard_ms", "source_counts")
 """Columns that `draw_pictures` wants of every row: 56 bytes a row."""
@@ -36,8 +44,15 @@ _TICKS = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16)  # keV
 _POLE = np.radians([192.859, 27.128])
 """Right ascension and declination (J2000) of the north Galactic pole; IAU 1958, Blaauw et al. 1960."""
 
-_STYLE: dict[Any, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-          "grid.color": "0.85", "grid.linewidth": 0.6, "figure.dpi": 100}  # fmt: skip
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "0.85",
+    "grid.linewidth": 0.6,
+    "figure.dpi": 100,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +172,27 @@ def _sky(figure: Figure, healpix: NDArray[np.float64]) -> str:
     axes = figure.add_axes((0.05, 0.04, 0.83, 0.92), projection="mollweide")
     around = np.linspace(-np.pi, np.pi, 361)
     axes.plot(around, galactic_plane(-around), color="0.6", lw=1, label="Galactic plane")
-    dots = axes.scatter(-((lon + np.pi) % (2 * np.pi) - np.pi), lat, 24, rows, cmap="viridis", lw=0,
-                        norm=LogNorm(1, max(rows.max(), 10)))  # fmt: skip
+    dots = axes.scatter(
+        -((lon + np.pi) % (2 * np.pi) - np.pi),
+        lat,
+        24,
+        rows,
+        cmap="viridis",
+        lw=0,
+        norm=LogNorm(1, max(rows.max(), 10)),
+    )
     axes.set_xticks(np.radians(range(-120, 121, 60)), [""] * 5)
     axes.set_yticks(np.radians(range(-60, 61, 30)))
     for angle in range(-120, 121, 60):  # a label of an axis would lie below the dots
-        axes.text(np.radians(angle), 0, f"{-angle % 360}°", color="0.3", ha="center", va="center",
-                  bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1})  # fmt: skip
+        axes.text(
+            np.radians(angle),
+            0,
+            f"{-angle % 360}°",
+            color="0.3",
+            ha="center",
+            va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
+        )
     axes.grid(visible=True)
     axes.legend(loc="lower right", bbox_to_anchor=(1.06, -0.04), frameon=False)
     figure.colorbar(dots, cax=figure.add_axes((0.91, 0.2, 0.02, 0.6)), label="spectra in a cell", format="%d")
@@ -218,15 +247,21 @@ def _hardness(figure: Figure, soft: NDArray[np.float64], hard: NDArray[np.float6
         return ""
     figure.set_size_inches(5.6, 4.6)
     axes = figure.add_axes((0.12, 0.12, 0.7, 0.85))
-    cells = axes.hexbin(soft[known], hard[known], gridsize=(40, 23), extent=(-1, 1, -1, 1), mincnt=1, bins="log",
-                        cmap="viridis", lw=0.2)  # fmt: skip
+    cells = axes.hexbin(
+        soft[known], hard[known], gridsize=(40, 23), extent=(-1, 1, -1, 1), mincnt=1, bins="log", cmap="viridis", lw=0.2
+    )
     cells.set_clim(1, max(np.asarray(cells.get_array()).max(), 10))
     axes.axhline(0, color="0.6", lw=0.8, zorder=0)
     axes.axvline(0, color="0.6", lw=0.8, zorder=0)
     ticks = np.linspace(-1, 1, 5)
-    axes.set(xlim=(-1.03, 1.03), ylim=(-1.03, 1.03), xticks=ticks, yticks=ticks,
-             xlabel="hard_ms   (medium - soft) / (medium + soft)",
-             ylabel="hard_hm   (hard - medium) / (hard + medium)")  # fmt: skip
+    axes.set(
+        xlim=(-1.03, 1.03),
+        ylim=(-1.03, 1.03),
+        xticks=ticks,
+        yticks=ticks,
+        xlabel="hard_ms   (medium - soft) / (medium + soft)",
+        ylabel="hard_hm   (hard - medium) / (hard + medium)",
+    )
     figure.colorbar(cells, cax=figure.add_axes((0.85, 0.2, 0.03, 0.6)), label="spectra in a cell", format="%d")
     return (
         f"Hardness ratios `hard_ms` and `hard_hm` of the {known.sum():,} spectra that have both; "
@@ -245,8 +280,9 @@ def _gallery(figure: Figure, shards: list[Path], counts: NDArray[np.float64]) ->
     lines = -(-len(rows) // columns)
     width, height = max(2.7 * columns, 4), 0.6 + 1.9 * lines
     figure.set_size_inches(width, height)
-    figure.subplots_adjust(left=0.8 / width, right=1 - 0.1 / width, bottom=0.6 / height, top=1 - 0.45 / height,
-                           hspace=0.5, wspace=0.24)  # fmt: skip
+    figure.subplots_adjust(
+        left=0.8 / width, right=1 - 0.1 / width, bottom=0.6 / height, top=1 - 0.45 / height, hspace=0.5, wspace=0.24
+    )
     panels = iter(figure.subplots(lines, columns, squeeze=False).flat)
     bins = [(np.array(row["spectrum"]["ene_low_bin"]), np.array(row["spectrum"]["ene_high_bin"])) for row in rows]
     # A channel at 0 keV has no place on a logarithmic axis, and ACIS sees nothing below 0.1.

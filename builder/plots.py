@@ -41,8 +41,14 @@ _METADATA: dict[str, dict[str, None]] = {
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     ".svg": {"Date": None, "Creator": None},
 }
-_STYLE: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-          "grid.color": "0.88", "grid.linewidth": 0.6, "svg.hashsalt": "chandra-spectra"}  # fmt: skip
+_STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "0.88",
+    "grid.linewidth": 0.6,
+    "svg.hashsalt": "chandra-spectra",
+}
 
 
 def title(row: dict[str, Any]) -> str:

@@ -154,8 +154,16 @@ def prepare(
             with open_mirror(keep_downloads) if keep_downloads else contextlib.nullcontext() as mirror:
                 if mirror:
                     mirror.write_catalog(planned)
-                fill(planned.packages, source.archive, source.store, workers=workers, connections=connections,
-                     mirror=mirror, again=again, done=done)  # fmt: skip
+                fill(
+                    planned.packages,
+                    source.archive,
+                    source.store,
+                    workers=workers,
+                    connections=connections,
+                    mirror=mirror,
+                    again=again,
+                    done=done,
+                )
         with staging_folder(output, place) as staging:
             manifest = _assemble(staging, settings, said, planned, source, progress)
             manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -386,5 +394,9 @@ def _sha256_of_table(table: pa.Table) -> str:
 
 
 def _entry(path: Path, folder: Path, rows: int | None) -> dict[str, Any]:
-    return {"path": str(path.relative_to(folder)), "rows": rows, "bytes": path.stat().st_size,
-            "sha256": file_sha256(path)}  # fmt: skip
+    return {
+        "path": str(path.relative_to(folder)),
+        "rows": rows,
+        "bytes": path.stat().st_size,
+        "sha256": file_sha256(path),
+    }

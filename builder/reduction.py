@@ -204,8 +204,11 @@ def _finite(table: Table, **arrays: NDArray[np.generic]) -> list[Floats]:
 
 
 def _data_pha(name: str, table: Table, counts: NDArray[np.int32], energy_scale: DataRMF) -> DataPHA:
-    scales = {"exposure": table.number("EXPOSURE"), "backscal": table.number("BACKSCAL"),
-              "areascal": table.number("AREASCAL", 1.0)}  # fmt: skip
+    scales = {
+        "exposure": table.number("EXPOSURE"),
+        "backscal": table.number("BACKSCAL"),
+        "areascal": table.number("AREASCAL", 1.0),
+    }
     for keyword, value in scales.items():
         if not (np.isfinite(value) and value > 0):
             raise ProductError("not_finite", f"{table.file}: {keyword.upper()} of {name} is {value}")
@@ -244,5 +247,6 @@ def _channel_energies(ebounds_lo: bytes, ebounds_hi: bytes) -> DataRMF:
     """
     lo, hi = np.frombuffer(ebounds_lo), np.frombuffer(ebounds_hi)
     one = np.ones(1, dtype=np.uint32)
-    return DataRMF("EBOUNDS", lo.size, np.array([0.1]), np.array([0.2]), one, one, one, np.ones(1), offset=1,
-                   e_min=lo, e_max=hi)  # fmt: skip
+    return DataRMF(
+        "EBOUNDS", lo.size, np.array([0.1]), np.array([0.2]), one, one, one, np.ones(1), offset=1, e_min=lo, e_max=hi
+    )

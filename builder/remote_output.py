@@ -68,8 +68,9 @@ def prepare_remote(
                 there.remove(UPLOADING_FILE)
         return finished, False
     with _upload_place(cache or default_cache(), url) as folder:
-        manifest, done = prepare(folder, settings, cache=cache, retry_rejected=retry_rejected, progress=progress,
-                                 **options)  # fmt: skip
+        manifest, done = prepare(
+            folder, settings, cache=cache, retry_rejected=retry_rejected, progress=progress, **options
+        )
         _upload(folder, manifest, there, progress)
     return manifest, done
 
@@ -161,8 +162,12 @@ def _upload_place(cache: Path, url: str) -> Iterator[Path]:
 
 def _upload(folder: Path, manifest: dict[str, Any], there: _Folder, progress: Progress) -> None:
     new = [file["path"] for file in manifest["files"]]
-    old = [file["path"] for said in (there.read(MANIFEST_FILE), there.read(UPLOADING_FILE)) if said
-           for file in said["files"]]  # fmt: skip
+    old = [
+        file["path"]
+        for said in (there.read(MANIFEST_FILE), there.read(UPLOADING_FILE))
+        if said
+        for file in said["files"]
+    ]
     uploading = {"dataset": "chandra_spectra", "files": [{"path": path} for path in sorted({*old, *new})]}
     with reported(OutputError, f"cannot write {folder / UPLOADING_FILE}"):
         (folder / UPLOADING_FILE).write_text(json.dumps(uploading, indent=2) + "\n", encoding="utf-8")

@@ -310,10 +310,14 @@ def _rows(folder: Path, detections: list[str]) -> dict[str, Any]:
     names = [column.name for column in _FACTS]
     rows = read_rows(folder, detections, [*names, "spectrum"])
     facts = [
-        {"name": column.name, "unit": column.unit, "meaning": column.meaning,
-         "values": [_value(row[column.name]) for row in rows]}
+        {
+            "name": column.name,
+            "unit": column.unit,
+            "meaning": column.meaning,
+            "values": [_value(row[column.name]) for row in rows],
+        }
         for column in _FACTS
-    ]  # fmt: skip
+    ]
     spectra = [
         _spectrum(row["spectrum"], *counts) for row, counts in zip(rows, binned_counts(folder, rows), strict=True)
     ]

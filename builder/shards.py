@@ -71,9 +71,12 @@ class ShardWriter:
             self._paths.append(self._folder / f"{self._split}-{len(self._paths):05d}.partial")
             self.rows.append(0)
             self._writer = pq.ParquetWriter(
-                self._paths[-1], self._schema, compression="zstd", use_content_defined_chunking=True,
+                self._paths[-1],
+                self._schema,
+                compression="zstd",
+                use_content_defined_chunking=True,
                 write_page_index=True,
-            )  # fmt: skip
+            )
         if self._waiting:  # `datasets` cannot read a row group without rows
             group = pa.concat_tables(self._waiting).cast(self._schema)
             self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0

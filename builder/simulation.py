@@ -114,8 +114,12 @@ def _response(back_illuminated: int) -> _Response:
                      ("TLMAX1", N_CHANNELS), ("PIBINWID", 0.0146)])  # fmt: skip
     table = _padded(bytes(descriptors + heap), b"\0") + ebounds
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    cards: Cards = [("PCOUNT", len(heap)), ("NUMGRP", groups), ("NUMELT", int((single > 0).sum())),
-                    ("TFORM6", f"PE({longest})")]  # fmt: skip
+    cards: Cards = [
+        ("PCOUNT", len(heap)),
+        ("NUMGRP", groups),
+        ("NUMELT", int((single > 0).sum())),
+        ("TFORM6", f"PE({longest})"),
+    ]
     return _Response(single.astype(np.float64), cards, table, deflate.compress(table) + deflate.flush())
 
 
@@ -161,9 +165,18 @@ def _table(
 ) -> bytes:
     """A binary table; `data` may be left out where it is appended afterwards, with `heap` bytes of heap."""
     width = sum({"J": 4, "E": 4, "D": 8, "I": 2, "P": 8}[form.lstrip("1")[0]] for _, form, _ in columns)
-    head: Cards = [("XTENSION", "BINTABLE"), ("BITPIX", 8), ("NAXIS", 2), ("NAXIS1", width), ("NAXIS2", rows),
-                   ("PCOUNT", heap), ("GCOUNT", 1), ("TFIELDS", len(columns)), ("EXTNAME", name),
-                   ("EXTVER", version)]  # fmt: skip
+    head: Cards = [
+        ("XTENSION", "BINTABLE"),
+        ("BITPIX", 8),
+        ("NAXIS", 2),
+        ("NAXIS1", width),
+        ("NAXIS2", rows),
+        ("PCOUNT", heap),
+        ("GCOUNT", 1),
+        ("TFIELDS", len(columns)),
+        ("EXTNAME", name),
+        ("EXTVER", version),
+    ]
     for number, (column, form, unit) in enumerate(columns, start=1):
         head += [(f"TTYPE{number}", column), (f"TFORM{number}", form)] + ([(f"TUNIT{number}", unit)] if unit else [])
     return _header(head + cards) + _padded(data, b"\0")
@@ -280,15 +293,24 @@ def _files(truth: NDArray[np.void], seed: int, cycle: str, share: float) -> list
                     ("ROLL_PNT", one["roll"]), ("ONTIME", ontime), ("LIVETIME", exposure),
                     ("EXPOSURE", exposure), ("DTCOR", _DEAD_TIME)]  # fmt: skip
     primary = _header([("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True), *ids])
-    gti = _table("GTI", [("START", "1D", "s"), ("STOP", "1D", "s")], struct.pack(">2d", start, start + ontime), 1,
-                 [*_INSTRUMENT, ("MJDREF", _MISSION_MJD), ("TIMESYS", "TT"), ("TIMEUNIT", "s")])  # fmt: skip
+    gti = _table(
+        "GTI",
+        [("START", "1D", "s"), ("STOP", "1D", "s")],
+        struct.pack(">2d", start, start + ontime),
+        1,
+        [*_INSTRUMENT, ("MJDREF", _MISSION_MJD), ("TIMESYS", "TT"), ("TIMEUNIT", "s")],
+    )
 
     def spectrum(kind: str, values: NDArray[np.int64], scale: float, files: list[str], version: int) -> bytes:
         rows = np.zeros(N_CHANNELS, [("channel", ">i4"), ("pi", ">f8"), ("counts", ">i4"), ("rate", ">f8")])
         rows["channel"] = rows["pi"] = np.arange(1, N_CHANNELS + 1)
         rows["counts"], rows["rate"] = values, values / exposure
-        columns = [("CHANNEL", "1J", "channel"), ("PI", "1D", "chan"), ("COUNTS", "1J", "count"),
-                   ("COUNT_RATE", "1D", "count/s")]  # fmt: skip
+        columns = [
+            ("CHANNEL", "1J", "channel"),
+            ("PI", "1D", "chan"),
+            ("COUNTS", "1J", "count"),
+            ("COUNT_RATE", "1D", "count/s"),
+        ]
         cards: Cards = [*_hduclass("SPECTRUM", kind, "1.1.0", "COUNT"), ("TLMIN1", 1), ("TLMAX1", N_CHANNELS), *ids,
                         *place, ("AREASCAL", 1.0), ("CORRSCAL", 0.0), ("BACKSCAL", scale), ("CHANTYPE", "PI"),
                         ("DETCHANS", N_CHANNELS), ("TOTCTS", int(values.sum())), ("POISSERR", True), ("SYS_ERR", 0.0),
@@ -305,15 +327,40 @@ def _files(truth: NDArray[np.void], seed: int, cycle: str, share: float) -> list
     )
     kev = [("ENERG_LO", "1E", "keV"), ("ENERG_HI", "1E", "keV")]
     arf_data = primary + _table(
-        "SPECRESP", [*kev, ("SPECRESP", "1E", "cm**2")],
-        np.stack([ENERGIES[:-1], ENERGIES[1:], area], axis=1).astype(">f4").tobytes(), area.size,
-        [*_hduclass("RESPONSE", "SPECRESP", "1.1.0"), *ids, *place])  # fmt: skip
+        "SPECRESP",
+        [*kev, ("SPECRESP", "1E", "cm**2")],
+        np.stack([ENERGIES[:-1], ENERGIES[1:], area], axis=1).astype(">f4").tobytes(),
+        area.size,
+        [*_hduclass("RESPONSE", "SPECRESP", "1.1.0"), *ids, *place],
+    )
     sizes = dict(response.cards)
     rmf_head = primary + _table(
-        "RSP_MATRIX", [*kev, ("N_GRP", "I", ""), ("F_CHAN", "PI(2)", ""), ("N_CHAN", "PI(2)", ""),
-                       ("MATRIX", str(sizes["TFORM6"]), "au")], b"", area.size,
-        [*_hduclass("RESPONSE", "RSP_MATRIX", "1.3.0", "REDIST"), ("CHANTYPE", "PI"), ("DETCHANS", N_CHANNELS),
-         ("TLMIN4", 1), ("TLMAX4", N_CHANNELS), ("LO_THRES", 1e-6), ("NUMGRP", sizes["NUMGRP"]),
-         ("NUMELT", sizes["NUMELT"]), *ids, *place], int(str(sizes["PCOUNT"])))  # fmt: skip
-    return [File(f"{pha}.gz", _gzip(pha_data)), File(f"{arf}.gz", _gzip(arf_data)),
-            File(f"{rmf}.gz", _gzip(rmf_head, response))]  # fmt: skip
+        "RSP_MATRIX",
+        [
+            *kev,
+            ("N_GRP", "I", ""),
+            ("F_CHAN", "PI(2)", ""),
+            ("N_CHAN", "PI(2)", ""),
+            ("MATRIX", str(sizes["TFORM6"]), "au"),
+        ],
+        b"",
+        area.size,
+        [
+            *_hduclass("RESPONSE", "RSP_MATRIX", "1.3.0", "REDIST"),
+            ("CHANTYPE", "PI"),
+            ("DETCHANS", N_CHANNELS),
+            ("TLMIN4", 1),
+            ("TLMAX4", N_CHANNELS),
+            ("LO_THRES", 1e-6),
+            ("NUMGRP", sizes["NUMGRP"]),
+            ("NUMELT", sizes["NUMELT"]),
+            *ids,
+            *place,
+        ],
+        int(str(sizes["PCOUNT"])),
+    )
+    return [
+        File(f"{pha}.gz", _gzip(pha_data)),
+        File(f"{arf}.gz", _gzip(arf_data)),
+        File(f"{rmf}.gz", _gzip(rmf_head, response)),
+    ]

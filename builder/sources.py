@@ -129,8 +129,13 @@ def query(source: Source, settings: Settings, dl_manager: Any) -> Plan:
         hint = "look for slips in the names, such as '2CXO J004248.5+411521'" if settings.selection.names else ""
         raise SettingError(f"no detection of {where} passes all cuts: widen them{hint and ', and '}{hint}")
     if missing := settings.selection.not_in(kept):
-        logger.warning("%s asked for, but unknown to %s or cut away: %s%s", f"{len(missing):,}", where,
-                       ", ".join(missing[:_NAMED]), ", ..." if len(missing) > _NAMED else "")  # fmt: skip
+        logger.warning(
+            "%s asked for, but unknown to %s or cut away: %s%s",
+            f"{len(missing):,}",
+            where,
+            ", ".join(missing[:_NAMED]),
+            ", ..." if len(missing) > _NAMED else "",
+        )
     return plan(kept, limit=settings.selection.limit)
 
 

@@ -81,14 +81,38 @@ def package_result(detections: tuple[DetectionId, ...], outcomes: Iterable[Spect
     grids = {s.ebounds_id: (s.ebounds_lo, s.ebounds_hi) for s in spectra}
     values: dict[str, list[object]] = {name: [] for name in SPECTRA_SCHEMA.names}
     for s in spectra:
-        row = (rows[s.detection.catalog], s.detection.object_id, s.detection.cycle, s.detnam, s.grating, s.exposure,
-               s.background_scale, s.source_counts, s.background_counts_total, s.n_bins, *s.files, *s.sha256,
-               s.energy, s.energy_lo, s.energy_hi, s.rate, s.rate_error, s.counts, s.background_counts,
-               s.arf_energy_lo, s.arf_energy_hi, s.specresp, s.ebounds_id)  # fmt: skip
+        row = (
+            rows[s.detection.catalog],
+            s.detection.object_id,
+            s.detection.cycle,
+            s.detnam,
+            s.grating,
+            s.exposure,
+            s.background_scale,
+            s.source_counts,
+            s.background_counts_total,
+            s.n_bins,
+            *s.files,
+            *s.sha256,
+            s.energy,
+            s.energy_lo,
+            s.energy_hi,
+            s.rate,
+            s.rate_error,
+            s.counts,
+            s.background_counts,
+            s.arf_energy_lo,
+            s.arf_energy_hi,
+            s.specresp,
+            s.ebounds_id,
+        )
         for column, value in zip(values.values(), row, strict=True):
             column.append(value)
-    ebounds = {"ebounds_id": list(grids), "energy_lo": [lo for lo, _ in grids.values()],
-               "energy_hi": [hi for _, hi in grids.values()]}  # fmt: skip
+    ebounds = {
+        "ebounds_id": list(grids),
+        "energy_lo": [lo for lo, _ in grids.values()],
+        "energy_hi": [hi for _, hi in grids.values()],
+    }
     return PackageResult(
         pa.Table.from_pydict(values, schema=SPECTRA_SCHEMA),
         rejections_table(rejections),
@@ -100,8 +124,10 @@ def package_result(detections: tuple[DetectionId, ...], outcomes: Iterable[Spect
 def _responses(spectra: list[Spectrum]) -> pa.Table:
     """The distinct responses of a package."""
     distinct = {s.sha256[2]: (s.ebounds_id, s.response) for s in spectra if s.response}
-    rows = [(key, grid, *(getattr(response, name) for name in Response.__slots__))
-            for key, (grid, response) in distinct.items()]  # fmt: skip
+    rows = [
+        (key, grid, *(getattr(response, name) for name in Response.__slots__))
+        for key, (grid, response) in distinct.items()
+    ]
     columns = list(zip(*rows, strict=True)) or [()] * len(RESPONSES_SCHEMA)
     return pa.Table.from_pydict(dict(zip(RESPONSES_SCHEMA.names, columns, strict=True)), schema=RESPONSES_SCHEMA)
 

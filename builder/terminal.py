@@ -196,8 +196,13 @@ def bars() -> Iterator[Progress]:
     if not console.is_terminal:
         yield _lines()
         return
-    columns = (TextColumn("{task.description:<8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())  # fmt: skip
+    columns = (
+        TextColumn("{task.description:<8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as display:
         tasks: dict[str, Any] = {}
 

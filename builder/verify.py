@@ -206,8 +206,11 @@ def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None
             check.fail(MANIFEST_FILE, f"names no file of config {config}")
         if config in totals:
             totals[config] += sum(shards.values())
-            equal(f"rows of config {config}, split {split}", sum(shards.values()),
-                  sum(rows_of(manifest, "spectra", split).values()))  # fmt: skip
+            equal(
+                f"rows of config {config}, split {split}",
+                sum(shards.values()),
+                sum(rows_of(manifest, "spectra", split).values()),
+            )
     for config, rows in totals.items():
         equal(f"number of rows of config {config}", rows, counts["rows"])
     for file in manifest["files"]:
@@ -226,8 +229,9 @@ def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None
     equal("selected", counts["selected"], counts["rows"] + counts["rejected"])
     equal("catalog.detections", manifest["catalog"]["detections"], counts["detections"])
     repeated = Counter(rejections["detection_id"].to_pylist())
-    for row, (name, reason) in enumerate(zip(rejections["detection_id"].to_pylist(), rejections["reason"].to_pylist(),
-                                             strict=True)):  # fmt: skip
+    for row, (name, reason) in enumerate(
+        zip(rejections["detection_id"].to_pylist(), rejections["reason"].to_pylist(), strict=True)
+    ):
         place = f"{name} (row {row})"
         if reason not in REASONS:
             check.fail(REJECTIONS_FILE, place, f"the reason {reason!r} is not known")
@@ -269,8 +273,9 @@ def _check_content(folder: Path, manifest: dict[str, Any], checks: tuple[Check, 
                     with _reading(hdf5, HDF5_FILE):
                         check_hdf5(hdf5, rows, file)
                 used.update(rows.counts["ebounds_id"].to_pylist())
-                responses.update(zip(rows.counts["rmf_sha256"].to_pylist(), rows.counts["ebounds_id"].to_pylist(),
-                                     strict=True))  # fmt: skip
+                responses.update(
+                    zip(rows.counts["rmf_sha256"].to_pylist(), rows.counts["ebounds_id"].to_pylist(), strict=True)
+                )
             done = rows.start + len(rows)
             for check in (ids, channels, spectra, hdf5):
                 check.scope = f"{done:,} rows"
@@ -350,8 +355,13 @@ def _check_again(
     """Reduce some rows again, by the way that every row goes, and compare with the doubles of the HDF5 file."""
     said = manifest["settings"]
     recipe = Recipe.from_dict(said["recipe"])
-    settings = Settings(archive_of(manifest, archive), said["release"], said.get("catalog", ""), recipe=recipe,
-                        responses=said["responses"])  # fmt: skip
+    settings = Settings(
+        archive_of(manifest, archive),
+        said["release"],
+        said.get("catalog", ""),
+        recipe=recipe,
+        responses=said["responses"],
+    )
     source = open_source(settings, cache)
     total = manifest["counts"]["rows"]
     chosen = sorted(random.Random(seed).sample(range(total), min(number, total)))

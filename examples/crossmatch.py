@@ -26,9 +26,15 @@ RADIUS = 2 * units.arcsec
 # What a list from elsewhere looks like: positions (ICRS, deg) that are off by about an arcsecond. The names A and B are
 # real sources, C to F simulated ones of the embedded sample, and at X and Y there is nothing.
 POSITIONS = {
-    "A": (349.87240, 0.59930), "B": (353.00160, 0.26918), "C": (281.20620, 12.26140), "D": (152.40540, -50.78580),
-    "E": (357.37740, -35.50200), "F": (32.06660, 15.14860), "X": (349.87240, 0.60100), "Y": (83.63308, 22.01450),
-}  # fmt: skip
+    "A": (349.87240, 0.59930),
+    "B": (353.00160, 0.26918),
+    "C": (281.20620, 12.26140),
+    "D": (152.40540, -50.78580),
+    "E": (357.37740, -35.50200),
+    "F": (32.06660, 15.14860),
+    "X": (349.87240, 0.60100),
+    "Y": (83.63308, 22.01450),
+}
 
 
 def match(listed: SkyCoord, rows: SkyCoord) -> list[tuple[int, int]]:
@@ -51,8 +57,13 @@ def draw(picture: str, listed: SkyCoord, sky: SkyCoord, pairs: list[tuple[int, i
         left.annotate(name, (east, north), (5, 4), textcoords="offset points")
         spectrum, label = spectra[row]["spectrum"], f"{name}  {spectra[row]['name']}"
         right.plot(spectrum["ene_center_bin"], spectrum["flux"], color=color, lw=0.9, label=label)
-    left.set(xlim=(2.4, -2.4), ylim=(-2.4, 2.4), aspect="equal", xlabel="source east of the position (arcsec)",
-             ylabel="north (arcsec)")  # fmt: skip
+    left.set(
+        xlim=(2.4, -2.4),
+        ylim=(-2.4, 2.4),
+        aspect="equal",
+        xlabel="source east of the position (arcsec)",
+        ylabel="north (arcsec)",
+    )
     right.set_yscale("log", nonpositive="mask")
     right.set(xscale="log", ylim=(1e-5, 2), xlabel="energy (keV)", ylabel="counts / s / keV")
     right.set_xticks([0.5, 1, 2, 5], ["0.5", "1", "2", "5"])

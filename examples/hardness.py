@@ -71,8 +71,13 @@ def draw(picture: str, train: tuple[torch.Tensor, torch.Tensor], held_out: tuple
     axes.plot([-1, 1], [-1, 1], color="0.7", lw=1, zorder=0)
     axes.plot(*train, "o", mfc="none", color="C0", alpha=0.6, ms=5, label=f"train ({len(train[0])})")
     axes.plot(*held_out, "o", color="C1", ms=6, label=f"held out ({len(held_out[0])})")
-    axes.set(xlabel="hard_hs of the catalog   (hard - soft) / (hard + soft)", ylabel="hard_hs from the spectrum",
-             xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal")  # fmt: skip
+    axes.set(
+        xlabel="hard_hs of the catalog   (hard - soft) / (hard + soft)",
+        ylabel="hard_hs from the spectrum",
+        xlim=(-1.05, 1.05),
+        ylim=(-1.05, 1.05),
+        aspect="equal",
+    )
     axes.legend(frameon=False, loc="upper left")
     figure.savefig(picture, dpi=100, metadata={"Software": None})
 

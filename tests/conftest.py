@@ -17,11 +17,28 @@ __all__ = ["command"]
 
 _CACHE = tempfile.mkdtemp(prefix="chandra-spectra-tests-")
 # Before anything imports datasets or huggingface_hub, which read these once.
-os.environ.update(HF_HOME=_CACHE + "/hf", CHANDRA_SPECTRA_CACHE=_CACHE + "/chandra", HF_HUB_OFFLINE="0",
-                  HF_HUB_DISABLE_TELEMETRY="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1", COLUMNS="120")  # fmt: skip
+os.environ.update(
+    HF_HOME=_CACHE + "/hf",
+    CHANDRA_SPECTRA_CACHE=_CACHE + "/chandra",
+    HF_HUB_OFFLINE="0",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+    COLUMNS="120",
+)
 # What a user or a CI service may have set: tokens, how rich and typer print, and proxies, which loopback has none of.
-_UNSET = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "FORCE_COLOR", "NO_COLOR", "PY_COLORS", "GITHUB_ACTIONS",
-          "TTY_COMPATIBLE", "TTY_INTERACTIVE", "TERMINAL_WIDTH", "LINES"}  # fmt: skip
+_UNSET = {
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_ENDPOINT",
+    "FORCE_COLOR",
+    "NO_COLOR",
+    "PY_COLORS",
+    "GITHUB_ACTIONS",
+    "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE",
+    "TERMINAL_WIDTH",
+    "LINES",
+}
 for name in [name for name in os.environ if name in _UNSET or name.lower().endswith("_proxy")]:
     del os.environ[name]
 

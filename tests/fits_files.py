@@ -66,28 +66,57 @@ def table(name: str, columns: list[fits.Column], **cards: Any) -> fits.BinTableH
 
 def _ids(detection: DetectionId) -> dict[str, Any]:
     cycle = {"": "P", "e1": "P", "e2": "S"}[detection.cycle]
-    return {"TELESCOP": "CHANDRA", "INSTRUME": "ACIS", "FILTER": "NONE", "OBS_ID": str(detection.obsid),
-            "OBI_NUM": detection.obi, "REGIONID": f"{detection.region_id:04d}", "CYCLE": cycle}  # fmt: skip
+    return {
+        "TELESCOP": "CHANDRA",
+        "INSTRUME": "ACIS",
+        "FILTER": "NONE",
+        "OBS_ID": str(detection.obsid),
+        "OBI_NUM": detection.obi,
+        "REGIONID": f"{detection.region_id:04d}",
+        "CYCLE": cycle,
+    }
 
 
 def spectrum(
-    kind: str, counts: ArrayLike, detection: DetectionId = DETECTION, channel: ArrayLike = CHANNEL, code: str = "J",
-    extra: Sequence[fits.Column] = (), **cards: Any,
-) -> fits.BinTableHDU:  # fmt: skip
+    kind: str,
+    counts: ArrayLike,
+    detection: DetectionId = DETECTION,
+    channel: ArrayLike = CHANNEL,
+    code: str = "J",
+    extra: Sequence[fits.Column] = (),
+    **cards: Any,
+) -> fits.BinTableHDU:
     """A SPECTRUM extension, with `extra` columns; `kind` is TOTAL or BKG."""
     counts = np.asarray(counts)
-    columns = [fits.Column("CHANNEL", "J", array=np.asarray(channel)),
-               fits.Column("PI", "D", array=np.asarray(channel, dtype=float)),
-               fits.Column("COUNTS", code, array=counts),
-               fits.Column("COUNT_RATE", "D", array=counts / 1000.0), *extra]  # fmt: skip
+    columns = [
+        fits.Column("CHANNEL", "J", array=np.asarray(channel)),
+        fits.Column("PI", "D", array=np.asarray(channel, dtype=float)),
+        fits.Column("COUNTS", code, array=counts),
+        fits.Column("COUNT_RATE", "D", array=counts / 1000.0),
+        *extra,
+    ]
     own = kind == "TOTAL"
-    words = {"HDUCLASS": "OGIP", "HDUCLAS1": "SPECTRUM", "HDUCLAS2": kind, "HDUCLAS3": "COUNT", "HDUCLAS4": "TYPE:I",
-             "HDUVERS": "1.2.1", "CHANTYPE": "PI", "DETCHANS": counts.size, "TLMIN1": int(np.min(channel)),
-             "TLMAX1": int(np.max(channel)), "POISSERR": True, "EXPOSURE": 1000.0, "BACKSCAL": 1e-4 if own else 1e-3,
-             "AREASCAL": 1.0, "CORRFILE": "none", "CORRSCAL": 0.0,
-             "ANCRFILE": product_name(detection, "arf") if own else "none",
-             "RESPFILE": product_name(detection, "rmf") if own else "none",
-             "BACKFILE": product_name(detection, "pha") if own else "none"}  # fmt: skip
+    words = {
+        "HDUCLASS": "OGIP",
+        "HDUCLAS1": "SPECTRUM",
+        "HDUCLAS2": kind,
+        "HDUCLAS3": "COUNT",
+        "HDUCLAS4": "TYPE:I",
+        "HDUVERS": "1.2.1",
+        "CHANTYPE": "PI",
+        "DETCHANS": counts.size,
+        "TLMIN1": int(np.min(channel)),
+        "TLMAX1": int(np.max(channel)),
+        "POISSERR": True,
+        "EXPOSURE": 1000.0,
+        "BACKSCAL": 1e-4 if own else 1e-3,
+        "AREASCAL": 1.0,
+        "CORRFILE": "none",
+        "CORRSCAL": 0.0,
+        "ANCRFILE": product_name(detection, "arf") if own else "none",
+        "RESPFILE": product_name(detection, "rmf") if own else "none",
+        "BACKFILE": product_name(detection, "pha") if own else "none",
+    }
     return table("SPECTRUM", columns, **(_ids(detection) | words | cards))
 
 
@@ -96,9 +125,14 @@ def gti() -> fits.BinTableHDU:
 
 
 def pha(
-    counts: ArrayLike, background: ArrayLike | None, detection: DetectionId = DETECTION, *,
-    source_cards: dict[str, Any] | None = None, background_cards: dict[str, Any] | None = None, **options: Any,
-) -> bytes:  # fmt: skip
+    counts: ArrayLike,
+    background: ArrayLike | None,
+    detection: DetectionId = DETECTION,
+    *,
+    source_cards: dict[str, Any] | None = None,
+    background_cards: dict[str, Any] | None = None,
+    **options: Any,
+) -> bytes:
     """A PHA file: SPECTRUM (TOTAL), GTI and, unless it is None, SPECTRUM (BKG)."""
     hdus = [spectrum("TOTAL", counts, detection, **options, **(source_cards or {})), gti()]
     if background is not None:
@@ -112,8 +146,11 @@ def _arf(detection: DetectionId, fault: float | None) -> bytes:
     area = np.linspace(100, 600, 8, dtype=np.float32)
     if fault is not None:
         area[3] = fault
-    columns = [fits.Column("ENERG_LO", "E", array=lo), fits.Column("ENERG_HI", "E", array=lo + 1),
-               fits.Column("SPECRESP", "E", array=area, unit="cm**2")]  # fmt: skip
+    columns = [
+        fits.Column("ENERG_LO", "E", array=lo),
+        fits.Column("ENERG_HI", "E", array=lo + 1),
+        fits.Column("SPECRESP", "E", array=area, unit="cm**2"),
+    ]
     words = {"HDUCLASS": "OGIP", "HDUCLAS1": "RESPONSE", "HDUCLAS2": "SPECRESP", "HDUVERS": "1.1.0"}
     return fits_bytes(table("SPECRESP", columns, **(_ids(detection) | words)))
 
@@ -124,25 +161,52 @@ def arf(detection: DetectionId = DETECTION, fault: float | None = None) -> bytes
 
 
 def rmf(
-    detection: DetectionId = DETECTION, e_min: ArrayLike = E_MIN, e_max: ArrayLike = E_MAX,
-    channel: ArrayLike = CHANNEL, code: str = "E",
-) -> bytes:  # fmt: skip
+    detection: DetectionId = DETECTION,
+    e_min: ArrayLike = E_MIN,
+    e_max: ArrayLike = E_MAX,
+    channel: ArrayLike = CHANNEL,
+    code: str = "E",
+) -> bytes:
     """An RMF of eight energies, each in four channels, and a whole EBOUNDS."""
     lo = np.arange(1, 9, dtype=np.float32)
-    columns = [fits.Column("ENERG_LO", "E", array=lo), fits.Column("ENERG_HI", "E", array=lo + 1),
-               fits.Column("N_GRP", "I", array=np.ones(8)), fits.Column("F_CHAN", "I", array=68 * np.arange(1, 9)),
-               fits.Column("N_CHAN", "I", array=np.full(8, 4)),
-               fits.Column("MATRIX", "4E", array=np.full((8, 4), 0.25))]  # fmt: skip
-    words = {"HDUCLASS": "OGIP", "HDUCLAS1": "RESPONSE", "HDUCLAS2": "RSP_MATRIX", "HDUCLAS3": "REDIST",
-             "HDUVERS": "1.3.0", "CHANTYPE": "PI", "DETCHANS": np.size(channel), "TLMIN4": 1,
-             "TLMAX4": N_CHANNELS}  # fmt: skip
+    columns = [
+        fits.Column("ENERG_LO", "E", array=lo),
+        fits.Column("ENERG_HI", "E", array=lo + 1),
+        fits.Column("N_GRP", "I", array=np.ones(8)),
+        fits.Column("F_CHAN", "I", array=68 * np.arange(1, 9)),
+        fits.Column("N_CHAN", "I", array=np.full(8, 4)),
+        fits.Column("MATRIX", "4E", array=np.full((8, 4), 0.25)),
+    ]
+    words = {
+        "HDUCLASS": "OGIP",
+        "HDUCLAS1": "RESPONSE",
+        "HDUCLAS2": "RSP_MATRIX",
+        "HDUCLAS3": "REDIST",
+        "HDUVERS": "1.3.0",
+        "CHANTYPE": "PI",
+        "DETCHANS": np.size(channel),
+        "TLMIN4": 1,
+        "TLMAX4": N_CHANNELS,
+    }
     matrix = table("MATRIX", columns, **(_ids(detection) | words))
-    columns = [fits.Column("CHANNEL", "J", array=np.asarray(channel)),
-               fits.Column("E_MIN", code, array=np.asarray(e_min), unit="keV"),
-               fits.Column("E_MAX", code, array=np.asarray(e_max), unit="keV")]  # fmt: skip
-    words = {"HDUCLASS": "OGIP", "HDUCLAS1": "RESPONSE", "HDUCLAS2": "EBOUNDS", "HDUVERS": "1.3.0", "CHANTYPE": "PI",
-             "TELESCOP": "CHANDRA", "INSTRUME": "ACIS", "FILTER": "NONE", "DETCHANS": np.size(channel),
-             "TLMIN1": int(np.min(channel)), "TLMAX1": int(np.max(channel))}  # fmt: skip
+    columns = [
+        fits.Column("CHANNEL", "J", array=np.asarray(channel)),
+        fits.Column("E_MIN", code, array=np.asarray(e_min), unit="keV"),
+        fits.Column("E_MAX", code, array=np.asarray(e_max), unit="keV"),
+    ]
+    words = {
+        "HDUCLASS": "OGIP",
+        "HDUCLAS1": "RESPONSE",
+        "HDUCLAS2": "EBOUNDS",
+        "HDUVERS": "1.3.0",
+        "CHANTYPE": "PI",
+        "TELESCOP": "CHANDRA",
+        "INSTRUME": "ACIS",
+        "FILTER": "NONE",
+        "DETCHANS": np.size(channel),
+        "TLMIN1": int(np.min(channel)),
+        "TLMAX1": int(np.max(channel)),
+    }
     return fits_bytes(matrix, table("EBOUNDS", columns, **words))
 
 
@@ -159,8 +223,9 @@ def poisson(mean: float, seed: int = 1, edge: float = 0.0) -> np.ndarray:
 def products(detection: DetectionId = DETECTION, **bytes_of: bytes) -> Products:
     """Products of good files but for those given as ``pha=``, ``arf=`` or ``rmf=``."""
     good = {"pha": bytes_of.get("pha") or _plain_pha(detection), "arf": arf(detection), "rmf": plain_rmf(detection)}
-    return Products(detection, **{kind: File(product_name(detection, kind), data)
-                                  for kind, data in (good | bytes_of).items()})  # fmt: skip
+    return Products(
+        detection, **{kind: File(product_name(detection, kind), data) for kind, data in (good | bytes_of).items()}
+    )
 
 
 @functools.cache

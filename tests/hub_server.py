@@ -124,8 +124,11 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
-        for name, text in {"Content-Type": "application/json", "Content-Length": str(len(data)),
-                           **(headers or {})}.items():  # fmt: skip
+        for name, text in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(data)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, text)
         self.end_headers()
         if self.command != "HEAD":
@@ -160,8 +163,19 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, repo: Repo, branch: str = "main", oid: str | None = None) -> None:
         sha = oid or repo.branches["main"]
         siblings = [{"rfilename": path} for path in repo.commits[sha]]
-        self._answer({"id": self._name(repo), "sha": sha, "private": repo.private, "tags": [], "siblings": siblings,
-                      "downloads": 0, "likes": 0, "gated": False, "disabled": False})  # fmt: skip
+        self._answer(
+            {
+                "id": self._name(repo),
+                "sha": sha,
+                "private": repo.private,
+                "tags": [],
+                "siblings": siblings,
+                "downloads": 0,
+                "likes": 0,
+                "gated": False,
+                "disabled": False,
+            }
+        )
 
     def branch(self, repo: Repo, name: str) -> None:
         if name in repo.branches:
@@ -180,10 +194,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def refs(self, repo: Repo) -> None:
         words = (("branches", "heads", repo.branches), ("tags", "tags", repo.tags))
-        self._answer({"converts": []} | {
-            key: [{"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": oid} for name, oid in named.items()]
-            for key, kind, named in words
-        })  # fmt: skip
+        self._answer(
+            {"converts": []}
+            | {
+                key: [{"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": oid} for name, oid in named.items()]
+                for key, kind, named in words
+            }
+        )
 
     def _entry(self, path: str, data: bytes) -> dict[str, Any]:
         entry = {"type": "file", "path": path, "size": len(data), "oid": _git_oid(data)}
@@ -199,8 +216,11 @@ class Handler(BaseHTTPRequestHandler):
         for path in sorted(path for path in files if path.startswith(prefix)):
             rest = path[len(prefix) :]
             parts = rest.split("/")
-            folders.update(prefix + "/".join(parts[:depth]) for depth in range(1, len(parts) if recursive else 2)
-                           if depth < len(parts))  # fmt: skip
+            folders.update(
+                prefix + "/".join(parts[:depth])
+                for depth in range(1, len(parts) if recursive else 2)
+                if depth < len(parts)
+            )
             if recursive or len(parts) == 1:
                 found.append(self._entry(path, files[path]))
         if under and not found and not folders:
@@ -214,12 +234,18 @@ class Handler(BaseHTTPRequestHandler):
         try:
             asked = json.loads(self.body)["paths"]
         except ValueError:
-            asked = [unquote(pair.partition("=")[2].replace("+", " ")) for pair in self.body.decode().split("&")
-                     if pair.startswith("paths=")]  # fmt: skip
+            asked = [
+                unquote(pair.partition("=")[2].replace("+", " "))
+                for pair in self.body.decode().split("&")
+                if pair.startswith("paths=")
+            ]
         files = repo.commits[oid]
         answer = [self._entry(path, files[path]) for path in asked if path in files]
-        answer += [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in asked
-                   if path not in files and any(name.startswith(f"{path}/") for name in files)]  # fmt: skip
+        answer += [
+            {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
+            for path in asked
+            if path not in files and any(name.startswith(f"{path}/") for name in files)
+        ]
         self._answer(answer)
 
     def resolve(self, repo: Repo, branch: str, oid: str, path: str) -> None:
@@ -227,8 +253,12 @@ class Handler(BaseHTTPRequestHandler):
         if data is None:
             self._error(404, "Entry not found", "EntryNotFound")
             return
-        headers = {"X-Repo-Commit": oid, "ETag": f'"{_git_oid(data)}"', "Accept-Ranges": "bytes",
-                   "Content-Type": "application/octet-stream"}  # fmt: skip
+        headers = {
+            "X-Repo-Commit": oid,
+            "ETag": f'"{_git_oid(data)}"',
+            "Accept-Ranges": "bytes",
+            "Content-Type": "application/octet-stream",
+        }
         if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             start, end = int(match[1]), min(int(match[2] or len(data)), len(data) - 1)
             headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"

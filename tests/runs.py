@@ -16,10 +16,23 @@ __all__ = ["Run", "command"]
 # A bare start and a bare end are tested in test_hub, from prepare to push, and by what is killed or interrupted.
 _FORK = multiprocessing.get_context("forkserver")
 _FORK.set_forkserver_preload(
-    ["builder.cli", "builder.prepare", "builder.reduction", "builder.embedded", "builder.remote", "builder.verify",
-     "builder.export", "builder.plots", "astropy.coordinates", "astropy.io.votable", "astropy_healpix", "datasets",
-     "matplotlib.backends.backend_agg", "matplotlib.figure"]
-)  # fmt: skip
+    [
+        "builder.cli",
+        "builder.prepare",
+        "builder.reduction",
+        "builder.embedded",
+        "builder.remote",
+        "builder.verify",
+        "builder.export",
+        "builder.plots",
+        "astropy.coordinates",
+        "astropy.io.votable",
+        "astropy_healpix",
+        "datasets",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.figure",
+    ]
+)
 
 
 class Run:

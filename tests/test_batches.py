@@ -151,8 +151,12 @@ def test_a_column_has_one_type_in_every_batch_and_nulls_are_as_in_hdf5(
 
 def test_columns_that_a_user_adds_come_along(spectra: Dataset) -> None:
     def add(row: dict[str, Any]) -> dict[str, Any]:
-        return {"bright": row["theta"] < 3, "pair": [1.5, row["n_bins"]], "ragged": [1] * row["region_id"],
-                "some": None if row["obsid"] < 10000 else 1}  # fmt: skip
+        return {
+            "bright": row["theta"] < 3,
+            "pair": [1.5, row["n_bins"]],
+            "ragged": [1] * row["region_id"],
+            "some": None if row["obsid"] < 10000 else 1,
+        }
 
     batch = collate(list(spectra.select(range(4)).map(add)))
     assert batch["bright"].dtype == torch.bool

@@ -92,8 +92,11 @@ def test_sums_are_exact_on_any_coarser_grid(
     width = fine["energy_hi"] - fine["energy_lo"]
     for name in ("counts", "background_counts"):
         np.testing.assert_array_equal(coarse[name], np.add.reduceat(fine[name], chosen[:-1]))
-    np.testing.assert_allclose(coarse["effective_area"] * (coarse["energy_hi"] - coarse["energy_lo"]),
-                               np.add.reduceat(fine["effective_area"] * width, chosen[:-1]), rtol=1e-9)  # fmt: skip
+    np.testing.assert_allclose(
+        coarse["effective_area"] * (coarse["energy_hi"] - coarse["energy_lo"]),
+        np.add.reduceat(fine["effective_area"] * width, chosen[:-1]),
+        rtol=1e-9,
+    )
     area = row["arf"]["specresp"]
     inside = (fine["energy_lo"] >= row["arf"]["energy_lo"][0]) & (fine["energy_hi"] <= row["arf"]["energy_hi"][-1])
     assert np.all(fine["effective_area"][inside] >= min(area) * (1 - 1e-6))
@@ -216,8 +219,19 @@ def test_groups_of_channels_count_from_the_first_channel_of_the_file() -> None:
 
 def test_many_responses_are_folded_in_any_order() -> None:
     """More than are kept in memory at once."""
-    rows = [{"rmf_sha256": str(number), "first_channel": 1, "energy_lo": [1.0], "energy_hi": [2.0], "n_grp": [1],
-             "f_chan": [1 + number], "n_chan": [1], "matrix": [1.0]} for number in range(12)]  # fmt: skip
+    rows = [
+        {
+            "rmf_sha256": str(number),
+            "first_channel": 1,
+            "energy_lo": [1.0],
+            "energy_hi": [2.0],
+            "n_grp": [1],
+            "f_chan": [1 + number],
+            "n_chan": [1],
+            "matrix": [1.0],
+        }
+        for number in range(12)
+    ]
     calibration = Calibration([], Dataset.from_list(rows))
     arf = {"energy_lo": [1.0], "energy_hi": [2.0], "specresp": [3.0]}
     for number in [*range(12), 0, 11, 5]:
@@ -246,10 +260,12 @@ def without(row: dict[str, Any], name: str) -> dict[str, Any]:
         ("no arf in the row: give rows of config counts", lambda c, row: c.fold(np.subtract, without(row, "arf"))),
         ("config responses has no RMF 0000", lambda c, row: c.fold(np.subtract, row | {"rmf_sha256": "0000"})),
         (r"values of shape \(3,\) for 900 energy", lambda c, row: c.fold(lambda low, high: low[:3], row)),
-        ("energies of the ARF and of RMF .* differ",
-         lambda c, row: c.fold(np.subtract, row | {"arf": {key: value[1:] for key, value in row["arf"].items()}})),
+        (
+            "energies of the ARF and of RMF .* differ",
+            lambda c, row: c.fold(np.subtract, row | {"arf": {key: value[1:] for key, value in row["arf"].items()}}),
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_said_in_one_line(folding: Calibration, counts: Dataset, message: str, wrong: Any) -> None:
     with pytest.raises(SettingError, match=message) as caught:
         wrong(folding, counts[0])

@@ -95,7 +95,7 @@ def test_the_metadata_are_what_the_hub_knows(sample: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "word"),
     [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (99_999, "10K<n<100K"), (130_000, "100K<n<1M")],
-)  # fmt: skip
+)
 def test_the_size_category_is_the_hubs(rows: int, word: str) -> None:
     assert card_module._size_category(rows) == word
 
@@ -129,8 +129,12 @@ def test_the_numbers_are_those_of_the_manifest_and_add_up(sample: Path, text: st
     assert [(split, int(share)) for split, share, _ in splits] == [("train", 80), ("validation", 10), ("test", 10)]
     assert sum(int(number) for _, _, number in splits) == counts["rows"]
     numbers = {name: int(number.replace(",", "")) for name, number in table.items()}
-    assert numbers == {"detections": counts["detections"], "their spectra": counts["selected"],
-                       "rows": counts["rows"], "rejected": counts["rejected"]}  # fmt: skip
+    assert numbers == {
+        "detections": counts["detections"],
+        "their spectra": counts["selected"],
+        "rows": counts["rows"],
+        "rejected": counts["rejected"],
+    }
     assert numbers["their spectra"] == numbers["rows"] + numbers["rejected"]
     reasons = re.findall(r"^\| `(\w+)` \| (\D.*) \| ([\d,]+) \|$", text, re.MULTILINE)
     assert {reason: int(number) for reason, _, number in reasons} == counts["reasons"]
@@ -173,19 +177,32 @@ def test_the_card_of_a_folder_with_splits_and_responses_says_so(full_sample: Pat
     data = metadata_load(full_sample / "README.md")
     assert data is not None
     files = {config["config_name"]: [part["split"] for part in config["data_files"]] for config in data["configs"]}
-    assert files == {"spectra": ["train", "validation", "test"], "counts": ["train", "validation", "test"],
-                     "ebounds": ["train"], "responses": ["train"]}  # fmt: skip
+    assert files == {
+        "spectra": ["train", "validation", "test"],
+        "counts": ["train", "validation", "test"],
+        "ebounds": ["train"],
+        "responses": ["train"],
+    }
 
 
 def test_it_says_what_it_must(text: str) -> None:
     words = prose(text)
     assert "@" not in text.replace("@article{", "")
     for said in (
-        "only two of its rows are real", "not an energy flux", "`arf` is not corrected for the aperture", "`PSF_FRAC`",
-        "`conf_code > 0 and conf_code & 8`", "do not divide by row", "0.5-8 keV kept",
-        "background subtracted", "at least 5 counts a bin", "NonMatchingSplitsSizesError",
-        ACKNOWLEDGEMENT, "10.3847/1538-4365/ad6319", "10.1088/0067-0049/189/1/37",
-    ):  # fmt: skip
+        "only two of its rows are real",
+        "not an energy flux",
+        "`arf` is not corrected for the aperture",
+        "`PSF_FRAC`",
+        "`conf_code > 0 and conf_code & 8`",
+        "do not divide by row",
+        "0.5-8 keV kept",
+        "background subtracted",
+        "at least 5 counts a bin",
+        "NonMatchingSplitsSizesError",
+        ACKNOWLEDGEMENT,
+        "10.3847/1538-4365/ad6319",
+        "10.1088/0067-0049/189/1/37",
+    ):
         assert said in words, said
     assert len(re.findall(r"^@article\{.*?^\}$", blocks(text, "bibtex")[0], re.MULTILINE | re.DOTALL)) == 2
 
@@ -204,9 +221,13 @@ def test_the_snippets_run_beside_the_folder(sample: Path, text: str, tmp_path: P
     snippets = blocks(text, "python")
     assert len(snippets) == 4
     run = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(snippets)], cwd=sample.parent, capture_output=True, text=True,
-        check=False, env={**os.environ, "HF_HOME": str(tmp_path)},
-    )  # fmt: skip
+        [sys.executable, "-c", code, json.dumps(snippets)],
+        cwd=sample.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HOME": str(tmp_path)},
+    )
     assert run.returncode == 0, run.stderr
     test, train = map(int, run.stdout.split())
     rows = Counter(pq.read_table(sample / "data")["split"].to_pylist())
@@ -302,15 +323,21 @@ def test_local_paths_are_given_by_their_last_part(sample: Path, written: Path, m
     ("settings", "said"),
     [
         (Settings("embedded"), "the whole embedded sample."),
-        (Settings("embedded", selection=Selection(limit=3)),
-         "the whole embedded sample, of these the first 3 by obsid, obi and region_id."),
-        (Settings("embedded", selection=Selection(limit=1)),
-         "the whole embedded sample, of these the first by obsid, obi and region_id."),
-        (Settings("embedded", selection=Selection(max_theta=3)),
-         "detections less than 3 arcmin from the optical axis. A detection without a value passes the cut on it."),
+        (
+            Settings("embedded", selection=Selection(limit=3)),
+            "the whole embedded sample, of these the first 3 by obsid, obi and region_id.",
+        ),
+        (
+            Settings("embedded", selection=Selection(limit=1)),
+            "the whole embedded sample, of these the first by obsid, obi and region_id.",
+        ),
+        (
+            Settings("embedded", selection=Selection(max_theta=3)),
+            "detections less than 3 arcmin from the optical axis. A detection without a value passes the cut on it.",
+        ),
         (Settings(catalog="a/b.vot"), "all detections, listed in the catalog file `b.vot`."),
     ],
-)  # fmt: skip
+)
 def test_only_the_cuts_that_are_made_are_told(settings: Settings, said: str) -> None:
     assert selection_words(settings) == said
 
@@ -320,11 +347,17 @@ def test_the_selection_is_told(sample: Path, written: Path) -> None:
     selection = Selection(100, 5, 3, Cone(10, 41, 0.5), ("2CXO J004248.5+411521",), tuple(range(9)), detections, 7)
     words = prose(card_of(written, sample, Settings(selection=selection), duplicates=3))
     for said in (
-        "more than 100 net counts", "significance above 5", "less than 3 arcmin", "matched uniquely",
-        "within 0.5 deg of right ascension 10 and declination 41", "of 1 source (2CXO J004248.5+411521)",
-        "of 9 observations (named below)", "among the 2 in [detections.txt]", "the first 7 by obsid",
+        "more than 100 net counts",
+        "significance above 5",
+        "less than 3 arcmin",
+        "matched uniquely",
+        "within 0.5 deg of right ascension 10 and declination 41",
+        "of 1 source (2CXO J004248.5+411521)",
+        "of 9 observations (named below)",
+        "among the 2 in [detections.txt]",
+        "the first 7 by obsid",
         "and passed over | 3 |",
-    ):  # fmt: skip
+    ):
         assert said in words, said
     assert "simulated" not in words
     assert (written / "detections.txt").read_text() == "4938.0.43\n7867.0.2\n"
@@ -372,9 +405,12 @@ def test_the_users_own_style_does_not_enter(sample: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("missing", "drawn"),
-    [(["hard_hm"], ["spectra", "sky", "distributions"]), (["healpix"], ["spectra", "distributions", "hardness"]),
-     (["theta", "src_cnts_aper_b", "hard_ms"], ["spectra", "sky", "distributions"])],
-)  # fmt: skip
+    [
+        (["hard_hm"], ["spectra", "sky", "distributions"]),
+        (["healpix"], ["spectra", "distributions", "hardness"]),
+        (["theta", "src_cnts_aper_b", "hard_ms"], ["spectra", "sky", "distributions"]),
+    ],
+)
 def test_what_there_is_nothing_to_show_of_is_left_out(
     sample: Path, tmp_path: Path, missing: list[str], drawn: list[str]
 ) -> None:
@@ -418,8 +454,11 @@ def test_an_energy_axis_has_numbers_whatever_its_range(low: float, high: float) 
 
 def test_values_that_are_no_numbers_or_out_of_range_do_no_harm(sample: Path, tmp_path: Path) -> None:
     scalars = pq.read_table(shards(sample)[0], columns=list(SCALARS)).slice(0, 4)
-    for name, values in {"theta": [float("nan"), 0.0, float("inf"), None], "src_cnts_aper_b": [-3.0, 0.0, 1e9, None],
-                         "hard_ms": [float("nan"), -1.0, 1.0, 0.0]}.items():  # fmt: skip
+    for name, values in {
+        "theta": [float("nan"), 0.0, float("inf"), None],
+        "src_cnts_aper_b": [-3.0, 0.0, 1e9, None],
+        "hard_ms": [float("nan"), -1.0, 1.0, 0.0],
+    }.items():
         column = scalars.schema.get_field_index(name)
         scalars = scalars.set_column(column, name, pa.array(values, scalars[name].type))
     assert len(draw_pictures(tmp_path, shards(sample), scalars)) >= 3

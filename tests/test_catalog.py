@@ -122,15 +122,24 @@ def typed(column: str, datatype: str, cells: list[str]) -> bytes:
 
 @pytest.mark.parametrize(
     ("column", "datatype", "cells", "values"),
-    [("obsid", "long", ["7", "8"], [7, 8]), ("obsid", "short", ["7", "8"], [7, 8]),
-     ("obsid", "double", ["7", "8.0"], [7, 8]), ("obsid", "char", ["7", "8"], [7, 8]),
-     ("theta", "float", ["0.5", ""], [0.5, None]), ("theta", "char", ["0.5", "1e-3"], [0.5, 1e-3]),
-     ("theta", "int", ["3", "4"], [3.0, 4.0]), ("conf_code", "int", ["", "4"], [None, 4]),
-     ("sat_src_flag", "boolean", ["T", "F"], [True, False]), ("sat_src_flag", "boolean", ["true", "0"], [True, False]),
-     ("sat_src_flag", "int", ["1", "0"], [True, False]), ("theta", "char", ["", " "], [None, None]),
-     ("obsid", "char", ["7", ""], [7, None]), ("name", "char", [" ", "x"], [None, "x"]),
-     ("sat_src_flag", "char", ["t", "F", "TRUE", "False", " 1 ", "0", ""], [True, False] * 3 + [None])],
-)  # fmt: skip
+    [
+        ("obsid", "long", ["7", "8"], [7, 8]),
+        ("obsid", "short", ["7", "8"], [7, 8]),
+        ("obsid", "double", ["7", "8.0"], [7, 8]),
+        ("obsid", "char", ["7", "8"], [7, 8]),
+        ("theta", "float", ["0.5", ""], [0.5, None]),
+        ("theta", "char", ["0.5", "1e-3"], [0.5, 1e-3]),
+        ("theta", "int", ["3", "4"], [3.0, 4.0]),
+        ("conf_code", "int", ["", "4"], [None, 4]),
+        ("sat_src_flag", "boolean", ["T", "F"], [True, False]),
+        ("sat_src_flag", "boolean", ["true", "0"], [True, False]),
+        ("sat_src_flag", "int", ["1", "0"], [True, False]),
+        ("theta", "char", ["", " "], [None, None]),
+        ("obsid", "char", ["7", ""], [7, None]),
+        ("name", "char", [" ", "x"], [None, "x"]),
+        ("sat_src_flag", "char", ["t", "F", "TRUE", "False", " 1 ", "0", ""], [True, False] * 3 + [None]),
+    ],
+)
 def test_other_datatypes_of_the_same_values(column: str, datatype: str, cells: list[str], values: list[Any]) -> None:
     table, _ = read_votable(typed(column, datatype, cells), "answer")
     assert table[column].to_pylist() == values
@@ -138,9 +147,14 @@ def test_other_datatypes_of_the_same_values(column: str, datatype: str, cells: l
 
 @pytest.mark.parametrize(
     ("column", "datatype", "cell"),
-    [("obsid", "double", "7.5"), ("obsid", "long", "99999999999"), ("obsid", "char", "seven"), ("theta", "char", "x"),
-     ("sat_src_flag", "char", "maybe")],
-)  # fmt: skip
+    [
+        ("obsid", "double", "7.5"),
+        ("obsid", "long", "99999999999"),
+        ("obsid", "char", "seven"),
+        ("theta", "char", "x"),
+        ("sat_src_flag", "char", "maybe"),
+    ],
+)
 def test_values_that_do_not_fit_a_column_are_refused(column: str, datatype: str, cell: str) -> None:
     with pytest.raises(CatalogError, match=rf"answer: column {column} cannot be read"):
         read_votable(typed(column, datatype, [cell]), "answer")
@@ -154,14 +168,18 @@ ARRAYS = PLAIN.replace('datatype="int"', 'datatype="int" arraysize="1"')
 
 @pytest.mark.parametrize(
     "content",
-    [re.sub(r'<FIELD name="(\w+)"', lambda match: f'<FIELD ID="col_{NAMES.index(match[1])}" name="{match[1]}"', PLAIN),
-     re.sub(r'<FIELD name="(\w+)"', r'<FIELD ID="o.\1" name="\1"', PLAIN),
-     PLAIN.replace(RESULTS, f'<RESOURCE type="meta"/>{RESULTS}'),
-     PLAIN.replace(RESULTS, f"<RESOURCE>{RESULTS}</RESOURCE>"),
-     re.sub(r"<(/?)(?=[A-Z])", r"<\1vo:", PLAIN).replace("xmlns=", "xmlns:vo="),
-     ARRAYS],
+    [
+        re.sub(
+            r'<FIELD name="(\w+)"', lambda match: f'<FIELD ID="col_{NAMES.index(match[1])}" name="{match[1]}"', PLAIN
+        ),
+        re.sub(r'<FIELD name="(\w+)"', r'<FIELD ID="o.\1" name="\1"', PLAIN),
+        PLAIN.replace(RESULTS, f'<RESOURCE type="meta"/>{RESULTS}'),
+        PLAIN.replace(RESULTS, f"<RESOURCE>{RESULTS}</RESOURCE>"),
+        re.sub(r"<(/?)(?=[A-Z])", r"<\1vo:", PLAIN).replace("xmlns=", "xmlns:vo="),
+        ARRAYS,
+    ],
     ids=["IDs", "IDs that are no names", "second resource", "nested resource", "namespace prefix", "arraysize 1"],
-)  # fmt: skip
+)
 def test_other_ways_to_write_the_same_answer(content: str, tmp_path: Path) -> None:
     assert content != PLAIN
     table, _ = read_votable(content.encode(), "answer")
@@ -229,10 +247,15 @@ def test_an_error_behind_a_table_is_raised() -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "the answer is empty"), (b"  \n", "the answer is empty"), (b"<html><b>503</b></html>", "<html><b>503"),
-     (b"Error executing query: x", "Error executing query: x"), (b"name,ra\n1,2\n", "name,ra"),
-     (b"\xff\xfe\x00", "is not a VOTable")],
-)  # fmt: skip
+    [
+        (b"", "the answer is empty"),
+        (b"  \n", "the answer is empty"),
+        (b"<html><b>503</b></html>", "<html><b>503"),
+        (b"Error executing query: x", "Error executing query: x"),
+        (b"name,ra\n1,2\n", "name,ra"),
+        (b"\xff\xfe\x00", "is not a VOTable"),
+    ],
+)
 def test_something_else_than_a_votable_is_refused(content: bytes, words: str) -> None:
     with pytest.raises(CatalogError, match="answer") as caught:
         read_votable(content, "answer")
@@ -326,10 +349,18 @@ def test_a_count_is_read() -> None:
     assert count_of(write_any(["count"], [{"count": 123456}]), "answer") == 123456
 
 
-@pytest.mark.parametrize("content", [write_any(["count"], []), write_any(["count"], [{"count": "many"}]),
-                                     write_any(["count"], [{"count": None}]), b"", write_any([], [], error="no"),
-                                     write_any([], [])],
-                         ids=["no row", "text", "null", "empty", "error", "no column"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        write_any(["count"], []),
+        write_any(["count"], [{"count": "many"}]),
+        write_any(["count"], [{"count": None}]),
+        b"",
+        write_any([], [], error="no"),
+        write_any([], []),
+    ],
+    ids=["no row", "text", "null", "empty", "error", "no column"],
+)
 def test_what_is_no_count_is_refused(content: bytes) -> None:
     with pytest.raises(CatalogError, match="answer"):
         count_of(content, "answer")
@@ -368,7 +399,8 @@ def test_a_plan_covers_every_detection_once_and_knows_no_order(
     assert made.duplicates == len(rows) - len(keys)
     assert made.catalog.schema.equals(SCHEMA)
     assert made.catalog["name"].to_pylist() == [
-        min(one["name"] for one in rows if tuple(one[key] for key in KEYS) == key) for key in acis]  # fmt: skip
+        min(one["name"] for one in rows if tuple(one[key] for key in KEYS) == key) for key in acis
+    ]
     start = 0
     for package in made.packages:
         assert package.start == start
@@ -431,9 +463,13 @@ def test_the_key_of_a_package_is_of_its_detections_release_and_recipe() -> None:
     detections = (DetectionId(1, 0, 1), DetectionId(2, 0, 1))
     key = Package(0, detections).key("rel2.1", Recipe())
     assert key == Package(100, detections).key("rel2.1", Recipe())  # its place in the catalog is no part of it
-    others = [Package(0, detections).key("rel2.0", Recipe()), Package(0, detections).key("rel2.1", Recipe(0.6)),
-              Package(0, detections[:1]).key("rel2.1", Recipe()), Package(0, detections[::-1]).key("rel2.1", Recipe()),
-              Package(0, (detections[0], DetectionId(2, 0, 2))).key("rel2.1", Recipe())]  # fmt: skip
+    others = [
+        Package(0, detections).key("rel2.0", Recipe()),
+        Package(0, detections).key("rel2.1", Recipe(0.6)),
+        Package(0, detections[:1]).key("rel2.1", Recipe()),
+        Package(0, detections[::-1]).key("rel2.1", Recipe()),
+        Package(0, (detections[0], DetectionId(2, 0, 2))).key("rel2.1", Recipe()),
+    ]
     assert len({key, *others}) == 6
     assert all(len(one) == 32 for one in (key, *others))
 

@@ -52,10 +52,17 @@ def test_every_path_of_every_command_is_one_of_this_machine() -> None:
     assert found > 20
 
 
-@pytest.mark.parametrize("words", [
-    ("prepare", "--cache", "s3://bucket/x"), ("prepare", "--keep-downloads", "s3://bucket/x"),
-    ("verify", "s3://bucket/x"), ("export", "s3://bucket/x", "--layout", "fits"), ("report", "x", "-o", "s3:/bucket/x"),
-], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("prepare", "--cache", "s3://bucket/x"),
+        ("prepare", "--keep-downloads", "s3://bucket/x"),
+        ("verify", "s3://bucket/x"),
+        ("export", "s3://bucket/x", "--layout", "fits"),
+        ("report", "x", "-o", "s3:/bucket/x"),
+    ],
+    ids=" ".join,
+)
 def test_a_url_in_place_of_a_path_is_one_clear_line_and_makes_no_folder(words: tuple[str, ...], tmp_path: Path) -> None:
     result = command(*words, *(["--archive", "embedded"] if words[0] == "prepare" else []), cwd=tmp_path)
     assert (result.returncode, result.stdout) == (1, "")

@@ -180,8 +180,11 @@ def test_a_host_that_cannot_be_one_is_not_asked_again(host: str, tmp_path: Path)
         get(Clock().client(f"http://{host}"), f"http://{host}/x", tmp_path / "file")
 
 
-@pytest.mark.parametrize("after", ["9" * 400, "Wed, 21 Oct 99999999999 07:28:00 GMT", "soon", "-1", ""],
-                         ids=["inf", "year", "word", "negative", "empty"])  # fmt: skip
+@pytest.mark.parametrize(
+    "after",
+    ["9" * 400, "Wed, 21 Oct 99999999999 07:28:00 GMT", "soon", "-1", ""],
+    ids=["inf", "year", "word", "negative", "empty"],
+)
 def test_whatever_retry_after_says_the_answer_is_waited_for_or_given_up(after: str, tmp_path: Path) -> None:
     with contextlib.suppress(UnavailableError):
         assert len(ask(tmp_path, "https://host", (503, {"Retry-After": after}, b""), FINE).asked) == 2
@@ -245,9 +248,14 @@ def test_a_redirect_may_lead_to_the_same_host_and_to_its_https(
 
 @pytest.mark.parametrize(
     ("status", "second"),
-    [(301, ("GET", None)), (302, ("GET", None)), (303, ("GET", None)), (307, ("POST", [("q", "1")])),
-     (308, ("POST", [("q", "1")]))],
-)  # fmt: skip
+    [
+        (301, ("GET", None)),
+        (302, ("GET", None)),
+        (303, ("GET", None)),
+        (307, ("POST", [("q", "1")])),
+        (308, ("POST", [("q", "1")])),
+    ],
+)
 def test_a_form_is_sent_again_only_where_the_redirect_says_so(
     status: int, second: tuple[str, object], tmp_path: Path
 ) -> None:
@@ -261,10 +269,16 @@ PACKED = gzip.compress(b"fine" * 100, mtime=0)
 
 @pytest.mark.parametrize(
     ("encoding", "wrong"),
-    [("gzip", PACKED[:-20]), ("gzip", PACKED[:-1]), ("gzip", PACKED[:9]), ("gzip", b"fine"), ("br", b"fine"),
-     ("x-gzip", PACKED[:-8] + bytes(8))],
+    [
+        ("gzip", PACKED[:-20]),
+        ("gzip", PACKED[:-1]),
+        ("gzip", PACKED[:9]),
+        ("gzip", b"fine"),
+        ("br", b"fine"),
+        ("x-gzip", PACKED[:-8] + bytes(8)),
+    ],
     ids=["cut", "cut at the end", "cut at the start", "none", "another", "checksum"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
 def test_an_answer_sent_in_gzip_is_taken_only_if_the_gzip_is_whole(
     chunked: bool, encoding: str, wrong: bytes, serve, tmp_path: Path

@@ -34,11 +34,45 @@ def test_every_column_says_what_it_is_and_where_it_comes_from(column) -> None:  
     assert set(column.configs) <= set(CONFIGS)
 
 
-UNITLESS = {"name", "detection_id", "object_id", "obsid", "obi", "region_id", "cycle", "instrument", "healpix",
-            "significance", "flux_significance_b", "hard_hm", "hard_hs", "hard_ms", "var_prob_b", "var_index_b",
-            "sat_src_flag", "streak_src_flag", "conf_code", "extent_code", "detnam", "grating", "background_scale",
-            "n_bins", "ebounds_id", "pha_file", "arf_file", "rmf_file", "pha_sha256", "arf_sha256", "rmf_sha256",
-            "split", "first_channel", "n_grp", "f_chan", "n_chan", "matrix"}  # fmt: skip
+UNITLESS = {
+    "name",
+    "detection_id",
+    "object_id",
+    "obsid",
+    "obi",
+    "region_id",
+    "cycle",
+    "instrument",
+    "healpix",
+    "significance",
+    "flux_significance_b",
+    "hard_hm",
+    "hard_hs",
+    "hard_ms",
+    "var_prob_b",
+    "var_index_b",
+    "sat_src_flag",
+    "streak_src_flag",
+    "conf_code",
+    "extent_code",
+    "detnam",
+    "grating",
+    "background_scale",
+    "n_bins",
+    "ebounds_id",
+    "pha_file",
+    "arf_file",
+    "rmf_file",
+    "pha_sha256",
+    "arf_sha256",
+    "rmf_sha256",
+    "split",
+    "first_channel",
+    "n_grp",
+    "f_chan",
+    "n_chan",
+    "matrix",
+}
 
 
 def test_only_names_codes_and_ratios_have_no_unit() -> None:
@@ -48,10 +82,22 @@ def test_only_names_codes_and_ratios_have_no_unit() -> None:
 def test_units_are_those_of_the_catalogs_documentation() -> None:
     """CSC 2.1 column descriptions; the spectrum's as Sherpa plots it."""
     units = {column.name: column.unit for column in COLUMNS}
-    expected = {"ra": "deg", "dec": "deg", "src_cnts_aper_b": "count", "flux_aper_b": "erg s-1 cm-2", "theta": "arcmin",
-                "flux_bb_aper_b": "erg s-1 cm-2", "gti_mjd_obs": "d", "livetime": "s", "phi": "deg", "exposure": "s",
-                "spectrum.ene_center_bin": "keV", "spectrum.flux": "count s-1 keV-1",
-                "spectrum.flux_error": "count s-1 keV-1", "arf.specresp": "cm2"}  # fmt: skip
+    expected = {
+        "ra": "deg",
+        "dec": "deg",
+        "src_cnts_aper_b": "count",
+        "flux_aper_b": "erg s-1 cm-2",
+        "theta": "arcmin",
+        "flux_bb_aper_b": "erg s-1 cm-2",
+        "gti_mjd_obs": "d",
+        "livetime": "s",
+        "phi": "deg",
+        "exposure": "s",
+        "spectrum.ene_center_bin": "keV",
+        "spectrum.flux": "count s-1 keV-1",
+        "spectrum.flux_error": "count s-1 keV-1",
+        "arf.specresp": "cm2",
+    }
     assert {name: units[name] for name in expected} == expected
 
 
@@ -92,9 +138,25 @@ def test_the_canonical_hdf5_names_are_there() -> None:
     """The datasets that existing readers of this dataset's HDF5 layout look for, with their types."""
     names = {column.hdf5_name: column for column in COLUMNS}
     spectra = ["spectrum_ene", "spectrum_ene_lo", "spectrum_ene_hi", "spectrum_flux", "spectrum_flux_err"]
-    catalog = ["name", "ra", "dec", "obsid", "obi", "region_id", "src_cnts_aper_b", "flux_significance_b",
-               "flux_aper_b", "theta", "flux_bb_aper_b", "gti_mjd_obs", "hard_hm", "hard_hs", "hard_ms", "var_prob_b",
-               "var_index_b"]  # fmt: skip
+    catalog = [
+        "name",
+        "ra",
+        "dec",
+        "obsid",
+        "obi",
+        "region_id",
+        "src_cnts_aper_b",
+        "flux_significance_b",
+        "flux_aper_b",
+        "theta",
+        "flux_bb_aper_b",
+        "gti_mjd_obs",
+        "hard_hm",
+        "hard_hs",
+        "hard_ms",
+        "var_prob_b",
+        "var_index_b",
+    ]
     assert {*spectra, *catalog, "object_id", "healpix"} <= set(names)
     for name in spectra:
         assert names[name].full_type == pa.list_(pa.float64())
@@ -113,8 +175,16 @@ def test_the_public_names_and_types_of_the_spectrum() -> None:
     assert list(fields) == ["ene_center_bin", "ene_low_bin", "ene_high_bin", "flux", "flux_error"]
     assert {str(kind.value_type) for kind in fields.values()} == {"float"}
     types = {column.name: column.public_type for column in COLUMNS}
-    for name in ("flux_aper_b", "flux_bb_aper_b", "flux_significance_b", "hard_hm", "hard_hs", "hard_ms", "var_index_b",
-                 "var_prob_b"):  # fmt: skip
+    for name in (
+        "flux_aper_b",
+        "flux_bb_aper_b",
+        "flux_significance_b",
+        "hard_hm",
+        "hard_hs",
+        "hard_ms",
+        "var_index_b",
+        "var_prob_b",
+    ):
         assert types[name] == pa.float32()
 
 
@@ -122,10 +192,32 @@ def test_the_catalog_columns_are_those_of_the_query() -> None:
     """Every column that the dataset takes from the service, from the table that has it."""
     queries = {column.query for column in CATALOG}
     assert queries == {
-        "m.name", "m.ra", "m.dec", "m.significance", "o.obsid", "o.obi", "o.region_id", "o.instrument",
-        "o.src_cnts_aper_b", "o.flux_significance_b", "o.flux_aper_b", "o.theta", "o.phi", "o.flux_bb_aper_b",
-        "o.gti_mjd_obs", "o.livetime", "o.hard_hm", "o.hard_hs", "o.hard_ms", "o.var_prob_b", "o.var_index_b",
-        "o.sat_src_flag", "o.streak_src_flag", "o.conf_code", "o.extent_code"}  # fmt: skip
+        "m.name",
+        "m.ra",
+        "m.dec",
+        "m.significance",
+        "o.obsid",
+        "o.obi",
+        "o.region_id",
+        "o.instrument",
+        "o.src_cnts_aper_b",
+        "o.flux_significance_b",
+        "o.flux_aper_b",
+        "o.theta",
+        "o.phi",
+        "o.flux_bb_aper_b",
+        "o.gti_mjd_obs",
+        "o.livetime",
+        "o.hard_hm",
+        "o.hard_hs",
+        "o.hard_ms",
+        "o.var_prob_b",
+        "o.var_index_b",
+        "o.sat_src_flag",
+        "o.streak_src_flag",
+        "o.conf_code",
+        "o.extent_code",
+    }
     for column in CATALOG:
         assert column.query.partition(".")[2] == column.name
         assert column.length is None

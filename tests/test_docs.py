@@ -27,8 +27,10 @@ from tests.goldens import GOLDENS
 from tests.runs import Run
 
 ROOT = Path(__file__).parents[1]
-PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-         for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}  # fmt: skip
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
 FENCED = re.compile(r"(?P<mark><!-- not run: [^\n]+ -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```\n", re.M | re.S)
 PROSE = {page: FENCED.sub(lambda match: "\n" * match[0].count("\n"), text) for page, text in PAGES.items()}
 COMMAND: Any = get_command(app)
@@ -117,12 +119,18 @@ def test_small_numbers_are_compared_as_closely_as_large_ones() -> None:
 def test_the_python_of_every_page_runs_and_prints_what_the_page_says(torch: bool, desk: Path, tmp_path: Path) -> None:
     chosen = [block for block in RUN if (block.page in NEED_TORCH) is torch]
     where = {page: str(desk / ("full" if page in NEED_RESPONSES else "plain")) for page in PAGES}
-    task = [{"page": block.page, "line": block.line, "code": block.code, "folder": where[block.page]}
-            for block in chosen]  # fmt: skip
+    task = [
+        {"page": block.page, "line": block.line, "code": block.code, "folder": where[block.page]} for block in chosen
+    ]
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RUNNER], input=json.dumps(task), cwd=desk, capture_output=True,
-        text=True, check=False, env={**os.environ, "HF_HOME": str(tmp_path), "MPLBACKEND": "Agg"},
-    )  # fmt: skip
+        [sys.executable, "-W", "ignore", "-c", RUNNER],
+        input=json.dumps(task),
+        cwd=desk,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HOME": str(tmp_path), "MPLBACKEND": "Agg"},
+    )
     assert run.returncode == 0, run.stderr
     wrong = []
     for block, printed in zip(chosen, json.loads(run.stdout), strict=True):
@@ -193,11 +201,20 @@ def test_the_consoles_of_the_pages_show_what_the_commands_print(sample: Path, tm
 
 # --- commands
 
-LINES = [(page, line) for page, text in PAGES.items() for match in FENCED.finditer(text) if match["kind"] != "python"
-         for line in match["text"].replace("\\\n", " ").splitlines()]  # fmt: skip
+LINES = [
+    (page, line)
+    for page, text in PAGES.items()
+    for match in FENCED.finditer(text)
+    if match["kind"] != "python"
+    for line in match["text"].replace("\\\n", " ").splitlines()
+]
 INLINE = [(page, code) for page, text in PROSE.items() for code in re.findall(r"`([^`\n]+)`", text)]
-TYPED = [(page, found[1], line in LINES) for line in LINES + INLINE for page, text in [line]
-         if (found := re.search(r"(?:^|[\s/])chandra-spectra ([^#|(]*[^#|(\s])", text))]  # fmt: skip
+TYPED = [
+    (page, found[1], line in LINES)
+    for line in LINES + INLINE
+    for page, text in [line]
+    if (found := re.search(r"(?:^|[\s/])chandra-spectra ([^#|(]*[^#|(\s])", text))
+]
 
 
 def parse(words: list[str], complete: bool) -> None:
@@ -231,8 +248,12 @@ OTHERS = {"--no-deps"}
 
 
 def test_every_option_that_the_docs_name_is_there() -> None:
-    known = {name for command in COMMAND.commands.values() for parameter in command.params
-             for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help", "--version"}  # fmt: skip
+    known = {
+        name
+        for command in COMMAND.commands.values()
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    } | {"--help", "--version"}
     benchmarks = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
     for page, code in INLINE:
         for option in re.findall(r"^(--[a-z-]+)", code):

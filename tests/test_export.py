@@ -32,11 +32,31 @@ from tests.goldens import GOLDENS
 
 STEMS = {"4938.0.43": "acisf04938_000N002_r0043", "7867.0.2": "acisf07867_000N001_r0002"}
 CATALOG = (
-    "name", "ra", "dec", "obsid", "obi", "region_id", "src_cnts_aper_b", "flux_significance_b", "flux_aper_b", "theta",
-    "flux_bb_aper_b", "gti_mjd_obs", "hard_hm", "hard_hs", "hard_ms", "var_prob_b", "var_index_b",
-)  # fmt: skip
-FLOATS = {"spectrum_ene": "ene_center_bin", "spectrum_ene_lo": "ene_low_bin", "spectrum_ene_hi": "ene_high_bin",
-          "spectrum_flux": "flux", "spectrum_flux_err": "flux_error"}  # fmt: skip
+    "name",
+    "ra",
+    "dec",
+    "obsid",
+    "obi",
+    "region_id",
+    "src_cnts_aper_b",
+    "flux_significance_b",
+    "flux_aper_b",
+    "theta",
+    "flux_bb_aper_b",
+    "gti_mjd_obs",
+    "hard_hm",
+    "hard_hs",
+    "hard_ms",
+    "var_prob_b",
+    "var_index_b",
+)
+FLOATS = {
+    "spectrum_ene": "ene_center_bin",
+    "spectrum_ene_lo": "ene_low_bin",
+    "spectrum_ene_hi": "ene_high_bin",
+    "spectrum_flux": "flux",
+    "spectrum_flux_err": "flux_error",
+}
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -217,8 +237,23 @@ def test_the_spectra_have_every_keyword_of_ogip_92_007(exported: Callable[[str],
     with fits.open(folder / f"{STEMS['4938.0.43']}_{end}.pi") as hdus:
         hdus.verify("exception")
         table = hdus["SPECTRUM"].copy()
-    mandatory = ("TELESCOP", "INSTRUME", "FILTER", "EXPOSURE", "AREASCAL", "BACKSCAL", "CORRSCAL", "BACKFILE",
-                 "CORRFILE", "RESPFILE", "ANCRFILE", "CHANTYPE", "DETCHANS", "POISSERR", "HDUVERS")  # fmt: skip
+    mandatory = (
+        "TELESCOP",
+        "INSTRUME",
+        "FILTER",
+        "EXPOSURE",
+        "AREASCAL",
+        "BACKSCAL",
+        "CORRSCAL",
+        "BACKFILE",
+        "CORRFILE",
+        "RESPFILE",
+        "ANCRFILE",
+        "CHANTYPE",
+        "DETCHANS",
+        "POISSERR",
+        "HDUVERS",
+    )
     assert [keyword for keyword in mandatory if keyword not in table.header] == []
     classes = [table.header[f"HDUCLAS{word}"] for word in ("S", "1", "2", "3")]
     assert classes == ["OGIP", "SPECTRUM", "TOTAL" if end == "src" else "BKG", "COUNT"]

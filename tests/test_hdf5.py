@@ -89,8 +89,12 @@ def test_nulls_are_nan_minus_one_or_empty(tmp_path: Path) -> None:
 
 
 @stable(25)
-@given(rows=st.integers(0, 20), cuts=st.lists(st.integers(0, 20), max_size=5), seed=st.integers(0, 99),
-       chunked=st.booleans())  # fmt: skip
+@given(
+    rows=st.integers(0, 20),
+    cuts=st.lists(st.integers(0, 20), max_size=5),
+    seed=st.integers(0, 99),
+    chunked=st.booleans(),
+)
 def test_pieces_of_any_size_give_the_same_content(
     tmp_path_factory: pytest.TempPathFactory, rows: int, cuts: list[int], seed: int, chunked: bool
 ) -> None:
@@ -119,8 +123,10 @@ def test_ragged_rows_of_one_length_are_no_matrix(tmp_path: Path, rows: int, leng
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
-    files = [write(tmp_path / f"{number}.hdf5", table(7, nulls=True), table(3, 2), attributes={"a": {"y": 1, "x": 2}})
-             for number in range(2)]  # fmt: skip
+    files = [
+        write(tmp_path / f"{number}.hdf5", table(7, nulls=True), table(3, 2), attributes={"a": {"y": 1, "x": 2}})
+        for number in range(2)
+    ]
     assert files[0].read_bytes() == files[1].read_bytes()
     other = write(tmp_path / "2.hdf5", table(7, 3, nulls=True), table(3, 2), attributes={"a": {"y": 1, "x": 2}})
     assert other.read_bytes() != files[0].read_bytes()
@@ -212,17 +218,19 @@ def test_a_failed_write_still_closes_the_file(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_full_at_whatever_byte_is_an_error_and_no_crash(tmp_path: Path) -> None:
     """A limit on the size of files stands in for a full disk, in a process of its own: it is the end that crashed."""
-    code = ("import errno, resource, sys; from pathlib import Path; from builder.hdf5 import HDF5Writer\n"
-            "from tests.test_hdf5 import table; rows = table(300, length=90)\n"
-            "for size in (0, 1000, 40_000, 150_000, 300_000, 900_000, 1_500_000):\n"
-            "    resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))\n"
-            "    try:\n"
-            "        with HDF5Writer(Path(sys.argv[1])) as writer:\n"
-            "            for _ in range(5): writer.append(rows)\n"
-            "    except OSError as error:\n"
-            "        assert error.errno == errno.EFBIG\n"
-            "    else:\n"
-            "        sys.exit(f'{size} bytes were enough')\n")  # fmt: skip
+    code = (
+        "import errno, resource, sys; from pathlib import Path; from builder.hdf5 import HDF5Writer\n"
+        "from tests.test_hdf5 import table; rows = table(300, length=90)\n"
+        "for size in (0, 1000, 40_000, 150_000, 300_000, 900_000, 1_500_000):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))\n"
+        "    try:\n"
+        "        with HDF5Writer(Path(sys.argv[1])) as writer:\n"
+        "            for _ in range(5): writer.append(rows)\n"
+        "    except OSError as error:\n"
+        "        assert error.errno == errno.EFBIG\n"
+        "    else:\n"
+        "        sys.exit(f'{size} bytes were enough')\n"
+    )
     words = [sys.executable, "-c", code, str(tmp_path / "x.hdf5")]
     result = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")

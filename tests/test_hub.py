@@ -52,17 +52,33 @@ def run(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess
     """A process of its own, with an empty cache, in which all but loopback is out of reach."""
     wall = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False, cwd=cwd,
-        env={**os.environ, **wall, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HOME": str(cwd / "hf"),
-             "HF_HUB_DISABLE_XET": "1", **environment},
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=cwd,
+        env={
+            **os.environ,
+            **wall,
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+            "HF_HOME": str(cwd / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            **environment,
+        },
+    )
 
 
 def main(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command `chandra-spectra`, as `run` runs it."""
     words = ["chandra-spectra", *map(str, arguments)]
-    return run(f"import sys; sys.argv = {words!r}; from builder.cli import main; main()", cwd,
-               PYTHONPATH=str(Path(__file__).parents[1]), **environment)  # fmt: skip
+    return run(
+        f"import sys; sys.argv = {words!r}; from builder.cli import main; main()",
+        cwd,
+        PYTHONPATH=str(Path(__file__).parents[1]),
+        **environment,
+    )
 
 
 def test_what_is_pushed_is_the_folder_in_one_commit(sample: Path, hub: Hub) -> None:
@@ -230,8 +246,9 @@ def test_a_script_is_not_pushed_even_if_the_manifest_names_it(sample: Path, hub:
     folder = Path(shutil.copytree(sample, tmp_path / "out"))
     (folder / "chandra_spectra.py").write_bytes(b"")
     manifest = read_manifest(folder)
-    manifest["files"].append({"path": "chandra_spectra.py", "rows": None, "bytes": 0,
-                              "sha256": hashlib.sha256().hexdigest()})  # fmt: skip
+    manifest["files"].append(
+        {"path": "chandra_spectra.py", "rows": None, "bytes": 0, "sha256": hashlib.sha256().hexdigest()}
+    )
     manifest["sha256"] = manifest_digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     with pytest.raises(OutputError, match="refuses a repository with a script"):

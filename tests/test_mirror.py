@@ -46,8 +46,20 @@ def damage(path: Path) -> None:
 
 
 def test_two_downloads_into_one_mirror_at_once_are_refused_and_no_row_is_lost(mirror: Path, tmp_path: Path) -> None:
-    words = ("download", tmp_path / "new", "--archive", mirror, "--cache", tmp_path / "c", "--min-cnts", 0, "--min-sig",
-             0, "--max-theta", 60)  # fmt: skip
+    words = (
+        "download",
+        tmp_path / "new",
+        "--archive",
+        mirror,
+        "--cache",
+        tmp_path / "c",
+        "--min-cnts",
+        0,
+        "--min-sig",
+        0,
+        "--max-theta",
+        60,
+    )
     first = Settings(str(mirror), selection=Selection(0, 0, 60, limit=5))
     with open_mirror(tmp_path / "new") as held:
         result = command(*words)
@@ -148,9 +160,15 @@ def test_a_folder_that_was_made_from_a_mirror_is_told_where_it_is(
     chosen = str(packages(mirror)[1].detections[0])
     for use in (
         lambda archive: verify(tmp_path / "out", load=False, recheck=1, archive=archive, cache=tmp_path / "c"),
-        lambda archive: export(tmp_path / "out", tmp_path / "fits", layout="fits", detections=(chosen,),
-                               archive=archive, cache=tmp_path / "c"),
-    ):  # fmt: skip
+        lambda archive: export(
+            tmp_path / "out",
+            tmp_path / "fits",
+            layout="fits",
+            detections=(chosen,),
+            archive=archive,
+            cache=tmp_path / "c",
+        ),
+    ):
         with pytest.raises(SettingError, match="made from a mirror named 'mirror', which is not here: give it as --ar"):
             use("")
         use(str(mirror))

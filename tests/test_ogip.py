@@ -48,15 +48,20 @@ def random_values(code: str, rows: int, seed: int) -> np.ndarray:
 
 
 @stable(120)
-@given(codes=st.lists(st.sampled_from(sorted(CODES)), min_size=1, max_size=4), rows=st.integers(1, 40),
-       neighbours=st.lists(st.sampled_from(NEIGHBOURS), max_size=5), seed=st.integers(0, 2**32 - 1),
-       order=st.randoms(use_true_random=False))  # fmt: skip
+@given(
+    codes=st.lists(st.sampled_from(sorted(CODES)), min_size=1, max_size=4),
+    rows=st.integers(1, 40),
+    neighbours=st.lists(st.sampled_from(NEIGHBOURS), max_size=5),
+    seed=st.integers(0, 2**32 - 1),
+    order=st.randoms(use_true_random=False),
+)
 def test_columns_of_every_type_among_any_neighbours_are_as_astropy_reads_them(
     codes: list[str], rows: int, neighbours: list[str], seed: int, order: Any
 ) -> None:
     """To the bit, NaN included, in native byte order, in the order asked for."""
-    columns = [fits.Column(f"Wanted{n}", code, array=random_values(code, rows, seed + n))
-               for n, code in enumerate(codes)]  # fmt: skip
+    columns = [
+        fits.Column(f"Wanted{n}", code, array=random_values(code, rows, seed + n)) for n, code in enumerate(codes)
+    ]
     columns += [neighbour(f"other{number}", form, rows) for number, form in enumerate(neighbours)]
     order.shuffle(columns)
     content = ff.fits_bytes(ff.table("A", columns), ff.table("B", columns[::-1]))
@@ -99,8 +104,15 @@ def test_every_scalar_column_and_keyword_of_the_real_files(detection: Any, kind:
 def test_images_and_empty_extensions_are_passed_over() -> None:
     stream = io.BytesIO()
     wanted = ff.table("WANTED", [fits.Column("X", "J", array=[1, 2])])
-    fits.HDUList([fits.PrimaryHDU(np.zeros((7, 5))), fits.ImageHDU(np.arange(2000.0)), fits.ImageHDU(), wanted,
-                  fits.ImageHDU(np.zeros(3, np.int16))]).writeto(stream)  # fmt: skip
+    fits.HDUList(
+        [
+            fits.PrimaryHDU(np.zeros((7, 5))),
+            fits.ImageHDU(np.arange(2000.0)),
+            fits.ImageHDU(),
+            wanted,
+            fits.ImageHDU(np.zeros(3, np.int16)),
+        ]
+    ).writeto(stream)
     (values,) = only(stream.getvalue()).columns("X")
     assert values.tolist() == [1, 2]
 
@@ -170,11 +182,15 @@ def test_the_first_of_two_cards_counts() -> None:
 
 @pytest.mark.parametrize(
     "column",
-    [fits.Column("X", "2J", array=np.ones((3, 2))), fits.Column("X", "5A", array=["a"] * 3),
-     fits.Column("X", "C", array=np.ones(3)), fits.Column("X", "3X", array=np.ones((3, 3), bool)),
-     neighbour("X", "PE(4)", 3)],
+    [
+        fits.Column("X", "2J", array=np.ones((3, 2))),
+        fits.Column("X", "5A", array=["a"] * 3),
+        fits.Column("X", "C", array=np.ones(3)),
+        fits.Column("X", "3X", array=np.ones((3, 3), bool)),
+        neighbour("X", "PE(4)", 3),
+    ],
     ids=["pair", "text", "complex", "bits", "variable"],
-)  # fmt: skip
+)
 def test_a_wanted_column_that_is_not_one_plain_number_a_row_is_refused(column: fits.Column) -> None:
     table = only(ff.fits_bytes(ff.table("T", [fits.Column("Y", "J", array=[1, 2, 3]), column])))
     assert table.columns("Y")[0].tolist() == [1, 2, 3]
@@ -227,17 +243,19 @@ def test_a_gap_before_the_heap_is_passed_over_and_no_list_begins_before_it() -> 
 
 @pytest.mark.parametrize(
     ("cards", "found"),
-    [({"HDUCLAS1": "SPECTRUM", "EXTNAME": "SPECTRUM1"}, "SPECTRUM"),
-     ({"EXTNAME": "Spectrum"}, "SPECTRUM"),
-     ({"HDUCLAS1": "RESPONSE", "HDUCLAS2": "EBOUNDS", "EXTNAME": "X"}, "EBOUNDS"),
-     ({"HDUCLAS1": "RESPONSE", "HDUCLAS2": "RSP_MATRIX", "EXTNAME": "RESPMAT"}, "RSP_MATRIX"),
-     ({"HDUCLAS1": "RESPONSE", "EXTNAME": "specresp"}, "SPECRESP"),
-     ({"EXTNAME": "SPECRESP MATRIX"}, "RSP_MATRIX"),
-     ({"EXTNAME": "matrix"}, "RSP_MATRIX"),
-     ({"HDUCLAS1": "GTI", "EXTNAME": "SPECTRUM"}, "GTI"),
-     ({}, "")],
+    [
+        ({"HDUCLAS1": "SPECTRUM", "EXTNAME": "SPECTRUM1"}, "SPECTRUM"),
+        ({"EXTNAME": "Spectrum"}, "SPECTRUM"),
+        ({"HDUCLAS1": "RESPONSE", "HDUCLAS2": "EBOUNDS", "EXTNAME": "X"}, "EBOUNDS"),
+        ({"HDUCLAS1": "RESPONSE", "HDUCLAS2": "RSP_MATRIX", "EXTNAME": "RESPMAT"}, "RSP_MATRIX"),
+        ({"HDUCLAS1": "RESPONSE", "EXTNAME": "specresp"}, "SPECRESP"),
+        ({"EXTNAME": "SPECRESP MATRIX"}, "RSP_MATRIX"),
+        ({"EXTNAME": "matrix"}, "RSP_MATRIX"),
+        ({"HDUCLAS1": "GTI", "EXTNAME": "SPECTRUM"}, "GTI"),
+        ({}, ""),
+    ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value.values()),
-)  # fmt: skip
+)
 def test_a_table_holds_what_its_class_says_or_else_its_name(cards: dict[str, str], found: str) -> None:
     assert content(cards.get) == found  # type: ignore[arg-type]
 
@@ -253,10 +271,22 @@ def test_a_column_that_is_not_there_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("keyword", "value"),
-    [("TFORM1", "'1Z'"), ("TFORM1", "'D'"), ("NAXIS1", "2"), ("NAXIS1", "8"), ("NAXIS2", "1000"), ("NAXIS2", "0"),
-     ("NAXIS2", "-1"), ("TFIELDS", "2"), ("TFIELDS", "0"), ("NAXIS", "1"), ("NAXIS", "0"), ("BITPIX", "4"),
-     ("BITPIX", "16")],
-)  # fmt: skip
+    [
+        ("TFORM1", "'1Z'"),
+        ("TFORM1", "'D'"),
+        ("NAXIS1", "2"),
+        ("NAXIS1", "8"),
+        ("NAXIS2", "1000"),
+        ("NAXIS2", "0"),
+        ("NAXIS2", "-1"),
+        ("TFIELDS", "2"),
+        ("TFIELDS", "0"),
+        ("NAXIS", "1"),
+        ("NAXIS", "0"),
+        ("BITPIX", "4"),
+        ("BITPIX", "16"),
+    ],
+)
 def test_a_header_that_contradicts_its_data_is_refused(keyword: str, value: str) -> None:
     content = ff.fits_bytes(ff.table("T", [fits.Column("X", "J", array=[1, 2, 3])]))
     assert only(content).columns("X")[0].tolist() == [1, 2, 3]

@@ -197,9 +197,14 @@ class Cluster:
 def started(folder: Path) -> Iterator[Cluster]:
     pytest.importorskip("distributed", reason="the extra [dask] is not installed")
     process = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, cwd=folder, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-c", CLUSTER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=folder,
+        start_new_session=True,
+    )
     try:
         assert process.stdout is not None
         address, *workers = process.stdout.readline().split()

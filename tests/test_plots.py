@@ -90,8 +90,9 @@ def test_names_are_written_as_they_are_in_one_line_and_none_is_left_out(
     assert "2 spectra of 2 sources" in texts(tmp_path / "all.svg")
 
 
-@pytest.mark.parametrize(("low", "high", "ticks"), [(5.5, 8, {"6", "7", "8"}), (2.2, 4.5, {"3", "4"}),
-                                                     (0.5, 8, {"0.5", "1", "2", "5"})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"), [(5.5, 8, {"6", "7", "8"}), (2.2, 4.5, {"3", "4"}), (0.5, 8, {"0.5", "1", "2", "5"})]
+)
 def test_the_energies_are_numbered_whatever_is_kept_of_them(
     sample: Path, rows: list[dict[str, Any]], tmp_path: Path, low: float, high: float, ticks: set[str]
 ) -> None:

@@ -52,9 +52,13 @@ def load(folder: Path, *arguments: str, **options: object) -> datasets.Dataset:
     )
     cache = folder.parent / f"cache-{time.monotonic_ns()}"
     run = subprocess.run(
-        [sys.executable, "-c", code, json.dumps([arguments, options])], cwd=folder.parent, capture_output=True,
-        text=True, check=False, env={**os.environ, "HF_HOME": str(cache)},
-    )  # fmt: skip
+        [sys.executable, "-c", code, json.dumps([arguments, options])],
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HOME": str(cache)},
+    )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -380,9 +384,11 @@ def test_a_run_does_not_touch_the_unfinished_folder_of_another_output(tmp_path: 
 
 
 def test_two_runs_into_the_same_folder_do_not_take_each_others_work_away(tmp_path: Path) -> None:
-    code = ("import sys; from pathlib import Path; from builder.staging import workplace\n"
-            "with workplace(Path(sys.argv[1])) as place:\n"
-            "    (place / 'half').touch(); print(place, flush=True); sys.stdin.read()\n")  # fmt: skip
+    code = (
+        "import sys; from pathlib import Path; from builder.staging import workplace\n"
+        "with workplace(Path(sys.argv[1])) as place:\n"
+        "    (place / 'half').touch(); print(place, flush=True); sys.stdin.read()\n"
+    )
     words = [sys.executable, "-c", code, str(tmp_path / "out")]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

@@ -49,8 +49,13 @@ def test_names_of_the_catalogs_convention(
 
 
 @stable(200)
-@given(detection=detections, kind=st.sampled_from(KINDS), version=st.integers(0, 999), gz=st.booleans(),
-       folder=st.sampled_from(["", "package/", "/a/b/", "../"]))  # fmt: skip
+@given(
+    detection=detections,
+    kind=st.sampled_from(KINDS),
+    version=st.integers(0, 999),
+    gz=st.booleans(),
+    folder=st.sampled_from(["", "package/", "/a/b/", "../"]),
+)
 def test_a_name_says_what_it_was_made_of(
     detection: DetectionId, kind: str, version: int, gz: bool, folder: str
 ) -> None:
@@ -129,8 +134,14 @@ def listed(folder: Path, content: bytes, name: str = "part.tar") -> list[File]:
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_files_of_a_tar_in_their_order_without_their_folders(tmp_path: Path, format: int) -> None:
     long = "d" * 120 + "/acisf04938_000N002_r0043_rmf3.fits.gz"
-    content = tar_bytes(("package", None), ("package/b", b"2" * 600), ("a", b""), ("./x/y/c", b"3"),
-                        *([(long, b"4")] if format != tarfile.USTAR_FORMAT else []), format=format)  # fmt: skip
+    content = tar_bytes(
+        ("package", None),
+        ("package/b", b"2" * 600),
+        ("a", b""),
+        ("./x/y/c", b"3"),
+        *([(long, b"4")] if format != tarfile.USTAR_FORMAT else []),
+        format=format,
+    )
     expected = [File("b", b"2" * 600), File("a", b""), File("c", b"3")]
     if format != tarfile.USTAR_FORMAT:
         expected.append(File("acisf04938_000N002_r0043_rmf3.fits.gz", b"4"))
@@ -219,10 +230,15 @@ def test_a_changed_byte_in_a_tar_is_an_archive_error_or_harmless(
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"<html>Error</html>", b"Error executing query: none\n" * 50, b"SIMPLE  =".ljust(2880),
-     b"\x1f\x8b" + bytes(90)],
+    [
+        b"",
+        b"<html>Error</html>",
+        b"Error executing query: none\n" * 50,
+        b"SIMPLE  =".ljust(2880),
+        b"\x1f\x8b" + bytes(90),
+    ],
     ids=["empty", "html", "text", "fits", "gzip"],
-)  # fmt: skip
+)
 def test_something_else_than_a_tar_is_an_error(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(ArchiveError, match=r"part\.tar"):
         listed(tmp_path, content)
@@ -246,8 +262,10 @@ FIRST, SECOND = DetectionId(4938, 0, 43), DetectionId(7867, 0, 2)
 
 
 def files(detection: DetectionId, versions: tuple[int, int, int] = (1, 1, 1)) -> list[File]:
-    return [File(product_name(detection, kind, version), f"{detection} {kind} {version}".encode())
-            for kind, version in zip(KINDS, versions, strict=True)]  # fmt: skip
+    return [
+        File(product_name(detection, kind, version), f"{detection} {kind} {version}".encode())
+        for kind, version in zip(KINDS, versions, strict=True)
+    ]
 
 
 def test_the_three_files_may_be_of_different_versions() -> None:
@@ -280,14 +298,22 @@ def test_an_interleaved_observation_gives_one_of_each_cycle(order: list[int]) ->
             assert getattr(one, kind).data == f"{one.detection} {kind} 1".encode()
 
 
-@given(own=st.sets(st.sampled_from([(cycle, kind) for cycle in ("e1", "e2") for kind in KINDS]), min_size=1),
-       shared=st.sets(st.sampled_from(KINDS)))  # fmt: skip
+@given(
+    own=st.sets(st.sampled_from([(cycle, kind) for cycle in ("e1", "e2") for kind in KINDS]), min_size=1),
+    shared=st.sets(st.sampled_from(KINDS)),
+)
 @stable(100)
 def test_a_cycle_takes_the_response_of_no_cycle_where_it_has_none(own: set[tuple[str, str]], shared: set[str]) -> None:
     """Never the spectrum: where that is of no cycle, it is one of its own."""
-    every = [*(file for kind, file in zip(KINDS, files(FIRST), strict=True) if kind in shared),
-             *(file for cycle in ("e1", "e2") for kind, file in zip(KINDS, files(FIRST.with_cycle(cycle)), strict=True)
-               if (cycle, kind) in own)]  # fmt: skip
+    every = [
+        *(file for kind, file in zip(KINDS, files(FIRST), strict=True) if kind in shared),
+        *(
+            file
+            for cycle in ("e1", "e2")
+            for kind, file in zip(KINDS, files(FIRST.with_cycle(cycle)), strict=True)
+            if (cycle, kind) in own
+        ),
+    ]
     found = {one.detection.cycle: one for one in group_products([FIRST], every)}
     assert set(found) == {cycle for cycle, _ in own} | ({""} if "pha" in shared else set())
     for cycle, one in found.items():
@@ -304,8 +330,13 @@ def test_detections_come_in_the_order_asked_for() -> None:
 
 
 def test_files_of_others_are_passed_over() -> None:
-    others = [*files(DetectionId(4938, 0, 44)), *files(DetectionId(4938, 1, 43)), *files(DetectionId(4939, 0, 43)),
-              File("README", b""), File("4938.0.43", b"")]  # fmt: skip
+    others = [
+        *files(DetectionId(4938, 0, 44)),
+        *files(DetectionId(4938, 1, 43)),
+        *files(DetectionId(4939, 0, 43)),
+        File("README", b""),
+        File("4938.0.43", b""),
+    ]
     (found,) = group_products([FIRST], [*others, *files(FIRST), *others])
     assert [getattr(found, kind) for kind in KINDS] == files(FIRST)
     (found,) = group_products([FIRST], others)
@@ -321,7 +352,9 @@ def test_what_is_missing_is_none(missing: str) -> None:
 
 def test_nothing_at_all_gives_one_without_files() -> None:
     assert [(one.detection, one.pha, one.arf, one.rmf) for one in group_products([SECOND, FIRST], [])] == [
-        (SECOND, None, None, None), (FIRST, None, None, None)]  # fmt: skip
+        (SECOND, None, None, None),
+        (FIRST, None, None, None),
+    ]
 
 
 def test_a_detection_asked_for_twice_or_by_its_cycle_comes_once() -> None:

@@ -45,9 +45,13 @@ def test_object_ids_differ_and_sort_as_detections_do(one: DetectionId, other: De
 
 @pytest.mark.parametrize(
     ("text", "object_id"),
-    [("4938.0.43", 493800000430), ("7867.0.2", 786700000020), ("1575.1.85.e1", 157500100851),
-     ("1575.1.85.e2", 157500100852)],
-)  # fmt: skip
+    [
+        ("4938.0.43", 493800000430),
+        ("7867.0.2", 786700000020),
+        ("1575.1.85.e1", 157500100851),
+        ("1575.1.85.e2", 157500100852),
+    ],
+)
 def test_the_digits_of_an_object_id(text: str, object_id: int) -> None:
     """By hand: obsid, obi in three digits, region_id in four, then 0, 1 (e1) or 2 (e2)."""
     assert DetectionId.parse(text).object_id == object_id
@@ -69,9 +73,28 @@ def test_a_number_is_a_detections_or_refused(number: int) -> None:
         assert detection.object_id == number
 
 
-@pytest.mark.parametrize("text", ["", "4938", "4938.0", "4938.0.43.", "4938.0.43.e3", "4938.0.43.E1", "4938.0.43.1",
-                                  "-1.0.43", "4938,0,43", "4938.0.43 x", "1234567.0.1", "1.1234.1", "1.0.12345",
-                                  "4938 .0.43", "1e3.0.1", "٤٩٣٨.0.43", "4938.0.43/spectrum/b"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "4938",
+        "4938.0",
+        "4938.0.43.",
+        "4938.0.43.e3",
+        "4938.0.43.E1",
+        "4938.0.43.1",
+        "-1.0.43",
+        "4938,0,43",
+        "4938.0.43 x",
+        "1234567.0.1",
+        "1.1234.1",
+        "1.0.12345",
+        "4938 .0.43",
+        "1e3.0.1",
+        "٤٩٣٨.0.43",
+        "4938.0.43/spectrum/b",
+    ],
+)
 def test_text_that_is_no_detection_is_refused(text: str) -> None:
     with pytest.raises(SettingError, match="is not a detection"):
         DetectionId.parse(text)
@@ -124,10 +147,21 @@ def test_whole_numbers_of_kev_are_the_same_recipe() -> None:
 
 
 def test_every_setting_and_the_version_change_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = [Recipe(), Recipe(energy_min=0.6), Recipe(energy_max=7.9), Recipe(min_counts=6), Recipe(subtract=False),
-               Recipe(group=False)]  # fmt: skip
+    changed = [
+        Recipe(),
+        Recipe(energy_min=0.6),
+        Recipe(energy_max=7.9),
+        Recipe(min_counts=6),
+        Recipe(subtract=False),
+        Recipe(group=False),
+    ]
     assert {field.name for field in dataclasses.fields(Recipe)} == {
-        "energy_min", "energy_max", "min_counts", "subtract", "group"}  # fmt: skip
+        "energy_min",
+        "energy_max",
+        "min_counts",
+        "subtract",
+        "group",
+    }
     keys = [recipe.key for recipe in changed]
     monkeypatch.setattr(Recipe, "VERSION", 2)
     keys += [Recipe().key]
@@ -136,13 +170,30 @@ def test_every_setting_and_the_version_change_the_key(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     "settings",
-    [{"energy_min": -0.1}, {"energy_min": 8.0}, {"energy_min": 9}, {"energy_max": 20.1}, {"energy_max": 0.5},
-     {"energy_min": math.nan}, {"energy_max": math.nan}, {"energy_max": math.inf}, {"energy_min": "0.5"},
-     {"energy_min": None}, {"energy_min": True}, {"min_counts": 0}, {"min_counts": -5}, {"min_counts": 5.0},
-     {"min_counts": "5"}, {"min_counts": None}, {"min_counts": True}, {"subtract": "no"}, {"group": 0},
-     {"group": None}],
+    [
+        {"energy_min": -0.1},
+        {"energy_min": 8.0},
+        {"energy_min": 9},
+        {"energy_max": 20.1},
+        {"energy_max": 0.5},
+        {"energy_min": math.nan},
+        {"energy_max": math.nan},
+        {"energy_max": math.inf},
+        {"energy_min": "0.5"},
+        {"energy_min": None},
+        {"energy_min": True},
+        {"min_counts": 0},
+        {"min_counts": -5},
+        {"min_counts": 5.0},
+        {"min_counts": "5"},
+        {"min_counts": None},
+        {"min_counts": True},
+        {"subtract": "no"},
+        {"group": 0},
+        {"group": None},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_recipe_that_makes_no_sense_is_refused(settings: dict[str, Any]) -> None:
     (name,) = settings
     with pytest.raises(SettingError, match=r"keV|whole number|True or False") as caught:
@@ -185,13 +236,29 @@ def spectrum(**changes: Any) -> Spectrum:
     channels = np.zeros(N_CHANNELS, dtype=np.int32)
     bounds = np.arange(N_CHANNELS + 1) * 0.0146
     area = np.ones(4, dtype=np.float32)
-    values = {"detection": DetectionId(1, 0, 1), "detnam": None, "grating": "NONE", "exposure": 1.0,
-              "background_scale": 0.1, "source_counts": 1,
-              "background_counts_total": 1, "energy": (edges[:-1] + edges[1:]) / 2, "energy_lo": edges[:-1],
-              "energy_hi": edges[1:], "rate": np.ones(2), "rate_error": np.ones(2), "counts": channels,
-              "background_counts": channels, "arf_energy_lo": area, "arf_energy_hi": area, "specresp": area,
-              "ebounds_lo": bounds[:-1], "ebounds_hi": bounds[1:], "files": ("p", "a", "r"),
-              "sha256": ("1", "2", "3")}  # fmt: skip
+    values = {
+        "detection": DetectionId(1, 0, 1),
+        "detnam": None,
+        "grating": "NONE",
+        "exposure": 1.0,
+        "background_scale": 0.1,
+        "source_counts": 1,
+        "background_counts_total": 1,
+        "energy": (edges[:-1] + edges[1:]) / 2,
+        "energy_lo": edges[:-1],
+        "energy_hi": edges[1:],
+        "rate": np.ones(2),
+        "rate_error": np.ones(2),
+        "counts": channels,
+        "background_counts": channels,
+        "arf_energy_lo": area,
+        "arf_energy_hi": area,
+        "specresp": area,
+        "ebounds_lo": bounds[:-1],
+        "ebounds_hi": bounds[1:],
+        "files": ("p", "a", "r"),
+        "sha256": ("1", "2", "3"),
+    }
     return Spectrum(**(values | changes))
 
 
@@ -207,21 +274,23 @@ def test_a_spectrum_knows_its_bins_and_its_grid() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"rate": np.ones(3)}, "share one shape"),
-     ({"rate_error": np.ones((2, 1))}, "share one shape"),
-     (dict.fromkeys(["energy", "energy_lo", "energy_hi", "rate", "rate_error"], np.ones(0)), "share one shape"),
-     (dict.fromkeys(["energy", "energy_lo", "energy_hi", "rate", "rate_error"], np.ones((2, 2))), "share one shape"),
-     ({"energy_lo": np.array([2.0, 1.0])}, "rise"),
-     ({"energy_lo": np.array([1.0, 1.0])}, "rise"),
-     ({"energy_hi": np.array([2.0, 2.0])}, "rise"),
-     ({"energy_lo": np.array([np.nan, 2.0])}, "rise"),
-     ({"counts": np.zeros(512, np.int32)}, "1024"),
-     ({"background_counts": np.zeros((1024, 1), np.int32)}, "1024"),
-     ({"ebounds_lo": np.zeros(1023)}, "1024"),
-     ({"ebounds_hi": np.zeros(1025)}, "1024"),
-     ({"specresp": np.ones(3, np.float32)}, "effective area"),
-     ({"arf_energy_lo": np.ones(5, np.float32)}, "effective area")],
-)  # fmt: skip
+    [
+        ({"rate": np.ones(3)}, "share one shape"),
+        ({"rate_error": np.ones((2, 1))}, "share one shape"),
+        (dict.fromkeys(["energy", "energy_lo", "energy_hi", "rate", "rate_error"], np.ones(0)), "share one shape"),
+        (dict.fromkeys(["energy", "energy_lo", "energy_hi", "rate", "rate_error"], np.ones((2, 2))), "share one shape"),
+        ({"energy_lo": np.array([2.0, 1.0])}, "rise"),
+        ({"energy_lo": np.array([1.0, 1.0])}, "rise"),
+        ({"energy_hi": np.array([2.0, 2.0])}, "rise"),
+        ({"energy_lo": np.array([np.nan, 2.0])}, "rise"),
+        ({"counts": np.zeros(512, np.int32)}, "1024"),
+        ({"background_counts": np.zeros((1024, 1), np.int32)}, "1024"),
+        ({"ebounds_lo": np.zeros(1023)}, "1024"),
+        ({"ebounds_hi": np.zeros(1025)}, "1024"),
+        ({"specresp": np.ones(3, np.float32)}, "effective area"),
+        ({"arf_energy_lo": np.ones(5, np.float32)}, "effective area"),
+    ],
+)
 def test_a_spectrum_that_contradicts_itself_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         spectrum(**changes)
@@ -229,21 +298,30 @@ def test_a_spectrum_that_contradicts_itself_is_refused(changes: dict[str, Any], 
 
 def response(**changes: Any) -> Response:
     one, energies = np.ones(2, np.int32), np.array([1.0, 2.0])
-    values = {"first_channel": 1, "energy_lo": energies, "energy_hi": energies + 1, "n_grp": one, "f_chan": one,
-              "n_chan": one, "matrix": np.ones(2, np.float32)}  # fmt: skip
+    values = {
+        "first_channel": 1,
+        "energy_lo": energies,
+        "energy_hi": energies + 1,
+        "n_grp": one,
+        "f_chan": one,
+        "n_chan": one,
+        "matrix": np.ones(2, np.float32),
+    }
     return Response(**(values | changes))
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"energy_lo": np.array([2.0, 1.0]), "energy_hi": np.array([3.0, 2.0])}, "do not rise"),
-     ({"energy_lo": np.array([1.0, 1.0])}, "do not rise"),
-     ({"energy_hi": np.array([1.0, 3.0])}, "do not rise"),
-     ({"energy_hi": np.ones(3)}, "share one shape"),
-     ({"n_chan": np.ones(3, np.int32)}, "as many values as there are groups"),
-     ({"matrix": np.ones(3, np.float32)}, "as many values as the groups have channels")],
+    [
+        ({"energy_lo": np.array([2.0, 1.0]), "energy_hi": np.array([3.0, 2.0])}, "do not rise"),
+        ({"energy_lo": np.array([1.0, 1.0])}, "do not rise"),
+        ({"energy_hi": np.array([1.0, 3.0])}, "do not rise"),
+        ({"energy_hi": np.ones(3)}, "share one shape"),
+        ({"n_chan": np.ones(3, np.int32)}, "as many values as there are groups"),
+        ({"matrix": np.ones(3, np.float32)}, "as many values as the groups have channels"),
+    ],
     ids=["falling", "equal", "empty", "longer", "groups", "matrix"],
-)  # fmt: skip
+)
 def test_a_response_that_contradicts_itself_is_refused(changes: dict[str, Any], words: str) -> None:
     assert response().matrix.size == 2
     with pytest.raises(ValueError, match=words):

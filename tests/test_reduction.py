@@ -163,13 +163,28 @@ recipes = st.builds(
 
 
 @stable(60)
-@given(seed=seeds, level=levels, background=st.one_of(st.just(0.0), levels), source_cards=source_scales,
-       background_cards=background_scales, edge=st.sampled_from([0.0, 0.5]),
-       recipe=st.one_of(st.just(DEFAULT), recipes), double=st.booleans())  # fmt: skip
+@given(
+    seed=seeds,
+    level=levels,
+    background=st.one_of(st.just(0.0), levels),
+    source_cards=source_scales,
+    background_cards=background_scales,
+    edge=st.sampled_from([0.0, 0.5]),
+    recipe=st.one_of(st.just(DEFAULT), recipes),
+    double=st.booleans(),
+)
 def test_simulated_spectra_equal_the_session(
-    ui_of_module: Any, tmp_path_factory: pytest.TempPathFactory, seed: int, level: float, background: float,
-    source_cards: dict[str, float], background_cards: dict[str, float], edge: float, recipe: Recipe, double: bool,
-) -> None:  # fmt: skip
+    ui_of_module: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    level: float,
+    background: float,
+    source_cards: dict[str, float],
+    background_cards: dict[str, float],
+    edge: float,
+    recipe: Recipe,
+    double: bool,
+) -> None:
     """Faint or bright, with any scales, any recipe, no background counts, energies in either precision."""
     rng = np.random.default_rng(seed)
     counts, background_counts = (poisson(mean, seed + i, edge) for i, mean in enumerate((level, background)))
@@ -283,16 +298,21 @@ def test_the_chips_and_the_grating_are_those_of_the_header(detection: DetectionI
 
 @pytest.mark.parametrize("value", [None, "", 7, True], ids=str)
 def test_chips_and_grating_that_the_header_does_not_name_are_null(value: Any) -> None:
-    content = ff.pha(poisson(5.0), poisson(3.0), source_cards={"DETNAM": value, "GRATING": value},
-                     background_cards={"DETNAM": "ACIS-7", "GRATING": "HETG"})  # fmt: skip
+    content = ff.pha(
+        poisson(5.0),
+        poisson(3.0),
+        source_cards={"DETNAM": value, "GRATING": value},
+        background_cards={"DETNAM": "ACIS-7", "GRATING": "HETG"},
+    )
     spectrum = reduced(products(pha=content))
     assert (spectrum.detnam, spectrum.grating) == (None, None)
 
 
 def one_spectrum(**extra: list[fits.Column]) -> bytes:
     """A PHA file with these columns besides, in the extension TOTAL or BKG."""
-    first, second = (ff.spectrum(kind, poisson(5.0, seed), extra=extra.get(kind, ()))
-                     for seed, kind in enumerate(("TOTAL", "BKG")))  # fmt: skip
+    first, second = (
+        ff.spectrum(kind, poisson(5.0, seed), extra=extra.get(kind, ())) for seed, kind in enumerate(("TOTAL", "BKG"))
+    )
     return ff.fits_bytes(first, ff.gti(), second)
 
 
@@ -302,11 +322,16 @@ def integers(name: str, *values: int) -> fits.Column:
 
 @pytest.mark.parametrize(
     "columns",
-    [[], [integers("GROUPING", 0)], [integers("GROUPING", 1)], [integers("GROUPING", 0, 1, 1)],
-     [integers("GROUPING", 1), integers("QUALITY", 0, 5)],
-     [fits.Column(name, "E", array=np.full(N_CHANNELS, 0.5)) for name in ("STAT_ERR", "SYS_ERR", "RATE")]],
+    [
+        [],
+        [integers("GROUPING", 0)],
+        [integers("GROUPING", 1)],
+        [integers("GROUPING", 0, 1, 1)],
+        [integers("GROUPING", 1), integers("QUALITY", 0, 5)],
+        [fits.Column(name, "E", array=np.full(N_CHANNELS, 0.5)) for name in ("STAT_ERR", "SYS_ERR", "RATE")],
+    ],
     ids=lambda columns: " ".join(column.name for column in columns),
-)  # fmt: skip
+)
 def test_columns_that_change_nothing_equal_the_session(ui: Any, tmp_path: Path, columns: list[fits.Column]) -> None:
     files = products(pha=one_spectrum(TOTAL=columns, BKG=columns))
     assert_equal_to_the_bit(reduced(files), session(ui, files, DEFAULT, tmp_path))
@@ -407,8 +432,11 @@ def test_a_single_count_is_a_spectrum() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_of_another_detection(kind: str, field: str) -> None:
     other = replace(DETECTION, **{field: getattr(DETECTION, field) + 1})
-    content = {"pha": lambda: ff.pha(poisson(5.0), poisson(3.0), other), "arf": lambda: ff.arf(other),
-               "rmf": lambda: ff.rmf(other)}[kind]()  # fmt: skip
+    content = {
+        "pha": lambda: ff.pha(poisson(5.0), poisson(3.0), other),
+        "arf": lambda: ff.arf(other),
+        "rmf": lambda: ff.rmf(other),
+    }[kind]()
     message = rejected(products(**{kind: content}), "wrong_ids", ff.product_name(DETECTION, kind)).message
     assert str(other) in message
     assert str(DETECTION) in message
@@ -421,8 +449,9 @@ def test_a_background_of_another_detection() -> None:
 
 
 @pytest.mark.parametrize("keyword", ["OBS_ID", "OBI_NUM", "REGIONID"])
-@pytest.mark.parametrize(("kind", "extension"), [("pha", 1), ("pha", 3), ("arf", 1), ("rmf", 1)],
-                         ids=["source", "background", "arf", "rmf"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "extension"), [("pha", 1), ("pha", 3), ("arf", 1), ("rmf", 1)], ids=["source", "background", "arf", "rmf"]
+)
 def test_only_the_source_spectrum_must_have_every_id(kind: str, extension: int, keyword: str) -> None:
     """What has none is of the detection that its file's name says; what has another is refused, see above."""
     data = getattr(products(), kind).data
@@ -649,11 +678,21 @@ def test_a_product_of_just_the_largest_size_is_read(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\n", b"<!DOCTYPE html><html><body>Error</body></html>", b"Error executing query: no such file\n",
-     b"SIMPLE  =", b"SIMPLE  =                    T", b"SIMPLE  = T".ljust(80), bytes(5000), b"\x1f", b"\x1f\x8b",
-     zlib.compress(b"SIMPLE  =")],
+    [
+        b"",
+        b"\n",
+        b"<!DOCTYPE html><html><body>Error</body></html>",
+        b"Error executing query: no such file\n",
+        b"SIMPLE  =",
+        b"SIMPLE  =                    T",
+        b"SIMPLE  = T".ljust(80),
+        bytes(5000),
+        b"\x1f",
+        b"\x1f\x8b",
+        zlib.compress(b"SIMPLE  ="),
+    ],
     ids=["empty", "newline", "html", "text", "word", "half card", "card", "zeros", "half magic", "magic", "zlib"],
-)  # fmt: skip
+)
 def test_something_else_in_place_of_a_file(kind: str, content: bytes) -> None:
     files = replace(products(), **{kind: File("some_name", content)})
     rejected(files, "damaged_gzip" if content == b"\x1f\x8b" else f"unreadable_{kind}", "some_name")
@@ -720,8 +759,11 @@ def assert_no_exception(kind: str, data: bytes, recipe: Recipe = DEFAULT) -> Non
 
 
 @stable(600)
-@given(kind=st.sampled_from(KINDS), place=st.floats(0.0, 1.0, exclude_max=True),
-       value=st.one_of(st.sampled_from(b"0123456789EDT'-+. /"), st.integers(0, 255)))  # fmt: skip
+@given(
+    kind=st.sampled_from(KINDS),
+    place=st.floats(0.0, 1.0, exclude_max=True),
+    value=st.one_of(st.sampled_from(b"0123456789EDT'-+. /"), st.integers(0, 255)),
+)
 def test_no_changed_byte_in_a_header_is_an_exception(kind: str, place: float, value: int) -> None:
     data = bytearray(getattr(WHOLE, kind).data)
     data[HEADERS[kind][int(place * len(HEADERS[kind]))]] = value
@@ -729,8 +771,11 @@ def test_no_changed_byte_in_a_header_is_an_exception(kind: str, place: float, va
 
 
 @stable(250)
-@given(kind=st.sampled_from(KINDS), changes=st.lists(st.tuples(st.floats(0.0, 1.0, exclude_max=True),
-       st.integers(0, 255)), min_size=1, max_size=8), recipe=recipes)  # fmt: skip
+@given(
+    kind=st.sampled_from(KINDS),
+    changes=st.lists(st.tuples(st.floats(0.0, 1.0, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
+    recipe=recipes,
+)
 def test_no_changed_bytes_anywhere_are_an_exception(
     kind: str, changes: list[tuple[float, int]], recipe: Recipe
 ) -> None:
@@ -741,17 +786,63 @@ def test_no_changed_bytes_anywhere_are_an_exception(
 
 
 STRUCTURE = [("pha", 1), ("pha", 3), ("arf", 1), ("rmf", 1), ("rmf", 2)]
-WORDS = ["BITPIX", "NAXIS", "NAXIS1", "NAXIS2", "PCOUNT", "TFIELDS", "TFORM1", "TFORM2", "TFORM3", "TTYPE1", "EXTNAME",
-         "XTENSION", "DETCHANS"]  # fmt: skip
-VALUES = ["0", "1", "-1", "2", "4", "3", "-5", "1024", "1023", "1025", "2147483647", "99999999999999999999", "1E24",
-          "1E308", "1E400", "nan", "-inf", "1.5", "T", "''", "'1J'", "'2J'", "'0J'", "'J'", "'1K'", "'1PE(3)'",
-          "'99999999X'", "'é'", "'CHANNEL'", "'\0'", "4294967296", "9223372036854775807",
-          "-9223372036854775808"]  # fmt: skip
+WORDS = [
+    "BITPIX",
+    "NAXIS",
+    "NAXIS1",
+    "NAXIS2",
+    "PCOUNT",
+    "TFIELDS",
+    "TFORM1",
+    "TFORM2",
+    "TFORM3",
+    "TTYPE1",
+    "EXTNAME",
+    "XTENSION",
+    "DETCHANS",
+]
+VALUES = [
+    "0",
+    "1",
+    "-1",
+    "2",
+    "4",
+    "3",
+    "-5",
+    "1024",
+    "1023",
+    "1025",
+    "2147483647",
+    "99999999999999999999",
+    "1E24",
+    "1E308",
+    "1E400",
+    "nan",
+    "-inf",
+    "1.5",
+    "T",
+    "''",
+    "'1J'",
+    "'2J'",
+    "'0J'",
+    "'J'",
+    "'1K'",
+    "'1PE(3)'",
+    "'99999999X'",
+    "'é'",
+    "'CHANNEL'",
+    "'\0'",
+    "4294967296",
+    "9223372036854775807",
+    "-9223372036854775808",
+]
 
 
 @stable(700)
-@given(where=st.sampled_from(STRUCTURE), changes=st.dictionaries(st.sampled_from(WORDS), st.sampled_from(VALUES),
-       min_size=1, max_size=3))  # fmt: skip
+@given(
+    where=st.sampled_from(STRUCTURE),
+    changes=st.dictionaries(st.sampled_from(WORDS), st.sampled_from(VALUES), min_size=1, max_size=3),
+)
 @example(("pha", 1), {"NAXIS2": "1E24"})
 @example(("pha", 1), {"BITPIX": "4"})
 @example(("pha", 1), {"NAXIS": "1"})

@@ -118,8 +118,18 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes_and_fetches_no_finished
 ) -> None:
     chance = random.Random(5)
     with ArchiveServer(archive, port=port, bytes_per_second=20e6) as server:
-        words = ("prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--workers", 1,
-                 "--limit", 350)  # fmt: skip
+        words = (
+            "prepare",
+            tmp_path / "out",
+            "--archive",
+            server.url,
+            "--cache",
+            tmp_path / "cache",
+            "--workers",
+            1,
+            "--limit",
+            350,
+        )
         finished: set[tuple[str, ...]] = set()
         for more in (0, 1, 2, 0, 1, 2, 1, 0, 2, 1):  # packages to be finished before the kill
             start, before = len(server.log), len(stored(tmp_path))
@@ -191,10 +201,23 @@ def test_two_runs_that_share_a_cache_share_the_budget(tmp_path: Path) -> None:
     archive = HeldArchive(40)
     with ArchiveServer(archive) as server:
         runs = [
-            Run("prepare", tmp_path / str(number), "--archive", server.url, "--min-counts", 5 + number, "--workers", 1,
-                "--cache", tmp_path / "cache", "--connections", 2, change=functools.partial(impatient, read=60))
+            Run(
+                "prepare",
+                tmp_path / str(number),
+                "--archive",
+                server.url,
+                "--min-counts",
+                5 + number,
+                "--workers",
+                1,
+                "--cache",
+                tmp_path / "cache",
+                "--connections",
+                2,
+                change=functools.partial(impatient, read=60),
+            )
             for number in range(2)
-        ]  # fmt: skip
+        ]
         wait_for(lambda: stays_locked(tmp_path / "cache" / "downloads" / "next.lock") and server.max_connections == 2)
         archive.give.set()
         assert [one.wait().returncode for one in runs] == [0, 0]
@@ -249,9 +272,7 @@ def test_each_way_to_select_gives_what_a_cut_over_all_rows_gives(
     with ArchiveServer(archive) as server:
         settings = Settings(server.url, selection=selection)
         planned = plan_for(open_source(settings, tmp_path), settings)
-    expected = sorted(
-        (row["obsid"], row["obi"], row["region_id"]) for row in archive.rows if selection.keeps(row)
-    )  # fmt: skip
+    expected = sorted((row["obsid"], row["obi"], row["region_id"]) for row in archive.rows if selection.keeps(row))
     found = [(row["obsid"], row["obi"], row["region_id"]) for row in planned.catalog.to_pylist()]
     assert found == expected[: selection.limit]
     assert found
@@ -362,8 +383,9 @@ def test_an_interrupt_ends_the_run_with_one_line(
 ) -> None:
     """A terminal sends Ctrl-C to the workers, too."""
     with ArchiveServer(archive, bytes_per_second=15e6) as server:
-        words = impatient_command("prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache",
-                                  "--workers", 2)  # fmt: skip
+        words = impatient_command(
+            "prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--workers", 2
+        )
         process = subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -386,8 +408,9 @@ def test_an_interrupt_ends_the_run_with_one_line(
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers in /proc, which Linux has")
 def test_a_second_interrupt_ends_a_run_whose_workers_hang(archive: SimulatedArchive, tmp_path: Path) -> None:
     with ArchiveServer(archive, bytes_per_second=15e6) as server, (tmp_path / "errors").open("w+") as errors:
-        words = impatient_command("prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache",
-                                  "--workers", 2)  # fmt: skip
+        words = impatient_command(
+            "prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--workers", 2
+        )
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
         try:
             wait_for(lambda: len(workers_of(process.pid)) == 2)
@@ -423,8 +446,18 @@ def small_disk() -> None:
 def test_a_full_disk_is_one_line_and_what_was_finished_is_kept(archive: SimulatedArchive, tmp_path: Path) -> None:
     """A limit on the size of files stands in for a full disk: the same error path, another errno."""
     with ArchiveServer(archive) as server:
-        words = ("prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--limit", 30,
-                 "--workers", 1)  # fmt: skip
+        words = (
+            "prepare",
+            tmp_path / "out",
+            "--archive",
+            server.url,
+            "--cache",
+            tmp_path / "cache",
+            "--limit",
+            30,
+            "--workers",
+            1,
+        )
         result = Run(*words, change=small_disk).wait()
         assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
         assert "cannot write" in result.stderr
@@ -477,8 +510,18 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line_and_costs_nothing_th
     archive: SimulatedArchive, tmp_path: Path
 ) -> None:
     with ArchiveServer(archive, bytes_per_second=15e6) as server:
-        words = ("prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--workers", 2,
-                 "--limit", 120)  # fmt: skip
+        words = (
+            "prepare",
+            tmp_path / "out",
+            "--archive",
+            server.url,
+            "--cache",
+            tmp_path / "cache",
+            "--workers",
+            2,
+            "--limit",
+            120,
+        )
         broken = Run(*words, change=impatient)
         wait_for(lambda: list((tmp_path / "cache").rglob("*.arrows")))
         os.kill(workers_of(broken.process.pid)[0], signal.SIGKILL)

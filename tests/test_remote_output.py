@@ -74,10 +74,14 @@ def service() -> Iterator[S3]:
     running = S3()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
-            "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": running.url, "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": "/nowhere", "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
-        }.items():  # fmt: skip
+            "AWS_ACCESS_KEY_ID": "someone",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": running.url,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": "/nowhere",
+            "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
+        }.items():
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
         fsspec.filesystem("s3").mkdir("bucket")
@@ -216,14 +220,17 @@ def test_a_damaged_file_is_named_and_force_mends_it(plain: Path) -> None:
     assert contents(url) == contents(plain)
 
 
-@pytest.mark.parametrize(("url", "error", "why"), [
-    ("nonsense://x/y", OutputError, "cannot use nonsense://x/y: Protocol not known"),
-    ("gs://bucket/x", OutputError, "cannot use gs://bucket/x: Please install gcsfs"),
-    ("s3://nowhere/x", OutputError, "cannot read s3://nowhere/x: The specified bucket does not exist"),
-    ("s3://", SettingError, "names no folder"),
-    ("memory://", SettingError, "names no folder"),
-    ("file:///tmp/x", SettingError, "as a path"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("url", "error", "why"),
+    [
+        ("nonsense://x/y", OutputError, "cannot use nonsense://x/y: Protocol not known"),
+        ("gs://bucket/x", OutputError, "cannot use gs://bucket/x: Please install gcsfs"),
+        ("s3://nowhere/x", OutputError, "cannot read s3://nowhere/x: The specified bucket does not exist"),
+        ("s3://", SettingError, "names no folder"),
+        ("memory://", SettingError, "names no folder"),
+        ("file:///tmp/x", SettingError, "as a path"),
+    ],
+)
 def test_a_url_that_cannot_be_used_is_one_clear_line(s3: S3, url: str, error: type[Exception], why: str) -> None:
     with pytest.raises(error, match=why) as caught:
         prepare_remote(url, SETTINGS)
@@ -233,8 +240,13 @@ def test_a_url_that_cannot_be_used_is_one_clear_line(s3: S3, url: str, error: ty
 @pytest.mark.parametrize("words", [("s3://bucket/x",), ("x", "--store", "s3://bucket/store")])
 def test_without_s3fs_the_command_says_what_to_install(words: tuple[str, ...], tmp_path: Path) -> None:
     code = "import sys; sys.modules['s3fs'] = None; from builder.cli import main; main()"
-    result = subprocess.run([sys.executable, "-c", code, "prepare", *words, *WORDS], capture_output=True, text=True,
-                            check=False, cwd=tmp_path)  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-c", code, "prepare", *words, *WORDS],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
     assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
     assert "pip install 'chandra-spectra[s3]'" in result.stderr and not list(tmp_path.iterdir())
 

@@ -27,9 +27,17 @@ from builder.report import SAMPLE, write_report
 from tests.conftest import command
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-sync",
-             "--window-size=1280,1000")  # fmt: skip
+ARGUMENTS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,1000",
+)
 HOSTILE = "</script><script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'>"
 
 
@@ -161,9 +169,14 @@ def test_the_spectra_are_those_of_the_shards(sample: Path, pages: dict[str, Path
 def test_the_page_tells_selection_recipe_command_and_reasons(sample: Path, pages: dict[str, Path]) -> None:
     words = pages["sample"].read_text(encoding="utf-8")
     for said in (
-        "the whole embedded sample", "0.5–8 keV kept", "at least 5 counts a bin", "release 2.1", "--archive embedded",
-        "only two of its rows are real", "<code>train</code> ",
-    ):  # fmt: skip
+        "the whole embedded sample",
+        "0.5–8 keV kept",
+        "at least 5 counts a bin",
+        "release 2.1",
+        "--archive embedded",
+        "only two of its rows are real",
+        "<code>train</code> ",
+    ):
         assert said in words, said
     reasons = read_manifest(sample)["counts"]["reasons"]
     assert reasons
@@ -334,9 +347,11 @@ class Page:
         assert [line["message"] for line in self.browser.get_log("browser")] == []
         assert self.run("return performance.getEntriesByType('resource').length") == 0
         events = [json.loads(line["message"])["message"] for line in self.browser.get_log("performance")]
-        asked = {event["params"]["request"]["url"].partition(":")[0] for event in events
-                 if event["method"] == "Network.requestWillBeSent"
-                 and event["params"]["documentURL"] == self.address}  # fmt: skip
+        asked = {
+            event["params"]["request"]["url"].partition(":")[0]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent" and event["params"]["documentURL"] == self.address
+        }
         assert asked <= {"file", "data", "blob"}
         assert "file" in asked  # the page itself: the log does tell
 
@@ -352,8 +367,18 @@ def test_it_opens_with_all_its_pictures_and_the_brightest_spectrum(page: Page, s
     for plot in ("sky", "histogram-0", "histogram-1", "histogram-2", "hardness", "spectrum"):
         assert page.run("return document.querySelectorAll(`#${arguments[0]} .main-svg`).length", plot) > 0, plot
     heads = page.run("return [...document.querySelectorAll('#table th')].map((head) => head.textContent)")
-    assert heads == ["source", "detection", "observed", "exposure ks", "net counts", "S/N", "off axis arcmin", "bins",
-                     "hardness (h–m)", "split"]  # fmt: skip
+    assert heads == [
+        "source",
+        "detection",
+        "observed",
+        "exposure ks",
+        "net counts",
+        "S/N",
+        "off axis arcmin",
+        "bins",
+        "hardness (h–m)",
+        "split",
+    ]
     titles = page.run("return [...document.querySelectorAll('#table th button')].map((button) => button.title)")
     assert all(titles) and titles[8].startswith("hardness ratio (hard - medium) / (hard + medium)")
     rows = pq.read_table(sample / "data").to_pylist()

@@ -41,11 +41,13 @@ def by_astropy(path: Path) -> dict[str, Any]:
         data = hdus[1].data
         groups = [range(n) for n in data["N_GRP"]]
         return {
-            "energy_lo": data["ENERG_LO"], "energy_hi": data["ENERG_HI"], "n_grp": data["N_GRP"],
+            "energy_lo": data["ENERG_LO"],
+            "energy_hi": data["ENERG_HI"],
+            "n_grp": data["N_GRP"],
             "f_chan": [row["F_CHAN"][g] for row, of in zip(data, groups, strict=True) for g in of],
             "n_chan": [row["N_CHAN"][g] for row, of in zip(data, groups, strict=True) for g in of],
             "matrix": np.concatenate([row["MATRIX"][: sum(row["N_CHAN"][: row["N_GRP"]])] for row in data]),
-        }  # fmt: skip
+        }
 
 
 def made(
@@ -62,9 +64,11 @@ def made(
         return fits.Column(title, f"{width}{code}", array=np.array([row + [0] * (width - len(row)) for row in lists]))
 
     energy = np.arange(1, len(groups) + 1, dtype=np.float32)
-    lists = {"F_CHAN": [[begin for begin, _ in of] for of in groups],
-             "N_CHAN": [[len(values) for _, values in of] for of in groups],
-             "MATRIX": [[value for _, values in of for value in values] for of in groups]}  # fmt: skip
+    lists = {
+        "F_CHAN": [[begin for begin, _ in of] for of in groups],
+        "N_CHAN": [[len(values) for _, values in of] for of in groups],
+        "MATRIX": [[value for _, values in of for value in values] for of in groups],
+    }
     lists |= {key: value for key, value in damage.items() if key in lists}
     columns = [
         fits.Column("ENERG_LO", "E", array=damage.get("ENERG_LO", energy)),
@@ -167,8 +171,11 @@ def test_every_row_has_its_response_once_as_the_file_has_it(full_sample: Path, t
     rows = load_dataset(str(full_sample), "counts", cache_dir=str(tmp_path))
     keys = responses["rmf_sha256"][:]
     assert sorted(keys) == sorted({key for split in rows.values() for key in split["rmf_sha256"]})
-    known = {row["detection_id"]: row for split in rows.values()
-             for row in split.select_columns(["detection_id", "rmf_sha256", "ebounds_id"])}  # fmt: skip
+    known = {
+        row["detection_id"]: row
+        for split in rows.values()
+        for row in split.select_columns(["detection_id", "rmf_sha256", "ebounds_id"])
+    }
     for detection, stem in ff.REAL.items():
         row = responses[list(keys).index(known[str(detection)]["rmf_sha256"])]
         assert row["ebounds_id"] == known[str(detection)]["ebounds_id"]

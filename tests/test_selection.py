@@ -23,16 +23,38 @@ from tests.fits_files import stable
 
 # The way from a source to its detections, and the fixed part of the dataset's definition: CSC 2.1 TAP, the form of
 # join that its parser is known to take.
-CONDITIONS = ["m.name = a.name", "s.detect_stack_id = a.detect_stack_id", "s.region_id = a.region_id",
-              "s.detect_stack_id = b.detect_stack_id", "s.region_id = b.region_id", "o.obsid = b.obsid",
-              "o.obi = b.obi", "o.region_id = b.region_id", "a.match_type = 'u'",
-              "o.flux_bb_aper_b IS NOT NULL"]  # fmt: skip
-TABLES = {"csc21.master_source m", "csc21.master_stack_assoc a", "csc21.stack_source s",
-          "csc21.stack_observation_assoc b", "csc21.observation_source o"}  # fmt: skip
+CONDITIONS = [
+    "m.name = a.name",
+    "s.detect_stack_id = a.detect_stack_id",
+    "s.region_id = a.region_id",
+    "s.detect_stack_id = b.detect_stack_id",
+    "s.region_id = b.region_id",
+    "o.obsid = b.obsid",
+    "o.obi = b.obi",
+    "o.region_id = b.region_id",
+    "a.match_type = 'u'",
+    "o.flux_bb_aper_b IS NOT NULL",
+]
+TABLES = {
+    "csc21.master_source m",
+    "csc21.master_stack_assoc a",
+    "csc21.stack_source s",
+    "csc21.stack_observation_assoc b",
+    "csc21.observation_source o",
+}
 
-ROW: dict[str, Any] = {"name": "2CXO J1", "ra": 10.0, "dec": 0.0, "obsid": 1, "obi": 0, "region_id": 2,
-                       "flux_bb_aper_b": 1e-14, "src_cnts_aper_b": 100.0, "flux_significance_b": 9.0,
-                       "theta": 1.0}  # fmt: skip
+ROW: dict[str, Any] = {
+    "name": "2CXO J1",
+    "ra": 10.0,
+    "dec": 0.0,
+    "obsid": 1,
+    "obi": 0,
+    "region_id": 2,
+    "flux_bb_aper_b": 1e-14,
+    "src_cnts_aper_b": 100.0,
+    "flux_significance_b": 9.0,
+    "theta": 1.0,
+}
 
 
 def query(selection: Selection) -> str:
@@ -132,10 +154,16 @@ def test_the_columns_are_asked_for_once_each() -> None:
 @stable(100)
 @given(st.floats(0, 1e12), st.floats(0, 1e12), st.floats(0, 1e12))
 def test_cuts_are_written_without_loss(counts: float, significance: float, theta: float) -> None:
-    found = dict(re.findall(r"o\.(src_cnts_aper_b|flux_significance_b|theta) [<>] (\S+)",
-                            query(Selection(counts, significance, theta))))  # fmt: skip
+    found = dict(
+        re.findall(
+            r"o\.(src_cnts_aper_b|flux_significance_b|theta) [<>] (\S+)", query(Selection(counts, significance, theta))
+        )
+    )
     assert {name: float(text) for name, text in found.items()} == {
-        "src_cnts_aper_b": counts, "flux_significance_b": significance, "theta": theta}  # fmt: skip
+        "src_cnts_aper_b": counts,
+        "flux_significance_b": significance,
+        "theta": theta,
+    }
 
 
 @pytest.mark.parametrize("number", [1, 100, 101, 250])
@@ -165,9 +193,15 @@ values = st.one_of(st.none(), st.floats(-10, 200), st.sampled_from([40.0, 4.0, 1
 
 
 @stable(300)
-@given(flux=values, counts=values, significance=values, theta=values,
-       selection=st.builds(Selection, st.none() | st.floats(0, 100), st.none() | st.floats(0, 10),
-                           st.none() | st.floats(0, 20)))  # fmt: skip
+@given(
+    flux=values,
+    counts=values,
+    significance=values,
+    theta=values,
+    selection=st.builds(
+        Selection, st.none() | st.floats(0, 100), st.none() | st.floats(0, 10), st.none() | st.floats(0, 20)
+    ),
+)
 @example(**ALL_CUTS)
 @example(**ALL_CUTS | {"flux": None})  # and those where one null decides
 @example(**ALL_CUTS | {"counts": None})
@@ -194,10 +228,15 @@ def test_keeps_is_what_sql_would_keep(
 
 
 def test_lists_and_the_cone_all_have_to_agree() -> None:
-    assert Selection(names=("2CXO J1",), obsids=(1,), detections=frozenset([DetectionId(1, 0, 2)]),
-                     cone=Cone(10, 0, 1)).keeps(ROW)  # fmt: skip
-    for other in (Selection(names=("2CXO J2",)), Selection(obsids=(2,)), Selection(cone=Cone(12, 0, 1)),
-                  Selection(detections=frozenset([DetectionId(1, 0, 3)]))):  # fmt: skip
+    assert Selection(
+        names=("2CXO J1",), obsids=(1,), detections=frozenset([DetectionId(1, 0, 2)]), cone=Cone(10, 0, 1)
+    ).keeps(ROW)
+    for other in (
+        Selection(names=("2CXO J2",)),
+        Selection(obsids=(2,)),
+        Selection(cone=Cone(12, 0, 1)),
+        Selection(detections=frozenset([DetectionId(1, 0, 3)])),
+    ):
         assert not other.keeps(ROW)
 
 
@@ -219,8 +258,10 @@ def test_a_cone_is_read_from_text(text: str, cone: Cone) -> None:
     assert Cone.parse(text) == cone
 
 
-@pytest.mark.parametrize("text", ["", "1,2", "1,2,3,4", "a,b,c", "360,0,1", "-1,0,1", "0,91,1", "0,0,0", "0,0,-1",
-                                  "0,0,181", "nan,0,1", "0,0,inf"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    ["", "1,2", "1,2,3,4", "a,b,c", "360,0,1", "-1,0,1", "0,91,1", "0,0,0", "0,0,-1", "0,0,181", "nan,0,1", "0,0,inf"],
+)
 def test_what_is_no_cone_is_refused(text: str) -> None:
     with pytest.raises(SettingError, match="cone"):
         Cone.parse(text)
@@ -271,13 +312,15 @@ def test_the_box_holds_the_cone_and_the_cone_goes_by_true_separation(cone: Cone,
 
 @pytest.mark.parametrize(
     ("cone", "inside", "outside"),
-    [(Cone(359.9, 0, 0.3), [(0.1, 0.0), (359.7, 0.1)], [(0.3, 0.0), (180.0, 0.0)]),
-     (Cone(0.1, 0, 0.3), [(359.9, 0.0), (0.3, 0.1)], [(359.7, 0.0)]),
-     (Cone(10, 89.9, 0.3), [(190.0, 89.9), (10.0, 89.7)], [(190.0, 89.7)]),
-     (Cone(10, -90, 1), [(0.0, -89.5), (200.0, -89.5)], [(0.0, -88.9)]),
-     (Cone(10, 60, 1), [(11.9, 60.0)], [(12.1, 60.0)])],
+    [
+        (Cone(359.9, 0, 0.3), [(0.1, 0.0), (359.7, 0.1)], [(0.3, 0.0), (180.0, 0.0)]),
+        (Cone(0.1, 0, 0.3), [(359.9, 0.0), (0.3, 0.1)], [(359.7, 0.0)]),
+        (Cone(10, 89.9, 0.3), [(190.0, 89.9), (10.0, 89.7)], [(190.0, 89.7)]),
+        (Cone(10, -90, 1), [(0.0, -89.5), (200.0, -89.5)], [(0.0, -88.9)]),
+        (Cone(10, 60, 1), [(11.9, 60.0)], [(12.1, 60.0)]),
+    ],
     ids=["wrap", "wrap back", "pole", "on the pole", "cos dec"],
-)  # fmt: skip
+)
 def test_cones_over_the_wrap_and_the_poles(
     cone: Cone, inside: list[tuple[float, float]], outside: list[tuple[float, float]]
 ) -> None:
@@ -297,9 +340,15 @@ def test_a_list_of_detections_with_comments_and_cycles(tmp_path: Path) -> None:
     assert read_detections(path) == {DetectionId(4938, 0, 43), DetectionId(7867, 0, 2), DetectionId(1575, 1, 85)}
 
 
-@pytest.mark.parametrize(("content", "words"), [(b"", "holds no detections"), (b"# none\n\n", "holds no detections"),
-                                                (b"1.0.1\nx\n", "line 2.*'x'"),
-                                                (b"\xff\xfe1", "cannot read")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "holds no detections"),
+        (b"# none\n\n", "holds no detections"),
+        (b"1.0.1\nx\n", "line 2.*'x'"),
+        (b"\xff\xfe1", "cannot read"),
+    ],
+)
 def test_a_list_that_is_not_one_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "list.txt"
     path.write_bytes(content)

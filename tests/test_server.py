@@ -299,9 +299,15 @@ def test_browse_and_retrieve_file_answer_the_files_one_by_one() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"packageset": "100.0.1"}, {"packageset": "100.0.1/pha/b"}, {"packageset": ""}, {"extra": "1"},
-     {"packageset": "100.0.12345/arf/b"}, {"packageset": "100.0.1.e1/arf/b"}],
-)  # fmt: skip
+    [
+        {"packageset": "100.0.1"},
+        {"packageset": "100.0.1/pha/b"},
+        {"packageset": ""},
+        {"extra": "1"},
+        {"packageset": "100.0.12345/arf/b"},
+        {"packageset": "100.0.1.e1/arf/b"},
+    ],
+)
 @pytest.mark.parametrize("service", ["retrieve", "browse"])
 def test_malformed_requests_are_answered_by_a_text_with_status_200(service: str, change: dict[str, str]) -> None:
     with ArchiveServer(TinyHoldings()) as server:

@@ -24,9 +24,13 @@ SCHEMA = FEATURES.arrow_schema
 def table(start: int, rows: int) -> pa.Table:
     """In the types that come before the cast to the schema: float64 lists."""
     numbers = range(start, start + rows)
-    return pa.table({"number": pa.array(list(numbers), pa.int64()), "text": [f"row {n}" for n in numbers],
-                     "values": pa.array([[n / 4.0] * (n % 3) for n in numbers], pa.list_(pa.float64()))},
-                    )  # fmt: skip
+    return pa.table(
+        {
+            "number": pa.array(list(numbers), pa.int64()),
+            "text": [f"row {n}" for n in numbers],
+            "values": pa.array([[n / 4.0] * (n % 3) for n in numbers], pa.list_(pa.float64())),
+        },
+    )
 
 
 def write(folder: Path, sizes: list[int], **options: Any) -> ShardWriter:

@@ -34,9 +34,11 @@ from tests.conftest import command
 from tests.fits_files import stable
 from tests.test_verify import rehash
 
-SHARES = st.integers(0, 100).flatmap(lambda a: st.tuples(st.just(a), st.integers(0, 100 - a))).map(
-    lambda pair: (*pair, 100 - sum(pair))
-)  # fmt: skip
+SHARES = (
+    st.integers(0, 100)
+    .flatmap(lambda a: st.tuples(st.just(a), st.integers(0, 100 - a)))
+    .map(lambda pair: (*pair, 100 - sum(pair)))
+)
 
 
 def rows(folder: Path, config: str = "data") -> dict[int, dict[str, Any]]:
@@ -80,8 +82,14 @@ def test_a_larger_share_of_train_takes_no_cell_out_of_it(
 
 def test_cells_are_those_of_healpix_nested() -> None:
     """ang2pix_nest of Gorski et al. 2005, ApJ 622, 759, from its formulas and from cdshealpix 0.9, which agree."""
-    cells = {(349.87226376752, 0.59919444122383): 1174, (353.00167610021, 0.26889973421926): 1174,  # the real sources
-             (0.0, 90.0): 255, (0.0, -90.0): 2048, (0.0, 1.0): 1216, (123.0, -89.99): 2304}  # fmt: skip
+    cells = {
+        (349.87226376752, 0.59919444122383): 1174,
+        (353.00167610021, 0.26889973421926): 1174,  # the real sources
+        (0.0, 90.0): 255,
+        (0.0, -90.0): 2048,
+        (0.0, 1.0): 1216,
+        (123.0, -89.99): 2304,
+    }
     nowhere = [(None, 1.0), (1.0, None), (math.nan, 1.0), (1.0, 90.001), (1.0, -90.001)]
     ra, dec = (pa.chunked_array([pa.array(values, pa.float64())]) for values in zip(*cells, *nowhere, strict=True))
     assert healpix(ra, dec).to_pylist() == [*cells.values(), *[None] * len(nowhere)]
@@ -110,11 +118,13 @@ def test_other_texts_are_refused_in_one_line(text: str) -> None:
 
 
 def test_no_source_of_a_large_sky_is_in_two_splits() -> None:
-    catalog = pa.Table.from_pylist([{name: row[name] for name in ("name", "ra", "dec")}
-                                    for row in SimulatedArchive(3000).rows])  # fmt: skip
+    catalog = pa.Table.from_pylist(
+        [{name: row[name] for name in ("name", "ra", "dec")} for row in SimulatedArchive(3000).rows]
+    )
     sides = defaultdict(set)
-    for name, split in zip(catalog["name"].to_pylist(),
-                           Splits().of(healpix(catalog["ra"], catalog["dec"])).to_pylist(), strict=True):  # fmt: skip
+    for name, split in zip(
+        catalog["name"].to_pylist(), Splits().of(healpix(catalog["ra"], catalog["dec"])).to_pylist(), strict=True
+    ):
         sides[name].add(split)
     assert {len(found) for found in sides.values()} == {1}
     assert {split for found in sides.values() for split in found} == set(SPLITS)
@@ -197,8 +207,11 @@ def test_the_builder_gives_the_splits_of_the_folder(full_sample: Path, tmp_path:
 def test_a_split_whose_detections_are_all_rejected_is_left_out_by_the_builder(mirror: Path, tmp_path: Path) -> None:
     """90018.1.25 has no RMF file in the sample, and of these three it alone lies in a cell of the test split."""
     chosen = {DetectionId(4938, 0, 43), DetectionId(7867, 0, 2), DetectionId(90018, 1, 25)}
-    rows = [row for row in read_catalog(mirror / "catalog.vot").to_pylist()
-            if DetectionId(row["obsid"], row["obi"], row["region_id"]) in chosen]  # fmt: skip
+    rows = [
+        row
+        for row in read_catalog(mirror / "catalog.vot").to_pylist()
+        if DetectionId(row["obsid"], row["obi"], row["region_id"]) in chosen
+    ]
     known = {"theta": 1, "flux_significance_b": 9, "flux_bb_aper_b": 1e-13}
     write_catalog(mirror / "catalog.vot", from_rows(row | known for row in rows))
     builder = ChandraSpectra(archive=str(mirror), min_cnts=0, splits="source", cache_dir=str(tmp_path / "cache"))
@@ -238,8 +251,11 @@ def test_verify_names_file_and_row_of_a_value_in_any_split(config: str, folder: 
     pq.write_table(pa.Table.from_pylist(found, schema=table.schema), path)
     rehash(folder)
     failures = verify(folder, load=False).failures
-    assert any(line.startswith(f"{config}/test-00000-of-00001.parquet: {detection} (row 3): phi") or
-               f"{detection} (row 3)" in line for line in failures)  # fmt: skip
+    assert any(
+        line.startswith(f"{config}/test-00000-of-00001.parquet: {detection} (row 3): phi")
+        or f"{detection} (row 3)" in line
+        for line in failures
+    )
 
 
 def test_verify_finds_a_row_that_stands_in_the_files_of_another_split(folder: Path) -> None:
@@ -248,10 +264,14 @@ def test_verify_finds_a_row_that_stands_in_the_files_of_another_split(folder: Pa
         one, other = pq.read_table(train), pq.read_table(test)
         pq.write_table(pa.concat_tables([one, other.slice(0, 1)]), train)
         pq.write_table(other.slice(1), test)
-    rehash(folder, lambda manifest: [
-        file.update(rows=pq.read_metadata(folder / file["path"]).num_rows)
-        for file in manifest["files"] if file["path"].startswith(("data/", "counts/"))
-    ])  # fmt: skip
+    rehash(
+        folder,
+        lambda manifest: [
+            file.update(rows=pq.read_metadata(folder / file["path"]).num_rows)
+            for file in manifest["files"]
+            if file["path"].startswith(("data/", "counts/"))
+        ],
+    )
     assert verify(folder, load=False).failed
 
 

@@ -27,8 +27,11 @@ PACKAGE = Package(0, DETECTIONS)
 
 def _outcomes() -> list[Spectrum | Rejection]:
     """Two real spectra of two grids, both cycles of a third detection, and a rejection with an awkward message."""
-    files = [*map(ff.real_products, REAL), ff.products(INTERLEAVED.with_cycle("e1")),
-             ff.products(INTERLEAVED.with_cycle("e2"))]  # fmt: skip
+    files = [
+        *map(ff.real_products, REAL),
+        ff.products(INTERLEAVED.with_cycle("e1")),
+        ff.products(INTERLEAVED.with_cycle("e2")),
+    ]
     outcomes = [reduce_products(one, Recipe()) for one in files]
     return [
         *outcomes,
@@ -62,8 +65,13 @@ def test_the_records_are_all_there_and_nothing_is_rounded() -> None:
     for row, spectrum in zip(rows, SPECTRA, strict=True):
         assert DetectionId.from_object_id(row["object_id"]) == spectrum.detection
         assert row["cycle"] == spectrum.detection.cycle
-        for field, name in {"energy": "ene_center_bin", "energy_lo": "ene_low_bin", "energy_hi": "ene_high_bin",
-                            "rate": "flux", "rate_error": "flux_error"}.items():  # fmt: skip
+        for field, name in {
+            "energy": "ene_center_bin",
+            "energy_lo": "ene_low_bin",
+            "energy_hi": "ene_high_bin",
+            "rate": "flux",
+            "rate_error": "flux_error",
+        }.items():
             assert row[f"spectrum.{name}"] == getattr(spectrum, field).tolist()
         for field, name in {"energy_lo": "arf_energy_lo", "energy_hi": "arf_energy_hi", "specresp": "specresp"}.items():
             assert row[f"arf.{field}"] == getattr(spectrum, name).tolist()
@@ -83,8 +91,14 @@ def test_the_records_are_all_there_and_nothing_is_rounded() -> None:
         assert (row["pha_file"], row["arf_file"], row["rmf_file"]) == spectrum.files
         assert (row["pha_sha256"], row["arf_sha256"], row["rmf_sha256"]) == spectrum.sha256
     assert RESULT.rejections.to_pylist() == [
-        {"detection_id": "9000.0.1", "stage": "reduce", "reason": "no_counts",
-         "message": 'a "message" – with, everything', "url": "https://x/?a=b"}]  # fmt: skip
+        {
+            "detection_id": "9000.0.1",
+            "stage": "reduce",
+            "reason": "no_counts",
+            "message": 'a "message" – with, everything',
+            "url": "https://x/?a=b",
+        }
+    ]
 
 
 def test_each_grid_is_kept_once() -> None:
@@ -116,8 +130,11 @@ def test_a_package_is_read_as_it_was_written(store: Store) -> None:
 
 
 @stable(25)
-@given(chosen=st.lists(st.sampled_from(range(len(OUTCOMES))), unique=True), text=st.text(max_size=50),
-       reason=st.sampled_from(sorted(REASONS)))  # fmt: skip
+@given(
+    chosen=st.lists(st.sampled_from(range(len(OUTCOMES))), unique=True),
+    text=st.text(max_size=50),
+    reason=st.sampled_from(sorted(REASONS)),
+)
 def test_any_part_of_a_package_round_trips(
     tmp_path_factory: pytest.TempPathFactory, chosen: list[int], text: str, reason: str
 ) -> None:
@@ -145,9 +162,13 @@ def test_a_package_can_be_written_again(store: Store) -> None:
 
 def test_release_recipe_and_detections_are_kept_apart(store: Store) -> None:
     store.write(PACKAGE, RESULT)
-    others = [(replace(store, release="rel2.0"), PACKAGE), (replace(store, recipe=Recipe(min_counts=6)), PACKAGE),
-              (store, Package(0, DETECTIONS[:-1])), (store, Package(0, DETECTIONS[::-1])),
-              (store, Package(0, (*DETECTIONS[:-1], DetectionId(9000, 0, 2))))]  # fmt: skip
+    others = [
+        (replace(store, release="rel2.0"), PACKAGE),
+        (replace(store, recipe=Recipe(min_counts=6)), PACKAGE),
+        (store, Package(0, DETECTIONS[:-1])),
+        (store, Package(0, DETECTIONS[::-1])),
+        (store, Package(0, (*DETECTIONS[:-1], DetectionId(9000, 0, 2)))),
+    ]
     paths = {store.path(PACKAGE)}
     for other, package in others:
         assert package not in other
@@ -218,9 +239,18 @@ def test_any_truncation_is_noticed(written: tuple[Store, bytes], place: float) -
     refuse(store, content[: int(place * len(content))])
 
 
-@pytest.mark.parametrize("change", [lambda c: b"", lambda c: c[:-1], lambda c: c + b"\0", lambda c: c + c,
-                                    lambda c: bytes(len(c)), lambda c: c.partition(b"\n")[2]],
-                         ids=["empty", "short", "long", "twice", "zeros", "headless"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: b"",
+        lambda c: c[:-1],
+        lambda c: c + b"\0",
+        lambda c: c + c,
+        lambda c: bytes(len(c)),
+        lambda c: c.partition(b"\n")[2],
+    ],
+    ids=["empty", "short", "long", "twice", "zeros", "headless"],
+)
 def test_other_damage_is_noticed(written: tuple[Store, bytes], change) -> None:  # type: ignore[no-untyped-def]
     store, content = written
     refuse(store, change(content))

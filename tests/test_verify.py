@@ -30,8 +30,10 @@ from builder.verify import Report
 from tests.conftest import command
 
 HDF5 = "chandra_spectra.hdf5"
-SHARDS = {config: f"{name}/train-00000-of-00001.parquet"
-          for config, name in (("spectra", "data"), ("counts", "counts"), ("ebounds", "ebounds"))}  # fmt: skip
+SHARDS = {
+    config: f"{name}/train-00000-of-00001.parquet"
+    for config, name in (("spectra", "data"), ("counts", "counts"), ("ebounds", "ebounds"))
+}
 FILES = (*SHARDS.values(), HDF5, "rejections.parquet", "README.md")
 ROW, DETECTION = 7, "90001.0.35"
 
@@ -154,8 +156,11 @@ def test_missing_cut_and_unnamed_files_are_all_named(folder: Path) -> None:
     (folder / HDF5).write_bytes((folder / HDF5).read_bytes()[:-1])
     failures = verify.verify(folder).failures
     assert [line.partition(":")[0] for line in failures] == [
-        SHARDS["counts"], HDF5, "chandra_spectra.py", "data/train-00001-of-00001.parquet"
-    ]  # fmt: skip
+        SHARDS["counts"],
+        HDF5,
+        "chandra_spectra.py",
+        "data/train-00001-of-00001.parquet",
+    ]
     assert "is missing" in failures[0] and "bytes, the manifest says" in failures[1]
 
 
@@ -323,7 +328,7 @@ def without_bin(number: int) -> Callable[[list[dict[str, Any]]], list[dict[str, 
         (setting("arf.energy_hi", element(9, 0.0)), "arf has a bin"),
         (setting("ebounds_id", "0123456789abcdef"), "ebounds_id 0123456789abcdef is not in config ebounds"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_true_is_found_though_all_files_agree(
     change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]], words: str, folder: Path
 ) -> None:
