@@ -27,9 +27,11 @@ from rich.table import Table
 
 from builder.embedded import embedded_rows_and_files
 from builder.holdings import Holdings
+from builder.ids import DetectionId
 from builder.ogip import inflate
 from builder.products import ProductName, group_products
-from builder.records import DetectionId, File, Recipe
+from builder.records import File
+from builder.settings import Recipe
 from builder.simulation import SimulatedArchive
 
 TICK = os.sysconf("SC_CLK_TCK")

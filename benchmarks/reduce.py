@@ -28,10 +28,12 @@ from rich.table import Table
 
 from builder import reduction
 from builder.embedded import embedded_rows_and_files
+from builder.ids import DetectionId
 from builder.ogip import inflate
 from builder.products import group_products
-from builder.records import DetectionId, Products, Recipe, Spectrum
+from builder.records import Products, Spectrum
 from builder.reduction import reduce_products
+from builder.settings import Recipe
 
 RECIPE = Recipe()
 SIMULATED = 2

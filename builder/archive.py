@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from builder.catalog import Package
-from builder.digests import file_sha256
 from builder.errors import ArchiveError
-from builder.records import DetectionId
+from builder.files import file_sha256
+from builder.ids import DetectionId
+from builder.packages import Package
 from builder.selection import Selection
 
-__all__ = ["Archive", "Fetched"]
+__all__ = ["Archive", "Fetched", "Record", "forget"]
+
+Record = Callable[[str, Path], None]
+"""A function that is called with the address and the file of each answer, while the file is there."""
+
+
+def forget(address: str, path: Path) -> None:
+    """Record nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +71,8 @@ class Archive(ABC):
         """What finished packages of this archive are kept under: other files under the same ids, another identity."""
 
     @abstractmethod
-    def catalog(self, selection: Selection, dl_manager: Any) -> pa.Table:
-        """At least the selected detections, columns of `builder.columns.CATALOG`, in any order.
+    def catalog(self, selection: Selection, record: Record = forget) -> pa.Table:
+        """Ask for at least the selected detections, columns of `builder.columns.CATALOG`, in any order.
 
         Raises
         ------
@@ -74,5 +81,5 @@ class Archive(ABC):
         """
 
     @abstractmethod
-    def fetch(self, package: Package) -> AbstractContextManager[Fetched]:
+    def fetch(self, package: Package, record: Record = forget) -> AbstractContextManager[Fetched]:
         """Get the files of a package, which are there until the context ends; ArchiveError if it fails."""

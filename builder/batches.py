@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from builder.columns import COLUMNS
-from builder.errors import SettingError
+from builder.errors import SettingError, require
 
 __all__ = ["collate"]
 
@@ -55,14 +55,15 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Raises
     ------
     SettingError
-        Without rows or without torch.
+        Without rows.
+    MissingExtraError
+        Without torch.
     """
     if not rows:
         raise SettingError("collate makes a batch of one row or more, and got none")
-    try:
-        import torch
-    except ImportError as error:
-        raise SettingError("collate needs torch: pip install 'chandra-spectra[torch]'") from error
+    require("torch", "torch", "collate")
+    import torch
+
     batch: dict[str, Any] = {}
     for name in rows[0]:
         values = [row[name] for row in rows]

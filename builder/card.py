@@ -16,23 +16,17 @@ import pyarrow.parquet as pq
 
 from builder import __version__
 from builder.columns import CONFIGS, EBOUNDS, RESPONSES, columns_when, features, markdown
+from builder.errors import MissingExtraError
+from builder.layout import CARD_FILE, DATA_FILES, DETECTIONS_FILE, parts
 from builder.pictures import SCALARS, Picture, draw_pictures
-from builder.records import REASONS, Recipe
-from builder.settings import EMBEDDED, Settings, last_part
-from builder.shards import parts
+from builder.records import REASONS
+from builder.settings import EMBEDDED, Recipe, Settings, last_part
 from builder.splits import SPLITS, Splits
-from builder.words import several, size_text
+from builder.text import several, size_text
 
-__all__ = ["CARD_FILE", "DATA_FILES", "DETECTIONS_FILE", "command_line", "selection_words", "write_card"]
-
-CARD_FILE = "README.md"
-DETECTIONS_FILE = "detections.txt"
-"""The list of detections of a selection by list, so that the folder can be made again."""
+__all__ = ["command_line", "selection_words", "write_card"]
 
 TEMPLATE = Path(__file__).parent / "dataset_card.md"
-
-DATA_FILES = {config: ("data" if config == "spectra" else config) for config in CONFIGS}
-"""Folder of each config's shards."""
 
 _LONG = 5
 """Names or observations that a sentence of the card lists."""
@@ -88,8 +82,8 @@ def write_card(folder: Path, settings: Settings, counts: dict[str, Any], files: 
     pictures: list[Picture] = []
     try:
         pictures = draw_pictures(folder, shards["spectra"], scalars)
-    except ImportError:
-        logger.warning("the card has no pictures, for they need matplotlib: pip install 'chandra-spectra[plots]'")
+    except MissingExtraError as error:
+        logger.warning("the card has no pictures: %s", error)
     written = [folder / CARD_FILE, *(folder / picture.path for picture in pictures)]
     written[0].write_text(_render(settings, counts, sizes, scalars, pictures), encoding="utf-8")
     if settings.selection.detections:
@@ -302,7 +296,7 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
         "limit": selection.limit,
         "energy-min": recipe.energy_min,
         "energy-max": recipe.energy_max,
-        "min-counts": recipe.min_counts,
+        "group-counts": recipe.min_counts,
     }
     words = [f"chandra-spectra prepare {shlex.quote(folder)}"]
     for name, given in options.items():

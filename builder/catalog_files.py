@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 from builder.catalog import NAMES, SCHEMA, read_votable, write_votable
 from builder.columns import CATALOG
 from builder.errors import CatalogError, SettingError
-from builder.staging import beside
+from builder.files import beside
+from builder.ids import DetectionId
 
-__all__ = ["check_ending", "read_catalog", "write_catalog"]
+__all__ = ["check_ending", "read_catalog", "read_detections", "write_catalog"]
 
 _VOTABLE = (".vot", ".xml", ".votable")
 _HDF5 = (".hdf5", ".h5", ".hdf")
@@ -83,3 +84,27 @@ def read_catalog(path: Path) -> pa.Table:
     except pa.ArrowException as error:
         raise CatalogError(f"the catalog {path} has a column of another type: {error}") from error
     return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def read_detections(path: Path) -> frozenset[DetectionId]:
+    """Read a file with one ``obsid.obi.region_id`` a line; empty lines and ``#`` comments are passed over.
+
+    Raises
+    ------
+    SettingError
+        If it cannot be read, holds none, or a line is something else.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # some editors begin a file with a mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"cannot read detections from {path}: {error}") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if text := line.partition("#")[0].strip():
+            try:
+                found.append(DetectionId.parse(text).catalog)
+            except SettingError as error:
+                raise SettingError(f"{path}, line {number}: {error}") from None
+    if not found:
+        raise SettingError(f"{path} holds no detections")
+    return frozenset(found)

@@ -7,7 +7,6 @@ edge of a channel, and only the last may have fewer counts than were asked for.
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,16 +19,18 @@ from numpy.typing import NDArray
 
 from builder.columns import COLUMNS, Column
 from builder.errors import SettingError
+from builder.ids import DetectionId
 from builder.products import KINDS, ProductName
-from builder.records import N_CHANNELS, DetectionId, Recipe, Response
+from builder.records import N_CHANNELS, Response
 from builder.rows import examples, healpix
+from builder.settings import Recipe
+from builder.slices import Rows
 from builder.splits import Splits
 
 __all__ = [
     "LIMIT",
     "Check",
     "Grids",
-    "Rows",
     "check_channels",
     "check_grids",
     "check_hdf5",
@@ -55,44 +56,6 @@ _HALF_ROUNDING = 1e-6
 _MAY_BE_NULL = {column.name for column in COLUMNS if column.nullable}
 _SCALARS = tuple(column.name for column in COLUMNS if column.configs == ("spectra", "counts"))
 _BINS = tuple(column.name for column in COLUMNS if column.name.startswith("spectrum."))
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """A slice of the rows of both configs, and where they stand.
-
-    Attributes
-    ----------
-    start : int
-        Number of the first row in the whole dataset.
-    spectra, counts : pyarrow.Table
-        The same rows of either config, structs flattened to ``struct.field``.
-    split : list of str
-        The split in whose files each row stands.
-    position : ndarray of int64
-        Number of each row in its split.
-    files : dict of (str, str) to list of (int, str)
-        For each config and split the first row and the name of every shard; for ``hdf5`` the one file.
-    """
-
-    start: int
-    spectra: pa.Table
-    counts: pa.Table
-    split: list[str]
-    position: NDArray[np.int64]
-    files: dict[tuple[str, str], list[tuple[int, str]]]
-
-    def __len__(self) -> int:
-        return len(self.spectra)
-
-    def place(self, config: str, index: int) -> tuple[str, str]:
-        """The file that holds a row of the slice, and what the row is called."""
-        whole = config == "hdf5"
-        files = self.files[config, "" if whole else self.split[index]]
-        number = self.start + index if whole else int(self.position[index])
-        file = files[bisect.bisect_right(files, number, key=lambda item: item[0]) - 1][1]
-        table = self.counts if config == "counts" else self.spectra
-        return file, f"{table['detection_id'][index].as_py()} (row {number})"
 
 
 @dataclass(slots=True)
@@ -226,7 +189,7 @@ def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str], split
     cells = healpix(table["ra"], table["dec"])
     wrong = _differ(table["healpix"], pa.chunked_array([cells]))
     check.fail_rows(rows, "spectra", wrong, "healpix is {}, its place on the sky is in {}", table["healpix"], cells)
-    proposed = splits.of(cells)
+    proposed = pa.array(map(splits.of, cells.to_pylist()), pa.string())
     wrong = _differ(table["split"], pa.chunked_array([proposed]))
     check.fail_rows(rows, "spectra", wrong, "split is {}, its cell is in {}", table["split"], proposed)
     if splits.divided:

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from builder import __version__
 from builder.errors import ArchiveError, RefusedError, StoreError, TransientError, UnavailableError
+from builder.settings import DEFAULT_CONNECTIONS
 
 __all__ = ["Client", "Patience", "Slots", "one_session"]
 
@@ -80,7 +81,7 @@ class Slots:
     number : int
     """
 
-    def __init__(self, folder: Path, number: int = 4) -> None:
+    def __init__(self, folder: Path, number: int = DEFAULT_CONNECTIONS) -> None:
         self.folder, self.number = folder, number
 
     @contextlib.contextmanager

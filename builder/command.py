@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from builder import __version__
 from builder.errors import SettingError
-from builder.words import is_url
-
-if TYPE_CHECKING:
-    from builder.selection import Selection
+from builder.selection import RELEASES, Cone, Selection
+from builder.settings import DEFAULT_CUTS
+from builder.text import is_url
 
 app = typer.Typer(
     name="chandra-spectra",
@@ -48,7 +47,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Version of the program.")
     ] = False,
 ) -> None:
     pass
@@ -69,41 +68,42 @@ Cache = Annotated[
         show_default="$CHANDRA_SPECTRA_CACHE or ~/.cache/chandra_spectra",
     ),
 ]
-Archive = Annotated[
-    str,
-    typer.Option(help="'embedded', a mirror folder, or the services' base URL.", show_default="cda.cfa.harvard.edu"),
+Archive = Annotated[str, typer.Option(help="'embedded', a mirror folder, or the base URL of the services.")]
+Release = Annotated[str, typer.Option(help=f"Release of the catalog: {', '.join(RELEASES)}.")]
+Connections = Annotated[
+    int, typer.Option(min=1, help="Maximum number of open connections, of all runs that share the cache.")
 ]
-Release = Annotated[str, typer.Option(help="Release of the catalog: rel2.1, rel2.0 or cur.")]
-Connections = Annotated[int, typer.Option(min=1, help="Connections to the archive, of all runs with this cache.")]
 CUTS, RECIPE = "Selection", "Reduction"  # panels of --help
-# Defaults: those of `builder.settings.DEFAULT_CUTS`, which only an archive's own catalog has.
-MinCnts = Annotated[
-    float | None, typer.Option(rich_help_panel=CUTS, help="More net counts than this.", show_default="40")
-]
-MinSig = Annotated[
-    float | None, typer.Option(rich_help_panel=CUTS, help="A flux significance above this.", show_default="4")
-]
-MaxTheta = Annotated[
-    float | None, typer.Option(rich_help_panel=CUTS, help="Less than this off axis, arcmin.", show_default="10")
-]
+
+
+def _cut(setting: str, text: str) -> Any:
+    """Make the option of a cut; only the catalog of an archive has a default."""
+    return typer.Option(rich_help_panel=CUTS, help=text, show_default=f"{DEFAULT_CUTS[setting]:g}")
+
+
+MinCnts = Annotated[float | None, _cut("min_cnts", "Lower limit of the net counts, 0.5-7 keV.")]
+MinSig = Annotated[float | None, _cut("min_sig", "Lower limit of the flux significance (S/N), 0.5-7 keV.")]
+MaxTheta = Annotated[float | None, _cut("max_theta", "Upper limit of the off-axis angle, arcmin.")]
 ConeText = Annotated[
-    str | None, typer.Option("--cone", rich_help_panel=CUTS, metavar="RA,DEC,RADIUS", help="In this circle, degrees.")
+    str | None,
+    typer.Option("--cone", rich_help_panel=CUTS, metavar="RA,DEC,RADIUS", help="Circle on the sky, degrees."),
 ]
 Names = Annotated[
-    list[str] | None, typer.Option("--name", rich_help_panel=CUTS, help="Of this source; may be repeated.")
+    list[str] | None, typer.Option("--name", rich_help_panel=CUTS, help="Name of a source; may be repeated.")
 ]
 Obsids = Annotated[
-    list[int] | None, typer.Option("--obsid", rich_help_panel=CUTS, help="In this observation; may be repeated.")
+    list[int] | None, typer.Option("--obsid", rich_help_panel=CUTS, help="Number of an observation; may be repeated.")
 ]
 Detections = Annotated[
     Path | None,
-    typer.Option(callback=local, rich_help_panel=CUTS, help="Only those in this file, one obsid.obi.region_id a line."),
+    typer.Option(
+        callback=local, rich_help_panel=CUTS, help="File with a list of detections, one obsid.obi.region_id a line."
+    ),
 ]
 Limit = Annotated[
-    int | None, typer.Option(rich_help_panel=CUTS, help="The first so many, by obsid, obi and region_id.")
+    int | None,
+    typer.Option(rich_help_panel=CUTS, help="Maximum number of detections, the first by obsid, obi and region_id."),
 ]
-# That of `builder.settings`, spelt out: importing it would load pyarrow for --help. A test holds the two together.
-ARCHIVE = "https://cda.cfa.harvard.edu"
 
 
 def selection_of(
@@ -117,7 +117,7 @@ def selection_of(
     limit: int | None,
 ) -> Selection:
     """What the options of a selection come to; SettingError for a wrong one."""
-    from builder.selection import Cone, Selection, read_detections
+    from builder.catalog_files import read_detections
 
     return Selection(
         min_cnts,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from builder.command import (
-    ARCHIVE,
     RECIPE,
     Archive,
     Cache,
@@ -32,10 +31,14 @@ from builder.command import (
     local,
     selection_of,
 )
+from builder.prepare import Prepared
+from builder.settings import DEFAULT_ARCHIVE, DEFAULT_CONNECTIONS, DEFAULT_RELEASE, Recipe
 from builder.terminal import bars, show_estimate, show_summary, show_uploaded, waiting
 
 if TYPE_CHECKING:
     from builder.settings import Settings
+
+_RECIPE = Recipe()
 
 # Those of a batch job or a container may be fewer than the machine has. macOS does not say.
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -50,8 +53,8 @@ def prepare(
         str | None,
         typer.Argument(help="Folder to write, or a URL such as s3://bucket/folder.", show_default="chandra_spectra"),
     ] = None,
-    archive: Archive = ARCHIVE,
-    release: Release = "rel2.1",
+    archive: Archive = DEFAULT_ARCHIVE,
+    release: Release = DEFAULT_RELEASE,
     min_cnts: MinCnts = None,
     min_sig: MinSig = None,
     max_theta: MaxTheta = None,
@@ -60,34 +63,47 @@ def prepare(
     obsids: Obsids = None,
     detections: Detections = None,
     limit: Limit = None,
-    energy_min: Annotated[float, typer.Option(rich_help_panel=RECIPE, help="Keep energies from here, keV.")] = 0.5,
-    energy_max: Annotated[float, typer.Option(rich_help_panel=RECIPE, help="... to here, keV.")] = 8.0,
-    min_counts: Annotated[int, typer.Option(rich_help_panel=RECIPE, help="Least counts in a bin.")] = 5,
-    subtract: Annotated[bool, typer.Option(rich_help_panel=RECIPE, help="Subtract the background.")] = True,
-    group: Annotated[bool, typer.Option(rich_help_panel=RECIPE, help="Group the channels.")] = True,
+    energy_min: Annotated[
+        float, typer.Option(rich_help_panel=RECIPE, help="Lower end of the kept energies, keV.")
+    ] = _RECIPE.energy_min,
+    energy_max: Annotated[
+        float, typer.Option(rich_help_panel=RECIPE, help="Upper end of the kept energies, keV.")
+    ] = _RECIPE.energy_max,
+    group_counts: Annotated[
+        int, typer.Option(rich_help_panel=RECIPE, help="Minimum number of source counts in a bin.")
+    ] = _RECIPE.min_counts,
+    subtract: Annotated[
+        bool, typer.Option(rich_help_panel=RECIPE, help="Subtraction of the background.")
+    ] = _RECIPE.subtract,
+    group: Annotated[bool, typer.Option(rich_help_panel=RECIPE, help="Grouping of the channels.")] = _RECIPE.group,
     splits: Annotated[
-        str, typer.Option(help="'none', or 'source' for train, validation and test by sky cell ('source:70/20/10').")
+        str,
+        typer.Option(help="'none' (all rows are train) or 'source' (by sky cell; other shares as 'source:70/20/10')."),
     ] = "none",
     with_responses: Annotated[
-        bool, typer.Option("--with-responses", help="Keep the response matrices, as config responses (1 MB a row).")
+        bool, typer.Option("--with-responses", help="Response matrices as config responses, 1 MB a row.")
     ] = False,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes that reduce.", show_default="the cores that this process may use")
+        int,
+        typer.Option(
+            min=1, help="Number of processes that reduce.", show_default="the cores that this process may use"
+        ),
     ] = _CORES,
-    connections: Connections = 4,
+    connections: Connections = DEFAULT_CONNECTIONS,
     cache: Cache = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a folder that has other settings.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replacement of a folder that has other settings.")] = False,
     retry_rejected: Annotated[
         bool,
         typer.Option(
-            "--retry-rejected", help="Try again what was rejected, other than for no_background and no_counts."
+            "--retry-rejected", help="New try of rejected detections, other than for no_background and no_counts."
         ),
     ] = False,
     max_rejected: Annotated[
-        float, typer.Option(min=0, max=100, help="Exit with 3 where more than this part is rejected, per cent.")
+        float,
+        typer.Option(min=0, max=100, help="Upper limit of the rejected part, per cent; beyond it the exit code is 3."),
     ] = 5,
     keep_downloads: Annotated[
-        Path | None, typer.Option(callback=local, help="Mirror folder in which to keep the files that are downloaded.")
+        Path | None, typer.Option(callback=local, help="Mirror folder that keeps the downloaded files.")
     ] = None,
     cat_file: Annotated[
         Path | None,
@@ -98,30 +114,27 @@ def prepare(
     ] = None,
     shard: Annotated[
         str | None,
-        typer.Option(metavar="I/N", help="Only fill the store, with share I (from 0) of N; then prepare without it."),
+        typer.Option(metavar="I/N", help="Share I (from 0) of N that is put into the store; no folder is written."),
     ] = None,
     dask: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Let the workers of this Dask scheduler make the packages.")
+        str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler whose workers make the packages.")
     ] = None,
     file_path: Annotated[
-        Path | None, typer.Option(callback=local, help="The same as --archive, for a mirror folder.")
+        Path | None, typer.Option(callback=local, help="Mirror folder, the same as --archive.")
     ] = None,
-    output_file: Annotated[
-        Path | None, typer.Option(callback=local, help="Give the HDF5 file under this name as well.")
-    ] = None,
+    output_file: Annotated[Path | None, typer.Option(callback=local, help="Second place for the HDF5 file.")] = None,
 ) -> None:
     """Build a folder that load_dataset reads: Parquet shards, HDF5 file, card and manifest.
 
     An interrupted run goes on when it is given again. The embedded sample and a catalog file have no default cuts.
     """
     from builder.errors import SettingError
-    from builder.filesystems import check_place
-    from builder.records import Recipe
+    from builder.files import check_place
     from builder.settings import Settings
     from builder.splits import Splits
 
     selection = selection_of(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
-    recipe = Recipe(energy_min, energy_max, min_counts, subtract, group)
+    recipe = Recipe(energy_min, energy_max, group_counts, subtract, group)
     settings = Settings(
         str(file_path or archive), release, str(cat_file or ""), selection, recipe, Splits.parse(splits), with_responses
     )
@@ -145,8 +158,8 @@ def prepare(
         from builder.prepare import copy_hdf5, prepare
         from builder.remote_output import prepare_remote
 
-        make: Callable[..., tuple[dict[str, Any], bool]] = prepare_remote if isinstance(folder, str) else prepare
-        manifest, done = make(
+        make: Callable[..., Prepared] = prepare_remote if isinstance(folder, str) else prepare
+        manifest, fresh = make(
             folder,
             settings,
             cache=cache,
@@ -162,9 +175,9 @@ def prepare(
         if output_file:
             copy_hdf5(Path(folder), output_file)
     if isinstance(folder, str):
-        show_uploaded(folder.rstrip("/"), manifest, done)
+        show_uploaded(folder.rstrip("/"), manifest, fresh)
     else:
-        show_summary(folder, manifest, done)
+        show_summary(folder, manifest, fresh)
     counts = manifest["counts"]
     share = 100 * counts["rejected"] / counts["selected"]
     if share > max_rejected:
@@ -191,8 +204,8 @@ def _fill_share(settings: Settings, shard: str, **options: Any) -> None:
 @app.command(epilog="Example:  chandra-spectra catalog bright.parquet --min-cnts 4000 --min-sig 80 --max-theta 1")
 def catalog(
     output: Annotated[Path, typer.Argument(callback=local, help="File to write: .vot, .parquet or .hdf5.")],
-    archive: Archive = ARCHIVE,
-    release: Release = "rel2.1",
+    archive: Archive = DEFAULT_ARCHIVE,
+    release: Release = DEFAULT_RELEASE,
     min_cnts: MinCnts = None,
     min_sig: MinSig = None,
     max_theta: MaxTheta = None,
@@ -201,8 +214,8 @@ def catalog(
     obsids: Obsids = None,
     detections: Detections = None,
     limit: Limit = None,
-    bandwidth: Annotated[float, typer.Option(min=0.001, help="For the estimate of time, MB/s.")] = 5.0,
-    connections: Connections = 4,
+    bandwidth: Annotated[float, typer.Option(min=0.001, help="Bandwidth for the estimate of time, MB/s.")] = 5.0,
+    connections: Connections = DEFAULT_CONNECTIONS,
     cache: Cache = None,
 ) -> None:
     """Write the selection to a file, and say what its download would come to."""
@@ -213,9 +226,9 @@ def catalog(
     selection = selection_of(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
     settings = Settings(archive, release, selection=selection)
     with waiting("asking the catalog"):
-        from builder.sources import open_source, plan_for
+        from builder.workspace import make_plan, open_workspace
 
-        planned = plan_for(open_source(settings, cache, connections), settings)
+        planned = make_plan(open_workspace(settings, cache, connections), settings)
         write_catalog(output, planned.catalog)
     show_estimate(planned, bandwidth)
     print(f"written to {output}")
@@ -226,8 +239,8 @@ def download(
     mirror: Annotated[
         Path | None, typer.Argument(callback=local, help="Mirror folder to write or to complete.")
     ] = None,
-    archive: Archive = ARCHIVE,
-    release: Release = "rel2.1",
+    archive: Archive = DEFAULT_ARCHIVE,
+    release: Release = DEFAULT_RELEASE,
     min_cnts: MinCnts = None,
     min_sig: MinSig = None,
     max_theta: MaxTheta = None,
@@ -236,13 +249,13 @@ def download(
     obsids: Obsids = None,
     detections: Detections = None,
     limit: Limit = None,
-    connections: Connections = 4,
+    connections: Connections = DEFAULT_CONNECTIONS,
     cache: Cache = None,
     output_file: Annotated[
         Path | None,
-        typer.Option(callback=local, help="Write the catalog to this file (.vot, .parquet, .hdf5) as well."),
+        typer.Option(callback=local, help="Second place for the catalog: .vot, .parquet or .hdf5."),
     ] = None,
-    file_path: Annotated[Path | None, typer.Option(callback=local, help="The same as the argument MIRROR.")] = None,
+    file_path: Annotated[Path | None, typer.Option(callback=local, help="Mirror folder, the same as MIRROR.")] = None,
 ) -> None:
     """Download the selection into a mirror folder, from which `prepare --archive MIRROR` builds without a network.
 
@@ -260,13 +273,12 @@ def download(
     selection = selection_of(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
     settings = Settings(archive, release, selection=selection)
     with bars() as progress:
-        from builder.engine import download
+        from builder.engine import counter, download
         from builder.mirror import open_mirror
-        from builder.prepare import counter
-        from builder.sources import open_source, plan_for
+        from builder.workspace import make_plan, open_workspace
 
-        source = open_source(settings, cache, connections)
-        planned = plan_for(source, settings)
+        source = open_workspace(settings, cache, connections)
+        planned = make_plan(source, settings)
         if output_file:
             write_catalog(output_file, planned.catalog)
         done = counter(progress, "download", len(planned.catalog))
@@ -281,22 +293,24 @@ def download(
 def serve_archive(
     mirror: Annotated[str, typer.Argument(help="'embedded' or a mirror folder.")] = "embedded",
     simulated: Annotated[
-        int | None, typer.Option(min=1, max=100_000, help="So many simulated detections instead.")
+        int | None, typer.Option(min=1, max=100_000, help="Number of simulated detections to serve in place of MIRROR.")
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on the loopback interface; 0 for any.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on the loopback interface; 0 for a free one.")
+    ] = 8000,
     fault: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND=RATE", help="Answer wrongly at this rate, such as 503=0.1; may be repeated."),
+        typer.Option(metavar="KIND=RATE", help="Kind of a fault and its rate, such as 503=0.1; may be repeated."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the simulation and the faults.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the simulation and of the faults.")] = 0,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Row limit of the catalog.")] = None,
-    bandwidth: Annotated[float | None, typer.Option(min=0.001, help="Of all answers together, MB/s.")] = None,
+    bandwidth: Annotated[float | None, typer.Option(min=0.001, help="Bandwidth of all answers together, MB/s.")] = None,
     cache: Cache = None,
 ) -> None:
     """Serve an archive on this machine, with the addresses and the habits of the real services, to try things on."""
     from builder.faults import parse_faults
     from builder.server import ArchiveServer
-    from builder.sources import holdings
+    from builder.workspace import holdings
 
     server = ArchiveServer(
         holdings(mirror, simulated, seed, cache),

@@ -11,20 +11,22 @@ import typer
 
 from builder.command import Cache, app, local
 from builder.terminal import bars, show_checks, show_row, show_summary
-from builder.words import size_text
+from builder.text import size_text
 
-Folder = Annotated[Path, typer.Argument(callback=local, help="A prepared folder.")]
+Folder = Annotated[Path, typer.Argument(callback=local, help="Prepared folder.")]
 
 
 @app.command(epilog="Example:  chandra-spectra info chandra_spectra --detection 4938.0.43")
 def info(
     folder: Folder = Path("chandra_spectra"),
-    detection: Annotated[str, typer.Option(help="Which row to show.", show_default="the first")] = "",
+    detection: Annotated[
+        str, typer.Option(help="Detection to show, obsid.obi.region_id.", show_default="the first")
+    ] = "",
 ) -> None:
     """Show what a prepared folder holds: its numbers, one row and its spectrum."""
     from builder.folder import find_detections, read_rows, read_scalars
+    from builder.layout import read_manifest
     from builder.plots import terminal_plot
-    from builder.prepare import read_manifest
 
     manifest = read_manifest(folder)
     if detection:
@@ -45,15 +47,19 @@ def info(
 def plot(
     folder: Folder,
     detections: Annotated[
-        list[str] | None, typer.Option("--detection", help="This detection, obsid.obi.region_id; may be repeated.")
+        list[str] | None, typer.Option("--detection", help="Detection, obsid.obi.region_id; may be repeated.")
     ] = None,
     names: Annotated[
-        list[str] | None, typer.Option("--name", help="All detections of this source; may be repeated.")
+        list[str] | None, typer.Option("--name", help="Name of a source, for all of its detections; may be repeated.")
     ] = None,
     output_file: Annotated[
         Path | None,
         typer.Option(
-            "--output-file", "-o", callback=local, help="Draw to this .png, .pdf or .svg.", show_default="the terminal"
+            "--output-file",
+            "-o",
+            callback=local,
+            help="Picture to write: .png, .pdf or .svg.",
+            show_default="the terminal",
         ),
     ] = None,
 ) -> None:
@@ -92,12 +98,10 @@ def report(
 @app.command(epilog="Example:  chandra-spectra verify chandra_spectra --recheck 20")
 def verify(
     folder: Folder = Path("chandra_spectra"),
-    recheck: Annotated[int, typer.Option(min=0, help="Reduce so many rows again and compare.")] = 0,
-    archive: Annotated[
-        str, typer.Option(help="Archive to reduce them from.", show_default="that of the manifest")
-    ] = "",
-    seed: Annotated[int, typer.Option(help="Of the choice of those rows.")] = 0,
-    load: Annotated[bool, typer.Option(help="Load each config with load_dataset, too.")] = True,
+    recheck: Annotated[int, typer.Option(min=0, help="Number of rows to reduce again and compare.")] = 0,
+    archive: Annotated[str, typer.Option(help="Archive for --recheck.", show_default="that of the manifest")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the choice of these rows.")] = 0,
+    load: Annotated[bool, typer.Option(help="Loading of each config with load_dataset.")] = True,
     cache: Cache = None,
 ) -> None:
     """Check a prepared folder: every file, every row, and that load_dataset reads it.
@@ -121,14 +125,16 @@ def verify(
 @app.command(epilog="Example:  chandra-spectra push chandra_spectra my-org/chandra_spectra --tag v1")
 def push(
     folder: Folder,
-    repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Dataset repository; made if it is not there.")],
-    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Dataset repository; made if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Privacy of the repository.")] = False,
     revision: Annotated[
-        str | None, typer.Option(help="Branch to push to; made if it is not there.", show_default="main")
+        str | None, typer.Option(help="Branch of the repository; made if it does not exist.", show_default="main")
     ] = None,
-    tag: Annotated[str | None, typer.Option(help="Name to give to the commit.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and list files and sizes only.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Verify sizes and checksums only.")] = False,
+    tag: Annotated[str | None, typer.Option(help="Tag for the commit.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Verification and a list of files and sizes, without a push.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Verification of sizes and checksums only.")] = False,
 ) -> None:
     """Verify a prepared folder and upload it to a Hugging Face hub.
 
@@ -177,15 +183,18 @@ def export(
         Path | None,
         typer.Argument(callback=local, help="Folder to write.", show_default="the folder's name and the layout"),
     ] = None,
-    layout: Annotated[str, typer.Option(help="healpix (HDF5 by sky pixel), hats (for LSDB) or fits (PHA files).")] = "",
+    layout: Annotated[
+        str, typer.Option(help="Layout: healpix (HDF5 by sky pixel), hats (for LSDB) or fits (PHA files).")
+    ] = "",
     detections: Annotated[
-        list[str] | None, typer.Option("--detection", help="For fits: of this detection; may be repeated.")
+        list[str] | None, typer.Option("--detection", help="Detection for --layout fits; may be repeated.")
     ] = None,
     archive: Annotated[
-        str, typer.Option(help="For fits: archive with the response files.", show_default="that of the manifest")
+        str,
+        typer.Option(help="Archive with the response files for --layout fits.", show_default="that of the manifest"),
     ] = "",
     cache: Cache = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an export that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replacement of an earlier export.")] = False,
 ) -> None:
     """Write a prepared folder in another layout, for readers of HDF5, HATS or FITS files."""
     with bars() as progress:

@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 
-from builder.catalog import PACKAGE_SIZE, write_votable
+from builder.catalog import write_votable
 from builder.columns import CATALOG
 from builder.errors import ArchiveError, OutputError
-from builder.mirror import has_tar, read_index
+from builder.ids import DetectionId
+from builder.mirror import CATALOG_FILE, has_tar, read_index
+from builder.packages import PACKAGE_SIZE
 from builder.products import KINDS
-from builder.records import DetectionId, File
-from builder.settings import CATALOG_FILE
+from builder.records import File
 from builder.simulated_sky import source_name
 from builder.simulation import BROAD, SimulatedArchive
 

@@ -21,13 +21,15 @@ from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, Th
 from concurrent.futures.process import BrokenProcessPool
 
 from builder.archive import Archive, Fetched
-from builder.catalog import Package
-from builder.errors import ChandraSpectraError, StoreError
+from builder.errors import ChandraSpectraError, SettingError, StoreError, require
 from builder.mirror import Mirror
+from builder.packages import Package
 from builder.records import Rejection, Spectrum
+from builder.settings import DEFAULT_CONNECTIONS
 from builder.store import PackageResult, RemoteStore, Store, package_result
+from builder.text import Progress
 
-__all__ = ["AnyStore", "download", "fill", "fill_by", "make", "reduce_package", "results"]
+__all__ = ["AnyStore", "counter", "dask_executor", "download", "fill", "fill_by", "make", "reduce_package", "results"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ def fill(
     store: AnyStore,
     *,
     workers: int = 1,
-    connections: int = 4,
+    connections: int = DEFAULT_CONNECTIONS,
     mirror: Mirror | None = None,
     again: frozenset[Package] = frozenset(),
     done: Done = lambda package: None,
@@ -201,7 +203,7 @@ def download(
     archive: Archive,
     mirror: Mirror,
     *,
-    connections: int = 4,
+    connections: int = DEFAULT_CONNECTIONS,
     done: Done = lambda package: None,
 ) -> None:
     """Fetch every package that a mirror lacks into it; parameters and errors as for `fill`."""
@@ -211,6 +213,33 @@ def download(
             mirror.add(package, fetched)
 
     _each(_missing(packages, lambda package: package in mirror, done), fetch, connections, done)
+
+
+def counter(progress: Progress, step: str, total: int) -> Callable[[Package], None]:
+    """Turn finished packages into progress in detections."""
+    count = 0
+
+    def done(package: Package) -> None:
+        nonlocal count
+        count += len(package.detections)
+        progress(step, count, total)
+
+    progress(step, 0, total)
+    return done
+
+
+@contextlib.contextmanager
+def dask_executor(address: str) -> Iterator[Executor]:
+    """The executor of a Dask cluster; SettingError where it does not answer."""
+    require("distributed", "dask", "--dask")
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=30)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise SettingError(f"no Dask scheduler at {address}: {error}") from error
+    with client:
+        yield client.get_executor()
 
 
 def _missing(packages: Iterable[Package], there: Callable[[Package], bool], done: Done) -> list[Package]:

@@ -2,6 +2,7 @@
 
 ChandraSpectraError       anything this project refuses or cannot do; its text is one clear line
 ├── SettingError          an option or a configuration value is wrong
+├── MissingExtraError     what is asked for needs a package that is not installed
 ├── ArchiveError          the archive could not be reached, or what it answered is not what was asked
 │   ├── TransientError    the same, where asking again may help
 │   ├── UnavailableError  asking again did not help for as long as it was tried
@@ -15,11 +16,14 @@ ChandraSpectraError       anything this project refuses or cannot do; its text i
 
 from __future__ import annotations
 
+import importlib
+
 __all__ = [
     "ArchiveError",
     "CatalogError",
     "ChandraSpectraError",
     "HubError",
+    "MissingExtraError",
     "OutputError",
     "ProductError",
     "RefusedError",
@@ -27,6 +31,7 @@ __all__ = [
     "StoreError",
     "TransientError",
     "UnavailableError",
+    "require",
 ]
 
 
@@ -36,6 +41,33 @@ class ChandraSpectraError(Exception):
 
 class SettingError(ChandraSpectraError, ValueError):
     """An option or a configuration value is refused."""
+
+
+class MissingExtraError(ChandraSpectraError):
+    """A package of one of the extras is needed, but not installed."""
+
+
+def require(module: str, extra: str, purpose: str) -> None:
+    """Import a package of an extra, or say how to install it.
+
+    Parameters
+    ----------
+    module : str
+        Name to import.
+    extra : str
+        Extra of ``chandra-spectra`` that brings it.
+    purpose : str
+        What needs it, as the subject of a sentence.
+
+    Raises
+    ------
+    MissingExtraError
+        If it cannot be imported.
+    """
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(f"{purpose} needs {module}: pip install 'chandra-spectra[{extra}]'") from error
 
 
 class ArchiveError(ChandraSpectraError):

@@ -16,12 +16,12 @@ import h5py
 import numpy as np
 
 from builder.columns import COLUMNS, columns_when
-from builder.digests import file_sha256
-from builder.errors import OutputError, SettingError
+from builder.errors import OutputError, SettingError, require
+from builder.files import file_sha256, recover_folder, staging_folder, workplace
 from builder.hdf5 import HDF5Writer, read_rows
-from builder.prepare import HDF5_FILE, Progress, manifest_digest, read_manifest
-from builder.records import DetectionId
-from builder.staging import recover_folder, staging_folder, workplace
+from builder.ids import DetectionId
+from builder.layout import HDF5_FILE, manifest_digest, read_manifest, unreadable
+from builder.text import Progress, silent
 
 __all__ = ["LAYOUTS", "Exported", "export", "write_healpix"]
 
@@ -66,7 +66,7 @@ def export(
     archive: str = "",
     cache: Path | None = None,
     force: bool = False,
-    progress: Progress = lambda step, done, total: None,
+    progress: Progress = silent,
 ) -> Exported:
     """Write a prepared folder in another layout.
 
@@ -82,7 +82,7 @@ def export(
     archive : str
         For ``fits``: where their files are; the archive of the manifest by default.
     cache : Path, optional
-        For ``fits``: folder for downloads, `builder.sources.default_cache` by default.
+        For ``fits``: folder for downloads, `builder.workspace.default_cache` by default.
     force : bool
         Replace an export that is there.
     progress : callable
@@ -94,7 +94,9 @@ def export(
     Raises
     ------
     SettingError
-        If the layout or a detection is unknown, or the package that writes the layout is not installed.
+        If the layout or a detection is unknown.
+    MissingExtraError
+        Without the package that writes the layout.
     OutputError
         If `folder` is not a whole prepared folder, or `output` cannot be written. Nothing is left behind.
     ArchiveError
@@ -130,23 +132,23 @@ def _writer(
         raise SettingError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
     if layout == "fits":
         from builder.export_fits import write_fits
-        from builder.settings import Settings, archive_of
-        from builder.sources import open_source
+        from builder.layout import archive_of
+        from builder.settings import Settings
+        from builder.workspace import open_workspace
 
         if not detections:
             raise SettingError("say which detections: --detection 4938.0.43, and again for more")
         chosen = tuple(dict.fromkeys(map(DetectionId.parse, detections)))
         said = manifest["settings"]
         settings = Settings(archive_of(manifest, archive), said["release"], said.get("catalog", ""))
-        return partial(write_fits, detections=chosen, archive=open_source(settings, cache).archive)
+        return partial(write_fits, detections=chosen, archive=open_workspace(settings, cache).archive)
     if detections or archive:
         raise SettingError(f"--detection and --archive are for --layout fits; {layout} takes all rows")
     if layout == "healpix":
         return write_healpix
-    try:
-        from builder.export_hats import write_hats
-    except ImportError as error:
-        raise SettingError(f"--layout hats: {error}; install it with: pip install 'chandra-spectra[hats]'") from error
+    require("hats", "hats", "--layout hats")
+    from builder.export_hats import write_hats
+
     return write_hats
 
 
@@ -166,7 +168,7 @@ def _whole_hdf5(folder: Path, manifest: dict[str, Any]) -> Path:
     try:
         found = file_sha256(path)
     except OSError as error:
-        raise OutputError(f"cannot read {path}: {error.strerror}; prepare the folder again with --force") from error
+        raise unreadable(path, error) from error
     if found != expected:
         raise OutputError(f"{path} is not what the manifest says: prepare the folder again with --force")
     return path

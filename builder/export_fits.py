@@ -17,14 +17,15 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from builder.archive import Archive
-from builder.catalog import PACKAGE_SIZE, Package
 from builder.columns import COLUMNS
 from builder.errors import ArchiveError, ProductError, SettingError
 from builder.hdf5 import read_rows
+from builder.ids import DetectionId
 from builder.ogip import content, inflate
-from builder.prepare import Progress
+from builder.packages import PACKAGE_SIZE, Package
 from builder.products import KINDS, group_products, members
-from builder.records import N_CHANNELS, DetectionId, File, Products
+from builder.records import N_CHANNELS, File, Products
+from builder.text import Progress
 
 __all__ = ["write_fits"]
 

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from builder import __version__
 from builder.columns import columns_of
 from builder.hdf5 import read_rows
-from builder.prepare import Progress
 from builder.rows import public
+from builder.text import Progress
 
 __all__ = ["write_hats"]
 

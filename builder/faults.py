@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from builder.errors import SettingError
+from builder.ids import DetectionId
 from builder.products import KINDS, ProductName
-from builder.records import DetectionId, File
+from builder.records import File
 
 __all__ = ["PERMANENT", "TRANSIENT", "Faults", "parse_faults"]
 

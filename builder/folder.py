@@ -14,13 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder.card import DATA_FILES, DETECTIONS_FILE
 from builder.errors import OutputError, SettingError
-from builder.records import DetectionId, Recipe
+from builder.ids import DetectionId
+from builder.layout import DATA_FILES
 from builder.rows import examples
-from builder.selection import Cone, Selection, read_detections
-from builder.settings import Settings
-from builder.splits import Splits
 
 __all__ = [
     "Overview",
@@ -30,7 +27,6 @@ __all__ = [
     "overview",
     "read_rows",
     "read_scalars",
-    "read_settings",
 ]
 
 _MJD_EPOCH = datetime.date(1858, 11, 17)
@@ -220,42 +216,3 @@ def read_rows(
     if lost := [detection for detection in detections if detection not in found]:
         raise OutputError(f"{folder / DATA_FILES[config]} has no row {lost[0]}: check the folder with verify")
     return [found[detection] for detection in detections]
-
-
-def read_settings(folder: Path, manifest: dict[str, Any]) -> Settings:
-    """The settings that a folder was prepared with.
-
-    Parameters
-    ----------
-    folder : Path
-        Holds the list of detections, where they were selected by a list.
-    manifest : dict
-
-    Raises
-    ------
-    SettingError
-        If the list is not there, or the manifest says what cannot be.
-    """
-    try:
-        said = manifest["settings"]
-        cuts = dict(said["selection"])
-        for name in ("names", "obsids"):
-            cuts[name] = tuple(cuts.get(name, ()))
-        if "cone" in cuts:
-            cuts["cone"] = Cone(**cuts["cone"])
-        if "detections" in cuts:
-            cuts["detections"] = read_detections(folder / DETECTIONS_FILE)
-        recipe = Recipe.from_dict(said["recipe"])
-        return Settings(
-            said["archive"],
-            said["release"],
-            said.get("catalog", ""),
-            Selection(**cuts),
-            recipe,
-            Splits.parse(said["splits"]),
-            said["responses"],
-        )
-    except (KeyError, TypeError) as error:
-        raise SettingError(
-            f"the manifest of {folder} has not the settings of this version ({error}): prepare it again with --force"
-        ) from error

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from builder.catalog import read_votable
 from builder.errors import ArchiveError
-from builder.mirror import read_index
+from builder.ids import DetectionId
+from builder.mirror import CATALOG_FILE, read_index
 from builder.products import ProductName
-from builder.records import DetectionId, File
-from builder.settings import CATALOG_FILE
+from builder.records import File
 
 __all__ = ["Holdings", "MirrorHoldings"]
 

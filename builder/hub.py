@@ -13,10 +13,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.card import DATA_FILES
 from builder.errors import HubError, OutputError, SettingError
-from builder.prepare import MANIFEST_FILE, Progress, read_manifest
+from builder.layout import DATA_FILES, MANIFEST_FILE, read_manifest
 from builder.splits import SPLITS
+from builder.text import Progress, silent
 from builder.verify import verify
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def push(
     dry_run: bool = False,
     quick: bool = False,
     endpoint: str | None = None,
-    progress: Progress = lambda step, done, total: None,
+    progress: Progress = silent,
 ) -> Pushed:
     """Verify a prepared folder and upload it, so that ``load_dataset(repo_id)`` works at once.
 

@@ -21,19 +21,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from builder.archive import Archive, Fetched
-from builder.catalog import Package, Plan, plan, read_votable, write_votable
-from builder.digests import file_sha256
+from builder.archive import Archive, Fetched, Record, forget
+from builder.catalog import read_votable, write_votable
 from builder.errors import ArchiveError, CatalogError, StoreError
+from builder.files import file_sha256, hold
+from builder.ids import DetectionId
+from builder.packages import Package, Plan, plan
 from builder.products import members
-from builder.records import DetectionId
 from builder.selection import Selection
-from builder.settings import CATALOG_FILE
-from builder.staging import hold
 
-__all__ = ["INDEX_FILE", "Mirror", "MirrorArchive", "has_tar", "open_mirror", "read_index"]
+__all__ = ["CATALOG_FILE", "INDEX_FILE", "Mirror", "MirrorArchive", "has_tar", "open_mirror", "read_index"]
+
+CATALOG_FILE = "catalog.vot"
+"""The catalog's answer in a mirror folder."""
 
 INDEX_FILE = "packages.jsonl"
+"""The index of a mirror folder: the detections of each tar."""
 
 
 def read_index(folder: Path) -> list[dict[str, Any]]:
@@ -85,11 +88,12 @@ class MirrorArchive(Archive):
         except OSError as error:
             raise ArchiveError(f"cannot read {self.folder / INDEX_FILE}: {error.strerror}; is it a mirror?") from error
 
-    def catalog(self, selection: Selection, dl_manager: Any) -> pa.Table:
+    def catalog(self, selection: Selection, record: Record = forget) -> pa.Table:
         """See `Archive.catalog`."""
-        path = Path(dl_manager.download(str(self.folder / CATALOG_FILE)))
+        path = self.folder / CATALOG_FILE
         try:
             table, overflow = read_votable(path.read_bytes(), str(path))
+            record(str(path), path)
         except OSError as error:
             raise CatalogError(f"cannot read {path}: {error.strerror}") from error
         if overflow:
@@ -97,7 +101,7 @@ class MirrorArchive(Archive):
         return table
 
     @contextmanager
-    def fetch(self, package: Package) -> Iterator[Fetched]:
+    def fetch(self, package: Package, record: Record = forget) -> Iterator[Fetched]:
         """See `Archive.fetch`."""
         if not self._index:
             index: dict[str, dict[str, tuple[int, str]]] = {}
@@ -121,6 +125,7 @@ class MirrorArchive(Archive):
             if found != size:
                 what = "is missing" if found is None else f"has {found} bytes instead of {size}"
                 raise ArchiveError(f"{path} {what}; download the mirror again")
+            record(str(path), path)
         # Relative, so that the same mirror in another place gives the same rejections.
         refused = {d: self._unserved[d] for d in package.detections if d in self._unserved}
         named = {detection: " ".join(self._index[str(detection)]) for detection in package.detections}

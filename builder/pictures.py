@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from builder.errors import require
 from builder.rows import HEALPIX_NSIDE
-from builder.words import one_line, several
+from builder.text import one_line, several
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,11 +91,12 @@ def draw_pictures(folder: Path, shards: list[Path], scalars: pa.Table) -> list[P
 
     Raises
     ------
-    ImportError
+    MissingExtraError
         Without matplotlib.
     OSError
         If one cannot be written.
     """
+    require("matplotlib", "plots", "a picture")
     from matplotlib import style
     from matplotlib.figure import Figure
 

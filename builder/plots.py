@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.errors import OutputError, SettingError
+from builder.errors import SettingError, require
+from builder.files import beside
 from builder.folder import check_outside, read_rows, read_scalars
 from builder.pictures import energy_axis
-from builder.staging import beside
-from builder.words import one_line, several
+from builder.text import one_line, several
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -149,16 +149,17 @@ def save_plot(folder: Path, rows: list[dict[str, Any]], path: Path) -> None:
     ------
     SettingError
         If the ending is another.
+    MissingExtraError
+        Without matplotlib.
     OutputError
-        Without matplotlib, or if the file would lie in the folder or cannot be written.
+        If the file would lie in the folder or cannot be written.
     """
     _check_ending(path)
     check_outside(folder, path)
-    try:
-        from matplotlib import style
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OutputError("plots need matplotlib: pip install 'chandra-spectra[plots]'") from error
+    require("matplotlib", "plots", "a plot")
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
     with style.context(["default", _STYLE]):  # the user's own style does not enter
         figure = Figure(figsize=(7.2, 5.8), layout="constrained")
         if len(rows) == 1:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder.errors import ArchiveError
-from builder.records import CYCLES, DetectionId, File, Products
+from builder.ids import CYCLES, DetectionId
+from builder.records import File, Products
 
 __all__ = ["KINDS", "MAX_MEMBER_BYTES", "ProductName", "group_products", "members"]
 

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
-import math
-import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.errors import SettingError
+from builder.ids import DetectionId
 
 __all__ = [
-    "CYCLES",
     "N_CHANNELS",
     "REASONS",
-    "DetectionId",
     "File",
     "Products",
-    "Recipe",
     "Rejection",
     "Response",
     "Spectrum",
@@ -31,9 +24,6 @@ __all__ = [
 
 N_CHANNELS = 1024
 """PI channels of an ACIS spectrum (TLMIN1 = 1, TLMAX1 = 1024 in the catalog's PHA files)."""
-
-CYCLES = ("", "e1", "e2")
-"""Cycle words of product names; ``e1`` primary and ``e2`` secondary exposures of an interleaved observation."""
 
 REASONS = {
     "not_acis": "the instrument has no spectra in the catalog (HRC)",
@@ -55,133 +45,6 @@ REASONS = {
 """Reason codes of rejections, and what each means."""
 
 Stage = Literal["select", "fetch", "reduce"]
-
-_DETECTION_ID = re.compile(r"(\d{1,6})\.(\d{1,3})\.(\d{1,4})(?:\.(e[12]))?", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class DetectionId:
-    """What names a detection: ``obsid.obi.region_id``, with the cycle of an interleaved observation.
-
-    Raises
-    ------
-    SettingError
-        If a number is negative or too large for :attr:`object_id`, or the cycle is unknown.
-    """
-
-    obsid: int
-    obi: int
-    region_id: int
-    cycle: str = ""
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.obsid < 10**6 and 0 <= self.obi < 10**3 and 0 <= self.region_id < 10**4):
-            raise SettingError(f"{self} is not a detection: obsid has up to 6 digits, obi 3, region_id 4")
-        if self.cycle not in CYCLES:
-            raise SettingError(f"{self} is not a detection: the cycle is e1, e2 or left out")
-
-    def __str__(self) -> str:
-        stem = f"{self.obsid}.{self.obi}.{self.region_id}"
-        return f"{stem}.{self.cycle}" if self.cycle else stem
-
-    @classmethod
-    def parse(cls, text: str) -> DetectionId:
-        """Read ``4938.0.43`` or ``4938.0.43.e1``; SettingError if it is neither."""
-        match = _DETECTION_ID.fullmatch(text.strip())
-        if match is None:
-            raise SettingError(f"{text.strip()!r} is not a detection: write obsid.obi.region_id, such as 4938.0.43")
-        obsid, obi, region_id, cycle = match.groups()
-        return cls(int(obsid), int(obi), int(region_id), cycle or "")
-
-    @property
-    def object_id(self) -> int:
-        """The id as one integer, its decimal digits ``obsid | obi (3) | region_id (4) | cycle (1)``.
-
-        ``((obsid * 1000 + obi) * 10000 + region_id) * 10 + c`` with c = 0, 1, 2 for no cycle, e1, e2. It depends
-        on nothing but the detection, fits a double exactly, and :meth:`from_object_id` reads it back.
-        """
-        return ((self.obsid * 1000 + self.obi) * 10000 + self.region_id) * 10 + CYCLES.index(self.cycle)
-
-    @classmethod
-    def from_object_id(cls, object_id: int) -> DetectionId:
-        """The inverse of :attr:`object_id`; SettingError if no detection has that number."""
-        rest, cycle = divmod(int(object_id), 10)
-        rest, region_id = divmod(rest, 10000)
-        obsid, obi = divmod(rest, 1000)
-        if cycle >= len(CYCLES):
-            raise SettingError(f"{object_id} is not an object_id: its last digit is 0, 1 or 2")
-        return cls(obsid, obi, region_id, CYCLES[cycle])
-
-    @property
-    def catalog(self) -> DetectionId:
-        """The detection's row in the catalog, which knows no cycles."""
-        return DetectionId(self.obsid, self.obi, self.region_id)
-
-    def with_cycle(self, cycle: str) -> DetectionId:
-        """The spectrum of one cycle of this detection."""
-        return DetectionId(self.obsid, self.obi, self.region_id, cycle)
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a spectrum is reduced.
-
-    Attributes
-    ----------
-    energy_min, energy_max : float
-        Kept energy range in keV; channels that reach outside are dropped as Sherpa's ``ignore`` drops them.
-    min_counts : int
-        Smallest number of source counts in a group (Sherpa's ``group_counts``).
-    subtract : bool
-        Subtract the scaled background.
-    group : bool
-        Group the channels; if not, every kept channel is a bin.
-
-    Raises
-    ------
-    SettingError
-        If the range is empty, not finite or outside 0–20 keV, `min_counts` is not a positive integer, or a
-        switch is not a bool.
-    """
-
-    energy_min: float = 0.5
-    energy_max: float = 8.0
-    min_counts: int = 5
-    subtract: bool = True
-    group: bool = True
-
-    VERSION = 1
-    """Raised whenever the same files would give other numbers; part of every key in the store."""
-
-    def __post_init__(self) -> None:
-        for name in ("energy_min", "energy_max"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise SettingError(f"{name} must be a number of keV, not {value!r}")
-            object.__setattr__(self, name, float(value))
-        if not 0 <= self.energy_min < self.energy_max <= 20:
-            raise SettingError(
-                f"the energy range {self.energy_min:g}-{self.energy_max:g} keV must rise and lie within 0-20 keV"
-            )
-        if isinstance(self.min_counts, bool) or not isinstance(self.min_counts, int) or self.min_counts < 1:
-            raise SettingError(f"min_counts must be a whole number of at least 1, not {self.min_counts!r}")
-        for name in ("subtract", "group"):
-            if not isinstance(getattr(self, name), bool):
-                raise SettingError(f"{name} must be True or False, not {getattr(self, name)!r}")
-
-    def as_dict(self) -> dict[str, float | int | bool]:
-        """The settings and the version, as they are written beside the data."""
-        return {**dataclasses.asdict(self), "version": self.VERSION}
-
-    @classmethod
-    def from_dict(cls, said: dict[str, Any]) -> Recipe:
-        """The inverse of `as_dict`, whatever the version; TypeError for a setting that is not known."""
-        return cls(**{name: value for name, value in said.items() if name != "version"})
-
-    @property
-    def key(self) -> str:
-        """16 hexadecimal digits that change with any setting or the version."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

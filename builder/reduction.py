@@ -24,10 +24,12 @@ from sherpa.stats import Chi2Gehrels
 from sherpa.utils.err import SherpaErr
 
 from builder.errors import ProductError
+from builder.ids import DetectionId
 from builder.ogip import Table, content, extension, inflate, tables
 from builder.products import ProductName
-from builder.records import N_CHANNELS, DetectionId, File, Products, Recipe, Rejection, Spectrum, Stage
+from builder.records import N_CHANNELS, File, Products, Rejection, Spectrum, Stage
 from builder.response import read_response
+from builder.settings import Recipe
 
 __all__ = ["reduce_products"]
 

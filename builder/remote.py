@@ -11,23 +11,24 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 import pyarrow as pa
 import requests
-from datasets import DownloadConfig, DownloadManager
 
-from builder.archive import Archive, Fetched
-from builder.catalog import VOTABLE_TAG, Package, count_of, from_rows, read_votable
+from builder.archive import Archive, Fetched, Record, forget
+from builder.catalog import VOTABLE_TAG, count_of, from_rows, read_votable
 from builder.client import Client, Slots, one_session
+from builder.columns import CATALOG
 from builder.errors import CatalogError, RefusedError, SettingError, TransientError, UnavailableError
+from builder.ids import DetectionId
+from builder.packages import Package
 from builder.products import KINDS, MAX_MEMBER_BYTES, ProductName
-from builder.records import DetectionId
-from builder.selection import COLUMNS_QUERIED, Selection
-from builder.words import one_line
+from builder.selection import Selection
+from builder.settings import DEFAULT_CONNECTIONS
+from builder.text import one_line
 
-__all__ = ["ArchiveDownloadManager", "HttpArchive"]
+__all__ = ["HttpArchive"]
 
 
 _FILETYPES = {"pha": "spectrum", "arf": "arf", "rmf": "rmf"}  # the service's words for the products
@@ -37,46 +38,11 @@ _LAST_OBSID = 999_999
 _LEFT = 86_400  # seconds after which an answer that nobody removed is nobody's: it is read as soon as it is there
 _BELIEVED = 3  # detections that an archive may refuse one after the other; if it serves none at all, it is out of order
 
+COLUMNS_QUERIED = ", ".join(column.query for column in CATALOG)
+"""Every catalog column of the dataset, as the query asks for it."""
+
 Product = tuple[DetectionId, str]
 """A detection, of one cycle where it has two, and the kind of file."""
-
-
-class ArchiveDownloadManager(DownloadManager):
-    """A download manager of `datasets` that asks as this project does: patient, checked, within the budget.
-
-    Parameters
-    ----------
-    archive : HttpArchive
-    dataset_name : str, optional
-    """
-
-    def __init__(self, archive: HttpArchive, dataset_name: str | None = "chandra_spectra") -> None:
-        super().__init__(dataset_name, download_config=DownloadConfig(use_etag=False))
-        self._archive = archive
-
-    def download(self, url_or_urls: Any) -> Any:
-        """Download catalog answers.
-
-        Parameters
-        ----------
-        url_or_urls : str, list or dict
-            Addresses; a nested structure gives the same structure of paths.
-
-        Returns
-        -------
-        str, list or dict
-            Paths on this machine.
-        """
-        if isinstance(url_or_urls, dict):
-            return {key: self.download(url) for key, url in url_or_urls.items()}
-        if isinstance(url_or_urls, (list, tuple)):
-            return [self.download(url) for url in url_or_urls]
-        path = self._archive.download_catalog(str(url_or_urls))
-        self._record_size(str(url_or_urls), path)
-        return str(path)
-
-    def _record_size(self, url: str, path: Path) -> None:
-        self._recorded_sizes_checksums[url] = {"num_bytes": path.stat().st_size, "checksum": None}
 
 
 @dataclass
@@ -98,7 +64,7 @@ class HttpArchive(Archive):
     base: str
     release: str
     folder: Path
-    connections: int = 4
+    connections: int = DEFAULT_CONNECTIONS
     client: Client = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
@@ -117,7 +83,7 @@ class HttpArchive(Archive):
 
     # -- the catalog
 
-    def catalog(self, selection: Selection, dl_manager: Any) -> pa.Table:
+    def catalog(self, selection: Selection, record: Record = forget) -> pa.Table:
         """See `Archive.catalog`; what exceeds the service's row limit is asked for in ranges of obsid.
 
         Raises
@@ -132,29 +98,28 @@ class HttpArchive(Archive):
                 "the catalog service has the tables of release 2.1 only: for the files of rel2.0 give a catalog file "
                 "of that release with --cat-file"
             )
-        manager = dl_manager if isinstance(dl_manager, ArchiveDownloadManager) else ArchiveDownloadManager(self)
         answers = [from_rows([])]
         for query in selection.queries():
-            expected = count_of(self._answer(manager, f"SELECT COUNT(*) AS n {query}"), self.base)
-            parts = list(self._parts(manager, query, 0, _LAST_OBSID)) if expected else []
+            expected = count_of(self._answer(f"SELECT COUNT(*) AS n {query}", record), self.base)
+            parts = list(self._parts(query, 0, _LAST_OBSID, record)) if expected else []
             found = sum(len(part) for part in parts)
             if found != expected:
                 raise CatalogError(f"{self.base} counts {expected} rows but answered {found}: run the command again")
             answers += parts
         return pa.concat_tables(answers)
 
-    def _parts(self, manager: Any, query: str, first: int, last: int) -> Iterator[pa.Table]:
+    def _parts(self, query: str, first: int, last: int, record: Record) -> Iterator[pa.Table]:
         whole = (first, last) == (0, _LAST_OBSID)
         limits = "" if whole else f" AND o.obsid BETWEEN {first} AND {last}"
-        table, overflow = read_votable(self._answer(manager, f"SELECT {COLUMNS_QUERIED} {query}{limits}"), self.base)
+        table, overflow = read_votable(self._answer(f"SELECT {COLUMNS_QUERIED} {query}{limits}", record), self.base)
         if not overflow:
             yield table
         elif first == last:
             raise CatalogError(f"{self.base}: observation {first} alone exceeds the service's row limit")
         else:
             middle = self._middle(table, first, last)
-            yield from self._parts(manager, query, first, middle)
-            yield from self._parts(manager, query, middle + 1, last)
+            yield from self._parts(query, first, middle, record)
+            yield from self._parts(query, middle + 1, last, record)
 
     @staticmethod
     def _middle(table: pa.Table, first: int, last: int) -> int:
@@ -162,10 +127,12 @@ class HttpArchive(Archive):
         obsids = sorted(obsid for obsid in table["obsid"].to_pylist() if first <= obsid < last)
         return int(obsids[len(obsids) // 2]) if obsids else (first + last) // 2
 
-    def _answer(self, manager: Any, query: str) -> bytes:
+    def _answer(self, query: str, record: Record) -> bytes:
         form = urlencode({"REQUEST": "doQuery", "LANG": "ADQL", "QUERY": query})
-        path = Path(manager.download(f"{self.base}/csc21tap/sync?{form}"))
+        address = f"{self.base}/csc21tap/sync?{form}"
+        path = self.download_catalog(address)
         try:
+            record(address, path)
             return path.read_bytes()
         finally:
             path.unlink(missing_ok=True)
@@ -184,7 +151,7 @@ class HttpArchive(Archive):
     # -- packages
 
     @contextlib.contextmanager
-    def fetch(self, package: Package) -> Iterator[Fetched]:
+    def fetch(self, package: Package, record: Record = forget) -> Iterator[Fetched]:
         """See `Archive.fetch`.
 
         What the answer lacks is asked for once more, and then file by file. Detections that the service refuses to
@@ -197,11 +164,11 @@ class HttpArchive(Archive):
         """
         urls = {detection: self._package_url([detection]) for detection in package.detections}
         with self._slot() as (folder, session):
-            parts, unserved = self._collect(session, folder, package.detections)
+            parts, unserved = self._collect(session, folder, package.detections, record)
             yield Fetched(tuple(parts), urls, unserved)
 
     def _collect(
-        self, session: requests.Session, folder: Path, detections: tuple[DetectionId, ...]
+        self, session: requests.Session, folder: Path, detections: tuple[DetectionId, ...], record: Record
     ) -> tuple[list[Path], dict[DetectionId, str]]:
         parts: list[Path] = []
         have: set[Product] = set()
@@ -214,6 +181,7 @@ class HttpArchive(Archive):
             except (RefusedError, UnavailableError) as error:
                 refusals = dict.fromkeys(lacking, str(error))
                 break
+            record(self._package_url(lacking), path)
             parts.append(path)
             lacking = _lacking(lacking, have)
             if not lacking:
@@ -233,7 +201,7 @@ class HttpArchive(Archive):
                 refusals[detection] = str(error)
                 continue
             try:
-                parts += self._single_files(session, folder, listed, have)
+                parts += self._single_files(session, folder, listed, have, record)
                 refusals.pop(detection, None)
                 served = True
             except (RefusedError, UnavailableError) as error:
@@ -274,7 +242,12 @@ class HttpArchive(Archive):
         }
 
     def _single_files(
-        self, session: requests.Session, folder: Path, listed: dict[Product, str], have: set[Product]
+        self,
+        session: requests.Session,
+        folder: Path,
+        listed: dict[Product, str],
+        have: set[Product],
+        record: Record,
     ) -> list[Path]:
         """Fetch, one by one, the files that are listed but that no package held."""
         found = []
@@ -284,9 +257,9 @@ class HttpArchive(Archive):
             form = {"filename": filename, "filetype": _FILETYPES[kind], "version": self.release}
             query = urlencode(form, errors="replace")  # JSON may hold characters that no address can
             path = folder / filename.rpartition("/")[2]  # it was parsed as a product's name: no path hides in it
-            self.client.download(
-                session, f"{self.base}/csccli/retrieveFile?{query}", path, _check_product, MAX_MEMBER_BYTES
-            )
+            address = f"{self.base}/csccli/retrieveFile?{query}"
+            self.client.download(session, address, path, _check_product, MAX_MEMBER_BYTES)
+            record(address, path)
             found.append(path)
         return found
 

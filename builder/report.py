@@ -23,16 +23,16 @@ from numpy.typing import NDArray
 from builder import __version__
 from builder.card import command_line, reduction_words, selection_words
 from builder.columns import columns_of
-from builder.errors import OutputError
-from builder.folder import Overview, check_outside, date_text, overview, read_rows, read_scalars, read_settings
+from builder.errors import OutputError, require
+from builder.files import beside
+from builder.folder import Overview, check_outside, date_text, overview, read_rows, read_scalars
+from builder.layout import REJECTIONS_FILE, read_manifest, read_settings, unreadable
 from builder.pictures import Floats, finite, galactic_plane, histogram_edges, rows_by_cell
 from builder.plots import binned_counts
-from builder.prepare import REJECTIONS_FILE, read_manifest
-from builder.records import REASONS, Recipe
-from builder.settings import EMBEDDED
+from builder.records import REASONS
+from builder.settings import EMBEDDED, Recipe
 from builder.splits import SPLITS
-from builder.staging import beside
-from builder.words import exposure_text
+from builder.text import exposure_text
 
 __all__ = ["SAMPLE", "Written", "write_report"]
 
@@ -91,13 +91,14 @@ def write_report(folder: Path, path: Path) -> Written:
 
     Raises
     ------
+    MissingExtraError
+        Without plotly.
     OutputError
-        Without plotly, if the folder is no prepared one or cannot be read, or if the file cannot be written.
+        If the folder is no prepared one or cannot be read, or if the file cannot be written.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise OutputError("the report needs plotly: pip install 'chandra-spectra[report]'") from error
+    require("plotly", "report", "the report")
+    from plotly.offline import get_plotlyjs
+
     if path.suffix.lower() not in (".html", ".htm"):
         raise OutputError(f"cannot write the page to {path}: give a name that ends in .html")
     folder = folder.resolve()
@@ -215,7 +216,7 @@ def _rejections(folder: Path, counts: dict[str, Any]) -> dict[str, str]:
         with pq.ParquetFile(path) as file:
             first = next(file.iter_batches(_REJECTIONS, columns=list(_REJECTION)), None)
     except (OSError, pa.ArrowException) as error:
-        raise OutputError(f"cannot read {path}: {error}; prepare the folder again with --force") from error
+        raise unreadable(path, error) from error
     lines = [
         "<tr>" + "".join(f"<td>{html.escape(row[name])}</td>" for name in _REJECTION) + "</tr>"
         for row in ([] if first is None else first.to_pylist())

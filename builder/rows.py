@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from builder.catalog import Package
 from builder.columns import COLUMNS, arrow_schema, columns_of
-from builder.records import DetectionId
+from builder.ids import DetectionId
+from builder.packages import Package
 from builder.splits import Splits
 from builder.store import PackageResult
 
@@ -52,7 +52,11 @@ def join(catalog: pa.Table, package: Package, result: PackageResult, splits: Spl
     known = catalog.slice(package.start, len(package.detections)).take(measured["row"])
     ids = [str(DetectionId.from_object_id(number)) for number in measured["object_id"].to_pylist()]
     cells = healpix(known["ra"], known["dec"])
-    derived = {"detection_id": pa.array(ids, pa.string()), "healpix": cells, "split": splits.of(cells)}
+    derived = {
+        "detection_id": pa.array(ids, pa.string()),
+        "healpix": cells,
+        "split": pa.array(map(splits.of, cells.to_pylist()), pa.string()),
+    }
     columns = []
     for name in FULL_SCHEMA.names:
         if name in derived:

@@ -8,16 +8,15 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
-from builder.columns import CATALOG
 from builder.errors import SettingError
-from builder.records import DetectionId
+from builder.ids import DetectionId
 
-__all__ = ["RELEASES", "Cone", "Selection", "read_detections"]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["RELEASES", "Cone", "Selection"]
 
 RELEASES = ("rel2.1", "rel2.0", "cur")
 """Version words that the archive knows; ``cur`` may change under you."""
@@ -102,30 +101,6 @@ class Cone:
         if west < 0 or east >= 360:
             return [*box, f"(m.ra >= {west % 360!r} OR m.ra <= {east % 360!r})"]
         return [*box, f"m.ra >= {west!r}", f"m.ra <= {east!r}"]
-
-
-def read_detections(path: Path) -> frozenset[DetectionId]:
-    """Read a file with one ``obsid.obi.region_id`` a line; empty lines and ``#`` comments are passed over.
-
-    Raises
-    ------
-    SettingError
-        If it cannot be read, holds none, or a line is something else.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # some editors begin a file with a mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"cannot read detections from {path}: {error}") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        if text := line.partition("#")[0].strip():
-            try:
-                found.append(DetectionId.parse(text).catalog)
-            except SettingError as error:
-                raise SettingError(f"{path}, line {number}: {error}") from None
-    if not found:
-        raise SettingError(f"{path} holds no detections")
-    return frozenset(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +213,6 @@ class Selection:
             lists = [*_in("o.obsid", [str(obsid) for obsid in sorted(set(obsids))])]
         for part in lists or [""]:
             yield f"{_FROM} WHERE {' AND '.join((*_WHERE, *cuts, *([part] if part else [])))}"
-
-
-COLUMNS_QUERIED = ", ".join(column.query for column in CATALOG)
-"""What follows SELECT for every catalog column of the dataset."""
 
 
 def _in(column: str, values: list[str]) -> Iterator[str]:

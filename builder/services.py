@@ -23,8 +23,9 @@ from builder.adql import Catalog
 from builder.errors import ChandraSpectraError, SettingError
 from builder.faults import Faults
 from builder.holdings import Holdings
+from builder.ids import DetectionId
 from builder.products import ProductName
-from builder.records import DetectionId, File
+from builder.records import File
 from builder.selection import RELEASES
 from builder.votable import write_votable
 

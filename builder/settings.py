@@ -3,30 +3,107 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from builder.digests import file_sha256
 from builder.errors import SettingError
-from builder.records import Recipe
 from builder.selection import RELEASES, Selection
 from builder.splits import Splits
 
-__all__ = ["CATALOG_FILE", "DEFAULT_ARCHIVE", "DEFAULT_CUTS", "EMBEDDED", "Settings", "archive_of", "last_part"]
+__all__ = [
+    "DEFAULT_ARCHIVE",
+    "DEFAULT_CONNECTIONS",
+    "DEFAULT_CUTS",
+    "DEFAULT_RELEASE",
+    "EMBEDDED",
+    "Recipe",
+    "Settings",
+    "last_part",
+]
 
 DEFAULT_ARCHIVE = "https://cda.cfa.harvard.edu"
 """Base URL of the Chandra Data Archive's services."""
 
+DEFAULT_RELEASE = "rel2.1"
+"""Version word of the catalog's current release."""
+
 EMBEDDED = "embedded"
 """The archive that is made on this machine: two real detections and simulated ones."""
+
+DEFAULT_CONNECTIONS = 4
+"""Connections to the archive at once: its own limit is not published, so few."""
 
 DEFAULT_CUTS = {"min_cnts": 40.0, "min_sig": 4.0, "max_theta": 10.0}
 """Of net counts, of flux significance, and arcmin off axis: the largest recommended set."""
 
-CATALOG_FILE = "catalog.vot"
-"""The catalog's answer in a mirror folder."""
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a spectrum is reduced.
+
+    Attributes
+    ----------
+    energy_min, energy_max : float
+        Kept energy range in keV; channels that reach outside are dropped as Sherpa's ``ignore`` drops them.
+    min_counts : int
+        Smallest number of source counts in a group (Sherpa's ``group_counts``).
+    subtract : bool
+        Subtract the scaled background.
+    group : bool
+        Group the channels; if not, every kept channel is a bin.
+
+    Raises
+    ------
+    SettingError
+        If the range is empty, not finite or outside 0–20 keV, `min_counts` is not a positive integer, or a
+        switch is not a bool.
+    """
+
+    energy_min: float = 0.5
+    energy_max: float = 8.0
+    min_counts: int = 5
+    subtract: bool = True
+    group: bool = True
+
+    VERSION = 1
+    """Raised whenever the same files would give other numbers; part of every key in the store."""
+
+    def __post_init__(self) -> None:
+        for name in ("energy_min", "energy_max"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise SettingError(f"{name} must be a number of keV, not {value!r}")
+            object.__setattr__(self, name, float(value))
+        if not 0 <= self.energy_min < self.energy_max <= 20:
+            raise SettingError(
+                f"the energy range {self.energy_min:g}-{self.energy_max:g} keV must rise and lie within 0-20 keV"
+            )
+        if isinstance(self.min_counts, bool) or not isinstance(self.min_counts, int) or self.min_counts < 1:
+            raise SettingError(
+                f"the counts of a group (min_counts) must be a whole number of at least 1, not {self.min_counts!r}"
+            )
+        for name in ("subtract", "group"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingError(f"{name} must be True or False, not {getattr(self, name)!r}")
+
+    def as_dict(self) -> dict[str, float | int | bool]:
+        """The settings and the version, as they are written beside the data."""
+        return {**dataclasses.asdict(self), "version": self.VERSION}
+
+    @classmethod
+    def from_dict(cls, said: dict[str, Any]) -> Recipe:
+        """The inverse of `as_dict`, whatever the version; TypeError for a setting that is not known."""
+        return cls(**{name: value for name, value in said.items() if name != "version"})
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits that change with any setting or the version."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +132,7 @@ class Settings:
     """
 
     archive: str = DEFAULT_ARCHIVE
-    release: str = "rel2.1"
+    release: str = DEFAULT_RELEASE
     catalog: str = ""
     selection: Selection = dataclasses.field(default_factory=Selection)
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
@@ -87,18 +164,21 @@ class Settings:
         """Whether the archive is a mirror folder."""
         return self.archive != EMBEDDED and not self.archive.startswith(("http://", "https://"))
 
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as the manifest and the HDF5 file have them.
+    def as_dict(self, catalog_sha256: str | None = None) -> dict[str, Any]:
+        """Give the settings as the manifest and the HDF5 file have them.
 
-        A catalog on this machine has its checksum there as it is now. Local paths are given by their last part: the
-        folder may be published.
+        Local paths are given by their last part: the folder may be published.
+
+        Parameters
+        ----------
+        catalog_sha256 : str, optional
+            Checksum of the catalog, where it is a file of this machine.
         """
-        held = Path(self.archive).expanduser() / CATALOG_FILE if self.from_mirror else ""
         return {
             "archive": last_part(self.archive) if self.from_mirror else self.archive,
             "release": self.release,
             **({"catalog": last_part(self.catalog)} if self.catalog else {}),
-            **({"catalog_sha256": _sha256(self.catalog or held)} if self.catalog or held else {}),
+            **({} if catalog_sha256 is None else {"catalog_sha256": catalog_sha256}),
             "selection": self.selection.as_dict(),
             "recipe": self.recipe.as_dict(),
             "splits": str(self.splits),
@@ -107,7 +187,7 @@ class Settings:
 
 
 def _address(url: str) -> str:
-    """A base URL, its scheme and host in lower case; SettingError if it is none."""
+    """Give a base URL, its scheme and host in lower case; SettingError if it is none."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -121,21 +201,5 @@ def _address(url: str) -> str:
 
 
 def last_part(path: str) -> str:
-    """A local path without the folders that are no one's business."""
+    """Give a local path without the folders that are no one's business."""
     return Path(path).name or path
-
-
-def archive_of(manifest: dict[str, Any], archive: str = "") -> str:
-    """The archive that a prepared folder was made from, unless another is given; SettingError if it must be."""
-    said: str = manifest["settings"]["archive"]
-    if not archive and Settings(said).from_mirror and not Path(said).is_dir():
-        raise SettingError(f"the folder was made from a mirror named {said!r}, which is not here: give it as --archive")
-    return archive or said
-
-
-def _sha256(path: Path | str) -> str:
-    """SHA-256 of a file, empty if it cannot be read; whoever reads it next says why."""
-    try:
-        return file_sha256(Path(path))
-    except OSError:
-        return ""

@@ -8,10 +8,7 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder.columns import configs_with
-from builder.splits import SPLITS, Splits
-
-__all__ = ["ShardWriter", "parts"]
+__all__ = ["ShardWriter"]
 
 _GROUP_ROWS = 1000
 """Rows in a row group: what a reader that streams or filters holds at once (about 20 MB of `counts`)."""
@@ -21,15 +18,6 @@ _GROUP_BYTES = 20 * 10**6
 
 _SHARD_BYTES = 500 * 10**6
 """Uncompressed bytes after which a new shard begins, as `datasets` has it."""
-
-
-def parts(splits: Splits, responses: bool) -> list[tuple[str, str]]:
-    """Config and split of every set of shards: only rows of a source are divided."""
-    return [
-        (config, split)
-        for config in configs_with(responses)
-        for split in (splits.names if config in ("spectra", "counts") else SPLITS[:1])
-    ]
 
 
 class ShardWriter:

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from builder.errors import ArchiveError
-from builder.records import N_CHANNELS, DetectionId, File
+from builder.ids import DetectionId
+from builder.records import N_CHANNELS, File
 from builder.simulated_sky import catalog_rows, draw_detections, effective_area, photon_spectrum, source_name
 
 __all__ = ["BROAD", "CHANNELS", "ENERGIES", "SimulatedArchive"]

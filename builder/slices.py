@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +13,51 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from builder.card import DATA_FILES
-from builder.checks import Rows
-from builder.prepare import HDF5_FILE
-from builder.shards import parts
-from builder.splits import SPLITS, Splits
+from builder.layout import HDF5_FILE, parts_of, rows_of
+from builder.splits import SPLITS
 
-__all__ = ["order_of", "parts_of", "rows_of", "slices"]
+__all__ = ["order_of", "slices"]
 
 _SLICE = 500
 """Rows in hand at once, about 20 MB."""
 
 
-def parts_of(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    """The configs and splits that a folder has."""
-    said = manifest["settings"]
-    return parts(Splits.parse(said["splits"]), bool(said["responses"]))
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A slice of the rows of both configs, and where they stand.
 
+    Attributes
+    ----------
+    start : int
+        Number of the first row in the whole dataset.
+    spectra, counts : pyarrow.Table
+        The same rows of either config, structs flattened to ``struct.field``.
+    split : list of str
+        The split in whose files each row stands.
+    position : ndarray of int64
+        Number of each row in its split.
+    files : dict of (str, str) to list of (int, str)
+        For each config and split the first row and the name of every shard; for ``hdf5`` the one file.
+    """
 
-def rows_of(manifest: dict[str, Any], config: str, split: str) -> dict[str, int]:
-    """Rows by file of one split of a config, in the order of the rows."""
-    prefix = f"{DATA_FILES[config]}/{split}-"
-    return {file["path"]: file["rows"] for file in manifest["files"] if file["path"].startswith(prefix)}
+    start: int
+    spectra: pa.Table
+    counts: pa.Table
+    split: list[str]
+    position: NDArray[np.int64]
+    files: dict[tuple[str, str], list[tuple[int, str]]]
+
+    def __len__(self) -> int:
+        return len(self.spectra)
+
+    def place(self, config: str, index: int) -> tuple[str, str]:
+        """The file that holds a row of the slice, and what the row is called."""
+        whole = config == "hdf5"
+        files = self.files[config, "" if whole else self.split[index]]
+        number = self.start + index if whole else int(self.position[index])
+        file = files[bisect.bisect_right(files, number, key=lambda item: item[0]) - 1][1]
+        table = self.counts if config == "counts" else self.spectra
+        return file, f"{table['detection_id'][index].as_py()} (row {number})"
 
 
 class _Reader:

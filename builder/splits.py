@@ -8,14 +8,11 @@ neighbours, are in one split, and a source keeps its split under other cuts and 
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
 from builder.errors import SettingError
 
@@ -67,17 +64,16 @@ class Splits:
         """The splits that have files."""
         return SPLITS if self.divided else SPLITS[:1]
 
-    def of(self, healpix: pa.Array) -> pa.Array:
-        """The split of each row, from its HEALPix cell (nside 16, nested)."""
-        bounds = np.cumsum(self.shares[:-1]) / 100
-        known = healpix.is_valid().to_numpy(zero_copy_only=False)
-        place = np.full(len(healpix), -1.0)  # below any share
-        place[known] = _places()[healpix.drop_null().to_numpy()]
-        return pa.array(np.array(SPLITS, dtype=object)[np.searchsorted(bounds, place, side="right")], pa.string())
+    def of(self, healpix: int | None) -> str:
+        """Give the split of a HEALPix cell (nside 16, nested); without a cell it is `train`."""
+        if healpix is None:
+            return SPLITS[0]
+        train, validation, _ = self.shares
+        bounds = (train / 100, (train + validation) / 100)
+        return SPLITS[bisect.bisect_right(bounds, _place(healpix))]
 
 
-@lru_cache(maxsize=1)
-def _places() -> NDArray[np.float64]:
-    """The number u of each of the 3072 cells."""
-    digests = (hashlib.sha256(f"healpix {cell}".encode()).digest() for cell in range(12 * 16**2))
-    return np.array([int.from_bytes(digest[:8], "big") / 2**64 for digest in digests])
+@lru_cache(maxsize=12 * 16**2)
+def _place(healpix: int) -> float:
+    """Give the number u of a cell."""
+    return int.from_bytes(hashlib.sha256(f"healpix {healpix}".encode()).digest()[:8], "big") / 2**64

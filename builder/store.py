@@ -18,11 +18,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from builder.catalog import Package
 from builder.columns import COLUMNS, EBOUNDS, RESPONSES, arrow_schema
 from builder.errors import StoreError
-from builder.filesystems import open_url, reported
-from builder.records import DetectionId, Recipe, Rejection, Response, Spectrum
+from builder.files import open_url, reported
+from builder.ids import DetectionId
+from builder.packages import Package
+from builder.records import Rejection, Response, Spectrum
+from builder.settings import Recipe
 
 __all__ = ["PackageResult", "RemoteStore", "Store", "package_result"]
 

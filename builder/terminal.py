@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from builder.words import exposure_text, one_line, several, size_text
+from builder.text import exposure_text, one_line, several, size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from builder.catalog import Plan
-    from builder.prepare import Progress
+    from builder.packages import Plan
+    from builder.text import Progress
     from builder.verify import Report
 
 __all__ = ["bars", "show_checks", "show_estimate", "show_row", "show_summary", "show_uploaded", "waiting"]
@@ -55,14 +55,14 @@ def show_checks(report: Report) -> None:
             print(f"... and {check.failed - len(check.failures):,} more: {check.claim}")
 
 
-def show_summary(folder: Path, manifest: dict[str, Any], done: bool | None) -> None:
+def show_summary(folder: Path, manifest: dict[str, Any], fresh: bool | None) -> None:
     """What a prepared folder holds, and where to go next.
 
     Parameters
     ----------
     folder : Path
     manifest : dict
-    done : bool, optional
+    fresh : bool, optional
         Whether it was made just now, or was finished before; None where the question is not asked.
     """
     from rich.console import Console
@@ -98,25 +98,25 @@ def show_summary(folder: Path, manifest: dict[str, Any], done: bool | None) -> N
         table.add_row(name, size, unit, ", ".join(remarks))
     size, unit = size_text(sum(file["bytes"] for file in manifest["files"])).split()
     table.add_row("together", size, unit, several(len(manifest["files"]), "file"))
-    if done:
+    if fresh:
         table.add_row("time", f"{manifest['seconds']:,.1f}", "s", "")
     console.print(str(folder), style="bold")
     _show(table, console)
-    if done is False:
+    if fresh is False:
         console.print("\nThe folder was finished before: nothing to do.")
-    if done is not None and counts["rows"]:  # datasets loads no folder without rows
+    if fresh is not None and counts["rows"]:  # datasets loads no folder without rows
         split = next(split for split, rows in splits.items() if rows)
         load = f'python -c \'from datasets import load_dataset; print(load_dataset("{folder}")["{split}"][0])\''
         console.print(f"\nNext:  {load}", soft_wrap=True)
         console.print(f"       chandra-spectra info {folder}", soft_wrap=True)
 
 
-def show_uploaded(url: str, manifest: dict[str, Any], done: bool) -> None:
+def show_uploaded(url: str, manifest: dict[str, Any], fresh: bool) -> None:
     """What a prepared folder on another file system holds, and how to load it: load_dataset looks for no card there."""
     counts, files = manifest["counts"], manifest["files"]
     size = size_text(sum(file["bytes"] for file in files))
     print(f"{counts['rows']:,} spectra, {counts['rejected']:,} rejected, {len(files)} files, {size}, in {url}")
-    if not done:
+    if not fresh:
         print("The folder was finished before: nothing to do.")
     splits = _splits([file for file in files if file["path"].startswith("data/")])
     shards = ", ".join(f'"{split}": "{url}/data/{split}-*.parquet"' for split in splits)
@@ -241,7 +241,7 @@ def show_estimate(planned: Plan, bandwidth: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from builder.catalog import DETECTION_BYTES
+    from builder.packages import DETECTION_BYTES
 
     size = len(planned.catalog) * DETECTION_BYTES
     hours = size / (bandwidth * 1e6) / 3600

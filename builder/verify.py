@@ -17,8 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder.card import DATA_FILES
-from builder.catalog import PACKAGE_SIZE, Package
 from builder.checks import (
     Check,
     Grids,
@@ -32,18 +30,30 @@ from builder.checks import (
     hdf5_columns,
 )
 from builder.columns import COLUMNS, features
-from builder.digests import file_sha256
 from builder.engine import make
 from builder.errors import SettingError
-from builder.prepare import HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Progress, manifest_digest, read_manifest
-from builder.records import REASONS, DetectionId, Recipe
+from builder.files import file_sha256
+from builder.ids import DetectionId
+from builder.layout import (
+    DATA_FILES,
+    HDF5_FILE,
+    MANIFEST_FILE,
+    REJECTIONS_FILE,
+    archive_of,
+    manifest_digest,
+    parts_of,
+    read_manifest,
+    rows_of,
+)
+from builder.packages import PACKAGE_SIZE, Package
+from builder.records import REASONS
 from builder.rows import examples
-from builder.settings import Settings, archive_of
-from builder.slices import order_of, parts_of, rows_of, slices
-from builder.sources import open_source
+from builder.settings import Recipe, Settings
+from builder.slices import order_of, slices
 from builder.splits import Splits
 from builder.store import REJECTIONS_SCHEMA, SPECTRA_SCHEMA, Store
-from builder.words import several
+from builder.text import Progress, several, silent
+from builder.workspace import open_workspace
 
 __all__ = ["Report", "verify"]
 
@@ -82,7 +92,7 @@ def verify(
     archive: str = "",
     seed: int = 0,
     cache: Path | None = None,
-    progress: Progress = lambda step, done, total: None,
+    progress: Progress = silent,
 ) -> Report:
     """Check a prepared folder.
 
@@ -100,7 +110,7 @@ def verify(
     seed : int
         Of the choice of rows to reduce again.
     cache : Path, optional
-        Folder for what is downloaded, see `builder.sources.default_cache`.
+        Folder for what is downloaded, see `builder.workspace.default_cache`.
     progress : callable
 
     Returns
@@ -362,7 +372,7 @@ def _check_again(
         recipe=recipe,
         responses=said["responses"],
     )
-    source = open_source(settings, cache)
+    source = open_workspace(settings, cache)
     total = manifest["counts"]["rows"]
     chosen = sorted(random.Random(seed).sample(range(total), min(number, total)))
     columns = [column for column in COLUMNS if column.name in SPECTRA_SCHEMA.names]

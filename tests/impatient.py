@@ -6,7 +6,8 @@ import functools
 import sys
 from pathlib import Path
 
-from builder.records import DetectionId, File
+from builder.ids import DetectionId
+from builder.records import File
 from builder.simulation import SimulatedArchive
 
 ROOT = Path(__file__).parents[1]
@@ -28,13 +29,13 @@ def impatient(read: float = 1) -> None:
     import builder.card
     import builder.cli
     import builder.remote
-    import builder.sources
-    from builder.catalog import plan
+    import builder.workspace
     from builder.client import Client, Patience
+    from builder.packages import plan
 
     patience = Patience(connect=2, read=read, base=0.01, longest=0.05)
     builder.remote.Client = functools.partial(Client, patience=patience)  # type: ignore[misc]
-    builder.sources.plan = functools.partial(plan, size=10)
+    builder.workspace.plan = functools.partial(plan, size=10)
     builder.cli._PATIENCE = 1
     builder.card.draw_pictures = lambda folder, shards, scalars: []
 

@@ -29,17 +29,19 @@ from PIL import Image
 
 from builder import card as card_module
 from builder import prepare as prepare_module
-from builder.card import DATA_FILES, selection_words, write_card
+from builder.card import selection_words, write_card
 from builder.cli import app
 from builder.columns import COLUMNS, EBOUNDS, RESPONSES, configs_with, features, markdown
+from builder.ids import DetectionId
+from builder.layout import DATA_FILES, read_manifest
 from builder.pictures import SCALARS, draw_pictures, energy_axis
-from builder.prepare import prepare, read_manifest
-from builder.records import REASONS, DetectionId, Recipe
+from builder.prepare import prepare
+from builder.records import REASONS
 from builder.selection import Cone, Selection
-from builder.settings import Settings
+from builder.settings import Recipe, Settings
 from builder.shards import ShardWriter
 from builder.splits import Splits
-from builder.words import size_text
+from builder.text import size_text
 
 ACKNOWLEDGEMENT = (
     "This research has made use of data obtained from the Chandra Source Catalog, provided by the Chandra X-ray Center "
@@ -469,9 +471,9 @@ def test_without_matplotlib_there_are_no_pictures_and_one_line_says_so(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with caplog.at_level(logging.WARNING):
-        manifest, _ = prepare(tmp_path / "out", Settings("embedded"))
+        manifest = prepare(tmp_path / "out", Settings("embedded")).manifest
     assert [record.getMessage() for record in caplog.records] == [
-        "the card has no pictures, for they need matplotlib: pip install 'chandra-spectra[plots]'"
+        "the card has no pictures: a picture needs matplotlib: pip install 'chandra-spectra[plots]'"
     ]
     assert not (tmp_path / "out" / "images").exists()
     assert "![" not in (tmp_path / "out" / "README.md").read_text()
@@ -498,7 +500,7 @@ def assert_reads(folder: Path, rows: int) -> None:
 def test_a_folder_with_one_row(tmp_path: Path) -> None:
     chosen = DetectionId(4938, 0, 43)
     folder = tmp_path / "chandra_spectra"
-    manifest, _ = prepare(folder, Settings("embedded", selection=Selection(detections=frozenset({chosen}))))
+    manifest = prepare(folder, Settings("embedded", selection=Selection(detections=frozenset({chosen})))).manifest
     paths = [file["path"] for file in manifest["files"]]
     images = [f"images/{name}.png" for name in PICTURES[:3]]  # a real detection of the sample has no hardness ratios
     assert paths[-5:] == ["README.md", *images, "detections.txt"]

@@ -15,11 +15,13 @@ from astropy.io import votable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.catalog import PACKAGE_SIZE, SCHEMA, Package, count_of, from_rows, plan, read_votable, write_votable
+from builder.catalog import SCHEMA, count_of, from_rows, read_votable, write_votable
 from builder.columns import CATALOG
 from builder.errors import CatalogError
-from builder.records import DetectionId, Recipe
+from builder.ids import DetectionId
+from builder.packages import PACKAGE_SIZE, Package, plan
 from builder.remote import _check_votable
+from builder.settings import Recipe
 from builder.votable import write_votable as write_any
 from tests.fits_files import stable
 

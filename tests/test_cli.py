@@ -12,10 +12,11 @@ import pytest
 from datasets import load_dataset
 
 from builder import __version__
-from builder.catalog import from_rows, plan
+from builder.catalog import from_rows
 from builder.cli import app
 from builder.command import local
 from builder.errors import SettingError
+from builder.packages import plan
 from builder.settings import Settings
 from tests.conftest import command
 
@@ -28,7 +29,7 @@ from tests.conftest import command
         (["--archive", "nowhere"], "no such folder"),
         (["--release", "rel9"], "unknown release 'rel9'"),
         (["--energy-min", "9"], "energy range"),
-        (["--min-counts", "0"], "min_counts"),
+        (["--group-counts", "0"], "min_counts"),
     ],
 )
 def test_a_wrong_option_is_one_clear_line_and_leaves_nothing_behind(
@@ -236,7 +237,7 @@ def test_what_goes_into_a_pipe_has_no_blanks_at_the_ends_of_lines(sample: Path) 
 
 def test_a_split_without_rows_is_said_to_have_no_file(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As of --splits source where all sources are of train; `load_dataset` then knows no other split."""
-    from builder.prepare import read_manifest
+    from builder.layout import read_manifest
     from builder.terminal import show_summary
 
     manifest = read_manifest(sample)
@@ -249,10 +250,3 @@ def test_a_split_without_rows_is_said_to_have_no_file(sample: Path, capsys: pyte
 
 def test_an_unknown_option_is_wrong_usage() -> None:
     assert command("prepare", "--min-count-rate", "3").returncode == 2
-
-
-def test_the_default_archive_is_that_of_the_settings() -> None:
-    from builder.command import ARCHIVE
-    from builder.settings import DEFAULT_ARCHIVE
-
-    assert ARCHIVE == DEFAULT_ARCHIVE

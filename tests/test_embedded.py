@@ -24,8 +24,8 @@ from builder.catalog import read_votable
 from builder.columns import CATALOG
 from builder.embedded import embedded_rows_and_files, make_embedded_mirror
 from builder.errors import ArchiveError, OutputError
+from builder.ids import DetectionId
 from builder.products import group_products, members
-from builder.records import DetectionId
 
 DATA = Path(sherpa.__file__).parent / "astro/datastack/tests/data"
 

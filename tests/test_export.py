@@ -20,7 +20,7 @@ from astropy.io import fits
 
 from builder import export_hats
 from builder.columns import COLUMNS
-from builder.errors import ArchiveError, OutputError, SettingError
+from builder.errors import ArchiveError, MissingExtraError, OutputError, SettingError
 from builder.export import Exported, export
 from builder.prepare import prepare
 from builder.products import members
@@ -190,9 +190,8 @@ def test_crowded_places_are_divided_until_each_file_is_small(
 def test_without_the_hats_package_it_says_what_to_install(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "builder.export_hats")
-    monkeypatch.setitem(sys.modules, "hats.catalog", None)
-    with pytest.raises(SettingError, match=r"pip install 'chandra-spectra\[hats\]'"):
+    monkeypatch.setitem(sys.modules, "hats", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'chandra-spectra\[hats\]'"):
         export(sample, tmp_path / "hats", layout="hats")
 
 

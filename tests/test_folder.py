@@ -11,9 +11,10 @@ import pytest
 
 from builder.catalog_files import read_catalog
 from builder.errors import OutputError, SettingError
-from builder.folder import find_detections, overview, read_rows, read_scalars, read_settings
-from builder.prepare import prepare, read_manifest
-from builder.records import DetectionId
+from builder.folder import find_detections, overview, read_rows, read_scalars
+from builder.ids import DetectionId
+from builder.layout import read_manifest, read_settings
+from builder.prepare import prepare
 from builder.selection import Cone, Selection
 from builder.settings import Settings
 

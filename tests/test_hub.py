@@ -17,7 +17,7 @@ from huggingface_hub import close_session, constants
 
 from builder.errors import HubError, OutputError, SettingError
 from builder.hub import Pushed, push
-from builder.prepare import manifest_digest, read_manifest
+from builder.layout import manifest_digest, read_manifest
 from tests.hub_server import DROP, TOKEN, Hub
 
 NAME = "org/chandra_spectra"

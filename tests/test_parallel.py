@@ -18,17 +18,17 @@ from pathlib import Path
 import pytest
 
 from builder.archive import Fetched
-from builder.catalog import Package
 from builder.engine import download, fill, fill_by
 from builder.errors import ArchiveError, ChandraSpectraError
+from builder.ids import DetectionId
 from builder.mirror import Mirror, MirrorArchive
+from builder.packages import Package
 from builder.prepare import prepare, prepare_share
-from builder.records import DetectionId, Recipe
 from builder.selection import Selection
 from builder.server import ArchiveServer
-from builder.settings import Settings
-from builder.sources import open_source, plan_for
+from builder.settings import Recipe, Settings
 from builder.store import RemoteStore, Store
+from builder.workspace import make_plan, open_workspace
 from tests.impatient import RememberedArchive
 from tests.runs import Run, command
 from tests.waiting import wait_for
@@ -114,9 +114,9 @@ def test_a_store_on_a_file_system_of_fsspec_gives_the_same_bytes(
     asked = [request.detections for request in server.log[start:] if request.service == "retrieve"]
     assert len(asked) == len(set(asked)) == 5
     assert contents(tmp_path / "out") == expected
-    source = open_source(settings, tmp_path / "cache", store=store)
+    source = open_workspace(settings, tmp_path / "cache", store=store)
     assert isinstance(source.store, RemoteStore)
-    package = plan_for(source, settings).packages[0]
+    package = make_plan(source, settings).packages[0]
     assert package in source.store
 
 
@@ -142,8 +142,8 @@ def test_after_an_error_no_further_package_is_begun(tmp_path: Path) -> None:
 
 def test_after_an_error_no_worker_is_left(mirror: Path, tmp_path: Path) -> None:
     """They would end by themselves, but the interpreter may trip over that at its own end."""
-    source = open_source(Settings(str(mirror)), tmp_path)
-    first, *_ = plan_for(source, Settings(str(mirror))).packages
+    source = open_workspace(Settings(str(mirror)), tmp_path)
+    first, *_ = make_plan(source, Settings(str(mirror))).packages
     second = Package(1, (DetectionId(1, 0, 1),))
 
     class Failing:

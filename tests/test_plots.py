@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from builder.errors import OutputError, SettingError
+from builder.files import beside
 from builder.folder import read_rows, read_scalars
 from builder.plots import MOST, binned_counts, check_number, save_plot, terminal_plot, title
-from builder.staging import beside
 from tests.conftest import command
 
 REAL = "4938.0.43"

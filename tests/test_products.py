@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from builder import products
 from builder.errors import ArchiveError
+from builder.ids import DetectionId
 from builder.products import KINDS, ProductName, group_products, members
-from builder.records import DetectionId, File
+from builder.records import File
 from tests.fits_files import product_name, stable
 
 detections = st.builds(

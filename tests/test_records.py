@@ -15,7 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from builder.errors import ChandraSpectraError, ProductError, SettingError, TransientError
-from builder.records import CYCLES, N_CHANNELS, REASONS, DetectionId, Recipe, Rejection, Response, Spectrum
+from builder.ids import CYCLES, DetectionId
+from builder.records import N_CHANNELS, REASONS, Rejection, Response, Spectrum
+from builder.settings import Recipe
 from tests.fits_files import stable
 
 detections = st.builds(

@@ -22,8 +22,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from builder import ogip
-from builder.records import N_CHANNELS, REASONS, DetectionId, File, Products, Recipe, Rejection, Spectrum
+from builder.ids import DetectionId
+from builder.records import N_CHANNELS, REASONS, File, Products, Rejection, Spectrum
 from builder.reduction import reduce_products
+from builder.settings import Recipe
 from tests import fits_files as ff
 from tests.fits_files import DETECTION, KINDS, REAL, poisson, products, real_products, stable
 from tests.goldens import GOLDENS

@@ -16,13 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builder.errors import ProductError
+from builder.ids import DetectionId
 from builder.ogip import tables
 from builder.prepare import prepare
-from builder.records import DetectionId, Recipe, Rejection, Response, Spectrum
+from builder.records import Rejection, Response, Spectrum
 from builder.reduction import reduce_products
 from builder.response import read_response
 from builder.selection import Selection
-from builder.settings import Settings
+from builder.settings import Recipe, Settings
 from builder.verify import verify
 from chandra_spectra import ChandraSpectra
 from tests import fits_files as ff

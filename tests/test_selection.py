@@ -14,10 +14,12 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from builder.catalog import from_rows
+from builder.catalog_files import read_detections
 from builder.columns import CATALOG
 from builder.errors import SettingError
-from builder.records import DetectionId
-from builder.selection import COLUMNS_QUERIED, Cone, Selection, read_detections
+from builder.ids import DetectionId
+from builder.remote import COLUMNS_QUERIED
+from builder.selection import Cone, Selection
 from builder.settings import DEFAULT_CUTS, Settings
 from tests.fits_files import stable
 

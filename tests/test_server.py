@@ -27,9 +27,10 @@ from builder.catalog import read_votable, write_votable
 from builder.errors import ArchiveError, SettingError
 from builder.faults import PERMANENT, TRANSIENT, Faults
 from builder.holdings import MirrorHoldings
+from builder.ids import DetectionId
 from builder.products import KINDS, ProductName, members
-from builder.records import DetectionId, File
-from builder.selection import COLUMNS_QUERIED
+from builder.records import File
+from builder.remote import COLUMNS_QUERIED
 from builder.server import ArchiveServer
 from builder.settings import Settings
 

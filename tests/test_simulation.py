@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from builder.columns import CATALOG
 from builder.errors import ArchiveError
+from builder.ids import DetectionId
 from builder.products import ProductName, group_products
-from builder.records import DetectionId, File
+from builder.records import File
 from builder.simulated_sky import absorption_cross_section, source_name
 from builder.simulation import BROAD, CHANNELS, SimulatedArchive
 from tests.fits_files import stable

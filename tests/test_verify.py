@@ -20,13 +20,13 @@ from builder import shards, verify
 from builder.columns import COLUMNS, arrow_schema, columns_of, features
 from builder.errors import OutputError, SettingError
 from builder.hdf5 import HDF5Writer
-from builder.prepare import manifest_digest, prepare, read_manifest
-from builder.records import Recipe
+from builder.layout import manifest_digest, read_manifest
+from builder.prepare import prepare
 from builder.rows import public
 from builder.server import ArchiveServer
-from builder.settings import Settings
-from builder.sources import holdings
+from builder.settings import Recipe, Settings
 from builder.verify import Report
+from builder.workspace import holdings
 from tests.conftest import command
 
 HDF5 = "chandra_spectra.hdf5"

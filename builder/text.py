@@ -1,10 +1,18 @@
-"""Numbers and names as people read them."""
+"""Numbers, names and progress as people read them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
-__all__ = ["exposure_text", "is_url", "one_line", "several", "size_text"]
+__all__ = ["Progress", "exposure_text", "is_url", "one_line", "several", "silent", "size_text"]
+
+Progress = Callable[[str, int, int], None]
+"""A function that is called with a step, the number of things that are done, and of all."""
+
+
+def silent(step: str, done: int, total: int) -> None:
+    """Show no progress."""
 
 
 def is_url(text: str) -> bool:

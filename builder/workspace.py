@@ -1,7 +1,8 @@
-"""Which archive, store and catalog the settings name."""
+"""The archive and the store that the settings name, and the plan that they come to."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -12,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from builder.archive import Archive
-from builder.catalog import Plan, plan
 from builder.errors import OutputError, SettingError
-from builder.filesystems import check_place, open_url
-from builder.mirror import INDEX_FILE, MirrorArchive
-from builder.settings import CATALOG_FILE, EMBEDDED, Settings
+from builder.files import check_place, file_sha256, open_url
+from builder.mirror import CATALOG_FILE, INDEX_FILE, MirrorArchive
+from builder.packages import Plan, plan
+from builder.settings import DEFAULT_CONNECTIONS, EMBEDDED, Settings
 from builder.store import RemoteStore, Store
-from builder.words import is_url
+from builder.text import is_url
 
 if TYPE_CHECKING:
     from builder.holdings import Holdings
 
-__all__ = ["Source", "default_cache", "holdings", "open_source", "plan_for", "query"]
+__all__ = ["Workspace", "default_cache", "describe", "holdings", "make_plan", "open_workspace"]
 
 _NAMED = 5
 """Detections that a warning names."""
@@ -32,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Where packages come from and where finished ones are kept."""
+class Workspace:
+    """An archive, from which packages come, and a store, in which finished ones are kept."""
 
     archive: Archive
     store: Store | RemoteStore
@@ -48,9 +49,9 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chandra_spectra"
 
 
-def open_source(
-    settings: Settings, cache: Path | None = None, connections: int = 4, store: str | None = None
-) -> Source:
+def open_workspace(
+    settings: Settings, cache: Path | None = None, connections: int = DEFAULT_CONNECTIONS, store: str | None = None
+) -> Workspace:
     """Open the archive and the store that the settings name.
 
     Parameters
@@ -81,9 +82,9 @@ def open_source(
     kept = (settings.release, settings.recipe, settings.responses)
     if store and "://" in store:
         open_url(store, SettingError)
-        return Source(archive, RemoteStore(f"{store.rstrip('/')}/{identity}", *kept))
+        return Workspace(archive, RemoteStore(f"{store.rstrip('/')}/{identity}", *kept))
     root = Path(store).expanduser().absolute() if store else cache / "store"
-    return Source(archive, Store(root / identity, *kept))
+    return Workspace(archive, Store(root / identity, *kept))
 
 
 def _open_archive(settings: Settings, cache: Path, connections: int) -> Archive:
@@ -104,8 +105,8 @@ def _open_archive(settings: Settings, cache: Path, connections: int) -> Archive:
     raise SettingError(f"archive {settings.archive!r} ({what}): give 'embedded', a mirror folder or an http(s) URL")
 
 
-def query(source: Source, settings: Settings, dl_manager: Any) -> Plan:
-    """Ask the catalog, through a download manager, and plan the packages.
+def make_plan(workspace: Workspace, settings: Settings) -> Plan:
+    """Ask the catalog and divide its rows into packages.
 
     Raises
     ------
@@ -119,8 +120,8 @@ def query(source: Source, settings: Settings, dl_manager: Any) -> Plan:
 
         answer = read_catalog(Path(settings.catalog))
     else:
-        answer = source.archive.catalog(settings.selection, dl_manager)
-    nulls = source.archive.nulls or bool(settings.catalog)
+        answer = workspace.archive.catalog(settings.selection)
+    nulls = workspace.archive.nulls or bool(settings.catalog)
     batches = answer.to_batches(max_chunksize=1000)  # all rows as dicts at once would take gigabytes
     keep = [settings.selection.keeps(row, nulls=nulls) for batch in batches for row in batch.to_pylist()]
     kept = answer.filter(pa.array(keep, pa.bool_()))
@@ -139,22 +140,27 @@ def query(source: Source, settings: Settings, dl_manager: Any) -> Plan:
     return plan(kept, limit=settings.selection.limit)
 
 
-def plan_for(source: Source, settings: Settings) -> Plan:
-    """`query` without a download manager at hand."""
-    from datasets import DownloadManager
-
-    return query(source, settings, DownloadManager())
+def describe(settings: Settings) -> dict[str, Any]:
+    """Give the settings as the manifest has them, with the checksum of a catalog of this machine as it is now."""
+    held = Path(settings.archive).expanduser() / CATALOG_FILE if settings.from_mirror else None
+    path = Path(settings.catalog) if settings.catalog else held
+    digest = None
+    if path is not None:
+        digest = ""
+        with contextlib.suppress(OSError):  # the reader of the catalog says why
+            digest = file_sha256(path)
+    return settings.as_dict(digest)
 
 
 def holdings(mirror: str, simulated: int | None, seed: int, cache: Path | None) -> Holdings:
-    """What a local archive server serves: so many simulated detections, or a mirror."""
+    """Give the content of a local archive server: a number of simulated detections, or a mirror."""
     if simulated is not None:
         from builder.simulation import SimulatedArchive
 
         return SimulatedArchive(simulated, seed)
     from builder.holdings import MirrorHoldings
 
-    archive = open_source(Settings(mirror), cache).archive
+    archive = open_workspace(Settings(mirror), cache).archive
     if not isinstance(archive, MirrorArchive):
         raise SettingError(f"{mirror} is no mirror: give 'embedded' or a mirror folder")
     return MirrorHoldings(archive.folder)

@@ -1,20 +1,34 @@
-"""A folder or a file takes its place when it is complete, and not before; what a killed run leaves does no harm."""
+"""Files and folders here and on the file systems of fsspec: whole or not there at all.
+
+A folder or a file takes its place when it is complete, and not before; what a killed run leaves does no harm.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from builder.errors import OutputError
+from builder.errors import ChandraSpectraError, OutputError, SettingError, require
 
-__all__ = ["beside", "hold", "recover_folder", "staging_folder", "workplace"]
-
+__all__ = [
+    "beside",
+    "check_place",
+    "file_sha256",
+    "hold",
+    "open_url",
+    "recover_folder",
+    "reported",
+    "staging_folder",
+    "workplace",
+]
 
 _LOCK = ".lock"
 
@@ -182,3 +196,41 @@ def beside(path: Path) -> Iterator[Path]:
             (staging / path.name).replace(path)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal, read piece by piece; OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_place(place: str) -> None:
+    """SettingError for a URL that lacks a slash: it would be taken for a folder of that name."""
+    if re.match(r"\w+:/(?!/)", place):
+        raise SettingError(f"{place!r} is neither a folder nor a URL such as s3://bucket/folder")
+
+
+def open_url(url: str, error: type[ChandraSpectraError]) -> tuple[Any, str]:
+    """Open the file system that a URL names, and give the path on it; `error` where there is none."""
+    from fsspec.core import url_to_fs
+
+    if url.startswith("s3://"):
+        require("s3fs", "s3", url)
+    with reported(error, f"cannot use {url}"):
+        fs, path = url_to_fs(url)
+    return fs, path.rstrip("/")
+
+
+@contextlib.contextmanager
+def reported(error: type[ChandraSpectraError], doing: str, advice: str = "") -> Iterator[None]:
+    """Turn what a file system raises into one line: what could not be done, why, and `advice`.
+
+    Back-ends have exceptions of their own, from libraries that need not be installed: botocore's are no OSError.
+    """
+    try:
+        yield
+    except ChandraSpectraError:
+        raise
+    except Exception as raised:
+        reason = " ".join(str(raised).split()) or type(raised).__name__
+        raise error(f"{doing}: {reason}{advice}") from raised
