@@ -23,16 +23,16 @@ import pyarrow as pa
 from datasets.utils.info_utils import get_size_checksum_dict
 
 from builder import __version__
-from builder.archive import Archive, Fetched, Record, forget
-from builder.batches import collate
-from builder.calibration import Calibration
-from builder.columns import CONFIGS, features
-from builder.errors import SettingError
-from builder.layout import parts
-from builder.packages import Package
-from builder.selection import Selection
-from builder.settings import DEFAULT_ARCHIVE, Recipe, Settings
-from builder.splits import Splits
+from builder.archive.interface import Archive, Fetched, Record, forget
+from builder.archive.packages import Package
+from builder.dataset.layout import parts
+from builder.model.columns import CONFIGS, features
+from builder.model.errors import SettingError
+from builder.model.selection import Selection
+from builder.model.settings import DEFAULT_ARCHIVE, Recipe, Settings
+from builder.model.splits import Splits
+from builder.use.batches import collate
+from builder.use.calibration import Calibration
 
 if TYPE_CHECKING:
     from builder.workspace import Workspace
@@ -63,7 +63,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     table : {'spectra', 'counts', 'ebounds', 'responses'}
         Which columns; by default the first word of the config's name.
     min_cnts, min_sig, max_theta : float, optional
-        Cuts, see `builder.selection.Selection`; by default 40, 4 and 10, and none for the embedded sample.
+        Cuts, see `builder.model.selection.Selection`; by default 40, 4 and 10, and none for the embedded sample.
     archive : str
         ``embedded``, a mirror folder, or the base URL of the services.
     release : str
@@ -72,7 +72,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
         The reduction's settings.
     splits : str
         ``none``: all rows are `train`; ``source``, or with other shares ``source:70/20/10``: train, validation and
-        test, see `builder.splits`.
+        test, see `builder.model.splits`.
 
     Raises
     ------
@@ -166,9 +166,9 @@ class ArchiveDownloadManager(datasets.DownloadManager, Archive):
 class ChandraSpectra(datasets.GeneratorBasedBuilder):
     """The builder: asks the catalog, fetches, reduces and yields one row a spectrum.
 
-    Configs ``spectra`` (default), ``counts``, ``ebounds`` and ``responses`` hold the columns of `builder.columns`;
-    ``spectra_short`` and so on take only the brightest detections (more than 4000 counts, significance above 80, within
-    1 arcmin), for a quick try.
+    Configs ``spectra`` (default), ``counts``, ``ebounds`` and ``responses`` hold the columns of
+    `builder.model.columns`; ``spectra_short`` and so on take only the brightest detections (more than 4000 counts,
+    significance above 80, within 1 arcmin), for a quick try.
     """
 
     VERSION = _VERSION
@@ -206,8 +206,8 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         super().download_and_prepare(*args, dl_manager=dl_manager, **options)
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        from builder.engine import results
-        from builder.rows import join
+        from builder.dataset.rows import join
+        from builder.store.fill import results
         from builder.workspace import make_plan
 
         settings = self.config.settings
@@ -232,8 +232,8 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
     def _generate_examples(
         self, packages: list[Package], catalog: pa.Table, workspace: Workspace, split: str, warn: bool
     ) -> Iterator[tuple[int | str, dict[str, Any]]]:
-        from builder.engine import results
-        from builder.rows import examples, join, public
+        from builder.dataset.rows import examples, join, public
+        from builder.store.fill import results
 
         table, splits = self.config.table, self.config.settings.splits
         rejected, known = 0, set()

@@ -7,11 +7,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from builder.engine import download, fill
-from builder.mirror import Mirror
-from builder.server import ArchiveServer
-from builder.settings import Settings
-from builder.simulation import SimulatedArchive
+from builder.archive.mirror import Mirror
+from builder.model.settings import Settings
+from builder.simulator.products import SimulatedArchive
+from builder.simulator.server import ArchiveServer
+from builder.store.fill import download, fill
 from builder.workspace import make_plan, open_workspace
 
 

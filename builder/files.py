@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from builder.errors import ChandraSpectraError, OutputError, SettingError, require
+from builder.model.errors import ChandraSpectraError, OutputError, SettingError, require
 
 __all__ = [
     "beside",

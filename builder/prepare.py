@@ -19,13 +19,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from builder import __version__
-from builder.card import write_card
-from builder.columns import columns_when, features
-from builder.engine import counter, dask_executor, fill, fill_by, results
-from builder.errors import OutputError, SettingError, StoreError
-from builder.files import beside, file_sha256, recover_folder, staging_folder, workplace
-from builder.hdf5 import HDF5Writer
-from builder.layout import (
+from builder.archive.mirror import open_mirror
+from builder.archive.packages import Package, Plan
+from builder.dataset.card import write_card
+from builder.dataset.hdf5 import HDF5Writer
+from builder.dataset.layout import (
     CARD_FILE,
     DATA_FILES,
     DETECTIONS_FILE,
@@ -37,14 +35,16 @@ from builder.layout import (
     parts,
     read_manifest,
 )
-from builder.mirror import open_mirror
-from builder.packages import Package, Plan
-from builder.rows import join, public
-from builder.settings import DEFAULT_CONNECTIONS, Settings
-from builder.shards import ShardWriter
-from builder.splits import SPLITS
-from builder.store import EBOUNDS_SCHEMA, PackageResult, rejections_table
-from builder.text import Progress, silent
+from builder.dataset.rows import join, public
+from builder.dataset.shards import ShardWriter
+from builder.files import beside, file_sha256, recover_folder, staging_folder, workplace
+from builder.model.columns import columns_when, features
+from builder.model.errors import OutputError, SettingError, StoreError
+from builder.model.settings import DEFAULT_CONNECTIONS, Settings
+from builder.model.splits import SPLITS
+from builder.model.text import Progress, silent
+from builder.store.fill import counter, dask_executor, fill, fill_by, results
+from builder.store.packages import EBOUNDS_SCHEMA, PackageResult, rejections_table
 from builder.workspace import Workspace, describe, make_plan, open_workspace
 
 __all__ = [
@@ -92,7 +92,7 @@ def prepare(
     cache : Path, optional
         Folder for the store and downloads, `builder.workspace.default_cache` by default.
     workers, connections : int
-        See `builder.engine.fill`.
+        See `builder.store.fill.fill`.
     force : bool
         Replace a prepared folder that has other settings.
     retry_rejected : bool

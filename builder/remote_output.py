@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.errors import OutputError, SettingError
+from builder.dataset.layout import HDF5_FILE, MANIFEST_FILE, check_settings
 from builder.files import hold, open_url, reported
-from builder.layout import HDF5_FILE, MANIFEST_FILE, check_settings
+from builder.model.errors import OutputError, SettingError
+from builder.model.settings import Settings
+from builder.model.text import Progress, silent
 from builder.prepare import Prepared, prepare
-from builder.settings import Settings
-from builder.text import Progress, silent
 from builder.workspace import default_cache, describe
 
 __all__ = ["UPLOADING_FILE", "prepare_remote"]

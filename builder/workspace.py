@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from builder.archive import Archive
-from builder.errors import OutputError, SettingError
+from builder.archive.interface import Archive
+from builder.archive.mirror import CATALOG_FILE, INDEX_FILE, MirrorArchive
+from builder.archive.packages import Plan, plan
 from builder.files import check_place, file_sha256, open_url
-from builder.mirror import CATALOG_FILE, INDEX_FILE, MirrorArchive
-from builder.packages import Plan, plan
-from builder.settings import DEFAULT_CONNECTIONS, EMBEDDED, Settings
-from builder.store import RemoteStore, Store
-from builder.text import is_url
+from builder.model.errors import OutputError, SettingError
+from builder.model.settings import DEFAULT_CONNECTIONS, EMBEDDED, Settings
+from builder.model.text import is_url
+from builder.store.packages import RemoteStore, Store
 
 if TYPE_CHECKING:
-    from builder.holdings import Holdings
+    from builder.simulator.holdings import Holdings
 
 __all__ = ["Workspace", "default_cache", "describe", "holdings", "make_plan", "open_workspace"]
 
@@ -89,13 +89,13 @@ def open_workspace(
 
 def _open_archive(settings: Settings, cache: Path, connections: int) -> Archive:
     if settings.archive == EMBEDDED:
-        from builder.embedded import EMBEDDED_VERSION, make_embedded_mirror
+        from builder.simulator.embedded import EMBEDDED_VERSION, make_embedded_mirror
 
         folder = cache / f"embedded-{EMBEDDED_VERSION}"
         make_embedded_mirror(folder)
         return MirrorArchive(folder, settings.release, nulls=True)
     if settings.archive.startswith(("http://", "https://")):
-        from builder.remote import HttpArchive
+        from builder.archive.csc import HttpArchive
 
         return HttpArchive(settings.archive.rstrip("/"), settings.release, cache / "downloads", connections)
     folder = Path(settings.archive).expanduser().absolute()
@@ -116,7 +116,7 @@ def make_plan(workspace: Workspace, settings: Settings) -> Plan:
         If no detection passes the cuts.
     """
     if settings.catalog:
-        from builder.catalog_files import read_catalog
+        from builder.dataset.catalog_file import read_catalog
 
         answer = read_catalog(Path(settings.catalog))
     else:
@@ -155,10 +155,10 @@ def describe(settings: Settings) -> dict[str, Any]:
 def holdings(mirror: str, simulated: int | None, seed: int, cache: Path | None) -> Holdings:
     """Give the content of a local archive server: a number of simulated detections, or a mirror."""
     if simulated is not None:
-        from builder.simulation import SimulatedArchive
+        from builder.simulator.products import SimulatedArchive
 
         return SimulatedArchive(simulated, seed)
-    from builder.holdings import MirrorHoldings
+    from builder.simulator.holdings import MirrorHoldings
 
     archive = open_workspace(Settings(mirror), cache).archive
     if not isinstance(archive, MirrorArchive):

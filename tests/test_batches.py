@@ -13,8 +13,8 @@ import pytest
 import torch
 from datasets import Dataset, load_dataset
 
-from builder.batches import collate
-from builder.errors import MissingExtraError, SettingError
+from builder.model.errors import MissingExtraError, SettingError
+from builder.use.batches import collate
 
 LOADERS = """
 import hashlib, json, os, sys

@@ -27,21 +27,21 @@ from huggingface_hub import DatasetCard, DatasetCardData, metadata_load
 from matplotlib.figure import Figure
 from PIL import Image
 
-from builder import card as card_module
 from builder import prepare as prepare_module
-from builder.card import selection_words, write_card
-from builder.cli import app
-from builder.columns import COLUMNS, EBOUNDS, RESPONSES, configs_with, features, markdown
-from builder.ids import DetectionId
-from builder.layout import DATA_FILES, read_manifest
-from builder.pictures import SCALARS, draw_pictures, energy_axis
+from builder.cli.run import app
+from builder.dataset import card as card_module
+from builder.dataset.card import selection_words, write_card
+from builder.dataset.layout import DATA_FILES, read_manifest
+from builder.dataset.pictures import SCALARS, draw_pictures, energy_axis
+from builder.dataset.shards import ShardWriter
+from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, configs_with, features, markdown
+from builder.model.ids import DetectionId
+from builder.model.records import REASONS
+from builder.model.selection import Cone, Selection
+from builder.model.settings import Recipe, Settings
+from builder.model.splits import Splits
+from builder.model.text import size_text
 from builder.prepare import prepare
-from builder.records import REASONS
-from builder.selection import Cone, Selection
-from builder.settings import Recipe, Settings
-from builder.shards import ShardWriter
-from builder.splits import Splits
-from builder.text import size_text
 
 ACKNOWLEDGEMENT = (
     "This research has made use of data obtained from the Chandra Source Catalog, provided by the Chandra X-ray Center "

@@ -24,15 +24,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
-from builder import client as client_module
-from builder.archive import forget
-from builder.catalog import from_rows, write_votable
-from builder.client import Client, Patience, Slots, one_session
-from builder.errors import ArchiveError, RefusedError, StoreError, TransientError, UnavailableError
-from builder.ids import DetectionId
-from builder.packages import Package
-from builder.products import members
-from builder.remote import HttpArchive, _check_tar
+from builder.archive import http as client_module
+from builder.archive.catalog import from_rows, write_votable
+from builder.archive.csc import HttpArchive, _check_tar
+from builder.archive.http import Client, Patience, Slots, one_session
+from builder.archive.interface import forget
+from builder.archive.packages import Package
+from builder.archive.products import members
+from builder.model.errors import ArchiveError, RefusedError, StoreError, TransientError, UnavailableError
+from builder.model.ids import DetectionId
 from tests.fits_files import stable
 from tests.waiting import stays_locked, wait_for
 

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from builder.engine import download
-from builder.errors import ArchiveError, CatalogError, OutputError, SettingError
-from builder.export import export
-from builder.ids import DetectionId
-from builder.layout import read_manifest
-from builder.mirror import Mirror, MirrorArchive, open_mirror, read_index
-from builder.packages import Package
+from builder.archive.mirror import Mirror, MirrorArchive, open_mirror, read_index
+from builder.archive.packages import Package
+from builder.archive.products import members
+from builder.dataset.layout import read_manifest
+from builder.model.errors import ArchiveError, CatalogError, OutputError, SettingError
+from builder.model.ids import DetectionId
+from builder.model.selection import Selection
+from builder.model.settings import Settings
 from builder.prepare import prepare
-from builder.products import members
-from builder.selection import Selection
-from builder.settings import Settings
-from builder.verify import verify
+from builder.store.fill import download
+from builder.use.export import export
+from builder.use.verify import verify
 from builder.workspace import make_plan, open_workspace
 from tests.conftest import command
 

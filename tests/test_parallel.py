@@ -17,17 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from builder.archive import Fetched
-from builder.engine import download, fill, fill_by
-from builder.errors import ArchiveError, ChandraSpectraError
-from builder.ids import DetectionId
-from builder.mirror import Mirror, MirrorArchive
-from builder.packages import Package
+from builder.archive.interface import Fetched
+from builder.archive.mirror import Mirror, MirrorArchive
+from builder.archive.packages import Package
+from builder.model.errors import ArchiveError, ChandraSpectraError
+from builder.model.ids import DetectionId
+from builder.model.selection import Selection
+from builder.model.settings import Recipe, Settings
 from builder.prepare import prepare, prepare_share
-from builder.selection import Selection
-from builder.server import ArchiveServer
-from builder.settings import Recipe, Settings
-from builder.store import RemoteStore, Store
+from builder.simulator.server import ArchiveServer
+from builder.store.fill import download, fill, fill_by
+from builder.store.packages import RemoteStore, Store
 from builder.workspace import make_plan, open_workspace
 from tests.impatient import RememberedArchive
 from tests.runs import Run, command
@@ -161,7 +161,7 @@ def test_after_an_error_no_worker_is_left(mirror: Path, tmp_path: Path) -> None:
 UNGUARDED = """
 from pathlib import Path
 from builder.prepare import prepare
-from builder.settings import Settings
+from builder.model.settings import Settings
 prepare("out", Settings("mirror"), cache=Path("cache"), workers=2)
 """
 
@@ -248,7 +248,7 @@ def test_workers_that_write_to_a_store_of_their_own_end_the_run(
     cluster: Cluster, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each process has a memory:// of its own."""
-    monkeypatch.setattr("builder.engine._PATIENCE", 1)
+    monkeypatch.setattr("builder.store.fill._PATIENCE", 1)
     settings = Settings(str(mirror), selection=Selection(0, 0, 60))
     with pytest.raises(ChandraSpectraError, match="the workers write to another store than this process reads"):
         prepare(tmp_path / "out", settings, cache=tmp_path, store="memory://theirs", dask=cluster.address)

@@ -21,18 +21,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from builder.catalog_files import read_catalog, write_catalog
-from builder.columns import COLUMNS, columns_of
-from builder.errors import ArchiveError, ChandraSpectraError, OutputError, SettingError
-from builder.ids import DetectionId
-from builder.layout import read_manifest
-from builder.mirror import MirrorArchive
-from builder.packages import Package, Plan
+from builder.archive.mirror import MirrorArchive
+from builder.archive.packages import Package, Plan
+from builder.dataset.catalog_file import read_catalog, write_catalog
+from builder.dataset.layout import read_manifest
+from builder.model.columns import COLUMNS, columns_of
+from builder.model.errors import ArchiveError, ChandraSpectraError, OutputError, SettingError
+from builder.model.ids import DetectionId
+from builder.model.records import REASONS, Rejection
+from builder.model.selection import Selection
+from builder.model.settings import Settings
 from builder.prepare import _rejected, prepare
-from builder.records import REASONS, Rejection
-from builder.selection import Selection
-from builder.settings import Settings
-from builder.store import package_result
+from builder.store.packages import package_result
 from builder.workspace import default_cache, make_plan, open_workspace
 from tests.conftest import command
 from tests.goldens import GOLDENS
@@ -229,7 +229,7 @@ def test_a_disk_that_is_full_as_the_folder_is_written_is_one_line_and_the_old_fo
     output = tmp_path / "out"
     shutil.copytree(sample, output)
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    script = f'ulimit -f 300; exec {sys.executable} -m builder prepare "$0" --archive embedded --force'
+    script = f'ulimit -f 300; exec {sys.executable} -m builder.cli prepare "$0" --archive embedded --force'
     result = subprocess.run(["bash", "-c", script, output], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
     assert "cannot write" in result.stderr and "what was there before is kept" in result.stderr
@@ -449,8 +449,8 @@ def test_a_mirror_whose_catalog_grew_is_not_taken_for_finished(mirror: Path, tmp
 def test_threads_that_open_a_mirror_at_once_find_all_of_it(mirror: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from builder.mirror import read_index
-    from builder.packages import Package
+    from builder.archive.mirror import read_index
+    from builder.archive.packages import Package
 
     lines = read_index(mirror) * 200
     (mirror / "packages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

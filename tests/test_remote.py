@@ -20,18 +20,18 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from builder.catalog import from_rows
-from builder.catalog_files import write_catalog
-from builder.errors import ArchiveError, CatalogError, SettingError
-from builder.faults import PERMANENT, TRANSIENT, Faults
-from builder.ids import DetectionId
-from builder.layout import read_manifest
+from builder.archive.catalog import from_rows
+from builder.dataset.catalog_file import write_catalog
+from builder.dataset.layout import read_manifest
+from builder.model.errors import ArchiveError, CatalogError, SettingError
+from builder.model.ids import DetectionId
+from builder.model.records import File
+from builder.model.selection import Cone, Selection
+from builder.model.settings import Settings
 from builder.prepare import prepare
-from builder.records import File
-from builder.selection import Cone, Selection
-from builder.server import ArchiveServer
-from builder.settings import Settings
-from builder.simulation import SimulatedArchive
+from builder.simulator.faults import PERMANENT, TRANSIENT, Faults
+from builder.simulator.products import SimulatedArchive
+from builder.simulator.server import ArchiveServer
 from builder.workspace import make_plan, open_workspace
 from tests.impatient import RememberedArchive, impatient, impatient_command
 from tests.runs import Run, command
@@ -60,12 +60,12 @@ def port() -> int:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    import builder.card
-    import builder.remote
+    import builder.archive.csc
+    import builder.dataset.card
     import builder.workspace
 
-    monkeypatch.setattr(builder.card, "draw_pictures", builder.card.draw_pictures)
-    monkeypatch.setattr(builder.remote, "Client", builder.remote.Client)
+    monkeypatch.setattr(builder.dataset.card, "draw_pictures", builder.dataset.card.draw_pictures)
+    monkeypatch.setattr(builder.archive.csc, "Client", builder.archive.csc.Client)
     monkeypatch.setattr(builder.workspace, "plan", builder.workspace.plan)
     impatient()
 
@@ -170,8 +170,8 @@ def asked(server: ArchiveServer, start: int) -> set[tuple[str, ...]]:
 
 
 def key_of(detections: tuple[str, ...]) -> str:
-    from builder.packages import Package
-    from builder.settings import Recipe
+    from builder.archive.packages import Package
+    from builder.model.settings import Recipe
 
     ids = tuple(dict.fromkeys(DetectionId.parse(text) for text in detections))
     return f"{Package(0, ids).key('rel2.1', Recipe())}.arrows"
@@ -539,7 +539,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line_and_costs_nothing_th
 def test_a_catalog_that_does_not_add_up_to_its_own_count_builds_nothing(
     archive: SimulatedArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("builder.remote.count_of", lambda content, origin: 501)
+    monkeypatch.setattr("builder.archive.csc.count_of", lambda content, origin: 501)
     with ArchiveServer(archive) as server, pytest.raises(CatalogError, match="counts 501 rows but answered 500"):
         prepare(tmp_path / "out", Settings(server.url), cache=tmp_path / "cache")
     assert not (tmp_path / "out").exists()
@@ -548,7 +548,7 @@ def test_a_catalog_that_does_not_add_up_to_its_own_count_builds_nothing(
 def test_the_services_own_words_are_shown_when_it_refuses_a_query(
     archive: SimulatedArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("builder.selection._FROM", "FROM csc21.nowhere n")
+    monkeypatch.setattr("builder.model.selection._FROM", "FROM csc21.nowhere n")
     with ArchiveServer(archive) as server, pytest.raises(CatalogError, match=r"the catalog says: .*nowhere"):
         prepare(tmp_path / "out", Settings(server.url), cache=tmp_path / "cache")
 
@@ -567,9 +567,9 @@ def test_release_2_0_is_not_selected_from_the_tables_of_2_1(archive: SimulatedAr
 def test_a_second_download_adds_to_a_mirror_and_asks_again_for_what_was_refused(
     archive: SimulatedArchive, tmp_path: Path
 ) -> None:
-    from builder.archive import Fetched
-    from builder.mirror import Mirror, MirrorArchive
-    from builder.packages import Package
+    from builder.archive.interface import Fetched
+    from builder.archive.mirror import Mirror, MirrorArchive
+    from builder.archive.packages import Package
 
     first, second = (DetectionId(row["obsid"], row["obi"], row["region_id"]) for row in archive.rows[:2])
     package = Package(0, (first, second))

@@ -15,15 +15,15 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
-from builder.errors import OutputError, SettingError, StoreError
-from builder.packages import Package
+from builder.archive.packages import Package
+from builder.cli.terminal import show_uploaded
+from builder.model.errors import OutputError, SettingError, StoreError
+from builder.model.selection import Selection
+from builder.model.settings import Settings
+from builder.model.splits import Splits
 from builder.prepare import prepare
 from builder.remote_output import UPLOADING_FILE, _upload_place, prepare_remote
-from builder.selection import Selection
-from builder.settings import Settings
-from builder.splits import Splits
-from builder.store import package_result
-from builder.terminal import show_uploaded
+from builder.store.packages import package_result
 from builder.workspace import default_cache, make_plan, open_workspace
 from tests.conftest import command
 
@@ -239,7 +239,7 @@ def test_a_url_that_cannot_be_used_is_one_clear_line(s3: S3, url: str, error: ty
 
 @pytest.mark.parametrize("words", [("s3://bucket/x",), ("x", "--store", "s3://bucket/store")])
 def test_without_s3fs_the_command_says_what_to_install(words: tuple[str, ...], tmp_path: Path) -> None:
-    code = "import sys; sys.modules['s3fs'] = None; from builder.cli import main; main()"
+    code = "import sys; sys.modules['s3fs'] = None; from builder.cli.run import main; main()"
     result = subprocess.run(
         [sys.executable, "-c", code, "prepare", *words, *WORDS],
         capture_output=True,

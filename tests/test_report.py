@@ -18,12 +18,12 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from builder.errors import MissingExtraError, OutputError
-from builder.folder import date_text
-from builder.layout import read_manifest
-from builder.pictures import galactic_plane
-from builder.records import REASONS
-from builder.report import SAMPLE, write_report
+from builder.dataset.layout import read_manifest
+from builder.dataset.pictures import galactic_plane
+from builder.dataset.read import date_text
+from builder.model.errors import MissingExtraError, OutputError
+from builder.model.records import REASONS
+from builder.use.report import SAMPLE, write_report
 from tests.conftest import command
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

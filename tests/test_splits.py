@@ -18,18 +18,18 @@ from datasets import load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.catalog import from_rows
-from builder.catalog_files import read_catalog, write_catalog
-from builder.errors import SettingError
-from builder.ids import DetectionId
-from builder.layout import read_manifest
+from builder.archive.catalog import from_rows
+from builder.dataset.catalog_file import read_catalog, write_catalog
+from builder.dataset.layout import read_manifest
+from builder.dataset.rows import healpix
+from builder.model.errors import SettingError
+from builder.model.ids import DetectionId
+from builder.model.selection import Selection
+from builder.model.settings import Settings
+from builder.model.splits import SPLITS, Splits
 from builder.prepare import prepare
-from builder.rows import healpix
-from builder.selection import Selection
-from builder.settings import Settings
-from builder.simulation import SimulatedArchive
-from builder.splits import SPLITS, Splits
-from builder.verify import verify
+from builder.simulator.products import SimulatedArchive
+from builder.use.verify import verify
 from chandra_spectra import ChandraSpectra
 from tests.conftest import command
 from tests.fits_files import stable
