@@ -8,10 +8,8 @@ so whatever the index names is whole, and a download that is interrupted goes on
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +23,7 @@ from builder.archive import Archive, Fetched
 from builder.catalog import Package, Plan, plan, read_votable, write_votable
 from builder.digests import file_sha256
 from builder.errors import ArchiveError, CatalogError, StoreError
-from builder.products import members
+from builder.products import members, write_tar
 from builder.records import DetectionId
 from builder.selection import Selection
 from builder.settings import CATALOG_FILE
@@ -208,7 +206,7 @@ class Mirror:
         partial = path.with_suffix(".partial")
         try:
             with partial.open("wb") as file:
-                _pack(fetched.parts, file)
+                write_tar(file, (product for part in fetched.parts for product in members(part)))
                 file.flush()
                 os.fsync(file.fileno())
             digest = file_sha256(partial)
@@ -246,13 +244,3 @@ def _replace(path: Path, content: bytes) -> None:
 def _refused(line: dict[str, Any]) -> dict[str, str]:
     """Detections of an index line that the archive refused to serve, to be asked for again, and its words."""
     return dict(line.get("unserved", {}))
-
-
-def _pack(parts: tuple[Path, ...], file: io.BufferedWriter) -> None:
-    """All files of the parts as one tar, members one folder deep and without times or owners."""
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for part in parts:
-            for product in members(part):
-                member = tarfile.TarInfo(f"package/{product.name}")
-                member.size = len(product.data)
-                tar.addfile(member, io.BytesIO(product.data))

@@ -23,7 +23,7 @@ from builder.adql import Catalog
 from builder.errors import ChandraSpectraError, SettingError
 from builder.faults import Faults
 from builder.holdings import Holdings
-from builder.products import ProductName
+from builder.products import ProductName, write_tar
 from builder.records import DetectionId, File
 from builder.selection import RELEASES
 from builder.votable import write_votable
@@ -138,11 +138,7 @@ class Services:
         if isinstance(asked, str):
             return error_text("retrieve", asked)
         stream = io.BytesIO()
-        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for file in self._files(asked, package=True):
-                member = tarfile.TarInfo(f"package/{file.name}")
-                member.size = len(file.data)
-                tar.addfile(member, io.BytesIO(file.data))
+        write_tar(stream, self._files(asked, package=True))
         return Reply("retrieve", stream.getvalue(), "application/x-tar", detections=_texts(asked))
 
     def _browse(self, parameters: dict[str, str]) -> Reply:
