@@ -12,7 +12,7 @@ import re
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -37,7 +37,6 @@ _TABLES = {
     ),
     "observation_source": (_COLUMNS["o"], ["obsid, obi, region_id"]),
 }
-_DETECTION = "detection"  # the table that the others are made from
 
 _START = re.compile(r"\s*SELECT\b(?:\s+TOP\s+(\d+)\b)?", re.IGNORECASE)
 _REFUSED = re.compile(r"'(?:[^']|'')*'|(\b(?:JOIN|LIMIT|OFFSET|UNION|GLOB|REGEXP)\b|[\";`\[]|--|/\*)", re.IGNORECASE)
@@ -113,14 +112,14 @@ class Catalog:
         names = [column.name for column in CATALOG]
         made = "detect_stack_id AS (obsid || '_' || obi), match_type AS ('u')"
         # Without types: a number never equals the text that spells it, and what goes in comes out.
-        database.execute(f"CREATE TABLE {_DETECTION} ({', '.join(names)}, {made})")
-        values: Iterable[list[object]] = ([row.get(name) for name in names] for row in self._rows)
-        database.executemany(f"INSERT INTO {_DETECTION} VALUES ({', '.join('?' * len(names))})", values)
+        database.execute(f"CREATE TABLE detection ({', '.join(names)}, {made})")
+        values = ([row.get(name) for name in names] for row in self._rows)
+        database.executemany(f"INSERT INTO detection VALUES ({', '.join('?' * len(names))})", values)
         for table, (columns, keys) in _TABLES.items():
             listed, unique = ", ".join(columns), "".join(f", UNIQUE ({key})" for key in keys)
             database.execute(f"CREATE TABLE csc21.{table} ({listed}{unique})")
-            database.execute(f"INSERT OR IGNORE INTO csc21.{table} SELECT {listed} FROM {_DETECTION}")
-        database.execute(f"DROP TABLE {_DETECTION}")
+            database.execute(f"INSERT OR IGNORE INTO csc21.{table} SELECT {listed} FROM detection")
+        database.execute("DROP TABLE detection")
         database.commit()
         database.set_authorizer(_permission)
         return database
