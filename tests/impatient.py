@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from builder.records import DetectionId, File
 from builder.simulation import SimulatedArchive
@@ -23,8 +24,8 @@ class RememberedArchive(SimulatedArchive):
         return self._remembered(detection)
 
 
-def impatient(read: float = 1) -> None:
-    """Change this process: short pauses, small packages, and no pictures, which take longer than all the rest."""
+def changes(read: float = 1) -> list[tuple[ModuleType, str, object]]:
+    """Short pauses, small packages, and no pictures, which take longer than all the rest: module, name and value."""
     import builder.card
     import builder.cli
     import builder.remote
@@ -33,10 +34,18 @@ def impatient(read: float = 1) -> None:
     from builder.client import Client, Patience
 
     patience = Patience(connect=2, read=read, base=0.01, longest=0.05)
-    builder.remote.Client = functools.partial(Client, patience=patience)  # type: ignore[misc]
-    builder.sources.plan = functools.partial(plan, size=10)
-    builder.cli._PATIENCE = 1
-    builder.card.draw_pictures = lambda folder, shards, scalars: []
+    return [
+        (builder.remote, "Client", functools.partial(Client, patience=patience)),
+        (builder.sources, "plan", functools.partial(plan, size=10)),
+        (builder.cli, "_PATIENCE", 1),
+        (builder.card, "draw_pictures", lambda folder, shards, scalars: []),
+    ]
+
+
+def impatient(read: float = 1) -> None:
+    """Make these changes in this process."""
+    for change in changes(read):
+        setattr(*change)
 
 
 def impatient_command(*words: object) -> list[str]:

@@ -31,7 +31,9 @@ from builder.server import ArchiveServer
 from builder.settings import Settings
 from builder.simulation import SimulatedArchive
 from builder.sources import open_source, plan_for
-from tests.impatient import RememberedArchive, impatient, impatient_command
+from tests.fits_files import detection
+from tests.folders import contents
+from tests.impatient import RememberedArchive, changes, impatient, impatient_command
 from tests.runs import Run, command
 from tests.waiting import stays_locked, wait_for
 
@@ -58,22 +60,14 @@ def port() -> int:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    import builder.card
-    import builder.remote
-    import builder.sources
-
-    monkeypatch.setattr(builder.card, "draw_pictures", builder.card.draw_pictures)
-    monkeypatch.setattr(builder.remote, "Client", builder.remote.Client)
-    monkeypatch.setattr(builder.sources, "plan", builder.sources.plan)
-    impatient()
+    for change in changes():
+        monkeypatch.setattr(*change)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.suffix in (".parquet", ".hdf5") and path.name != "rejections.parquet"
-    }
+def data_of(folder: Path) -> dict[str, bytes]:
+    """The files with rows."""
+    files = contents(folder).items()
+    return {path: data for path, data in files if path.endswith((".parquet", ".hdf5")) and path != "rejections.parquet"}
 
 
 def reason_of(faults: Faults, detection: DetectionId) -> str | None:
@@ -99,10 +93,10 @@ def test_every_good_detection_is_a_row_and_every_bad_one_a_rejection_with_the_ri
         assert server.max_connections <= 4
     with ArchiveServer(archive, port=port, faults=Faults(1, {}, PERMANENT_FAULTS)) as server:
         prepare(tmp_path / "calm", settings, cache=tmp_path / "b")
-    assert contents(tmp_path / "faulty") == contents(tmp_path / "calm")
-    assert len(contents(tmp_path / "calm")) == 4
+    assert data_of(tmp_path / "faulty") == data_of(tmp_path / "calm")
+    assert len(data_of(tmp_path / "calm")) == 4
 
-    ids = [DetectionId(row["obsid"], row["obi"], row["region_id"]) for row in archive.rows]
+    ids = [detection(row) for row in archive.rows]
     expected = {str(one): reason for one in ids if (reason := reason_of(faults, one))}
     rejections = pq.read_table(tmp_path / "faulty" / "rejections.parquet").to_pylist()
     found = {".".join(row["detection_id"].split(".")[:3]): row["reason"] for row in rejections}
@@ -134,7 +128,7 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes_and_fetches_no_finished
         for more in (0, 1, 2, 0, 1, 2, 1, 0, 2, 1):  # packages to be finished before the kill
             start, before = len(server.log), len(stored(tmp_path))
             killed = Run(*words, change=impatient)
-            wait_for(lambda s=start, n=before + more: asked(server, s) and len(stored(tmp_path)) >= n)
+            wait_for(functools.partial(has_finished, server, start, tmp_path, before + more))
             time.sleep(chance.uniform(0, 0.3))
             killed.process.kill()
             assert killed.wait().returncode == -signal.SIGKILL
@@ -148,7 +142,7 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes_and_fetches_no_finished
         assert len(finished) >= 10, "runs that were killed finished packages"
         whole = Settings(server.url, selection=Selection(limit=350))
         prepare(tmp_path / "whole", whole, cache=tmp_path / "fresh")
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert data_of(tmp_path / "out") == data_of(tmp_path / "whole")
     left = [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".partial", ".tar")]
     assert left == []
 
@@ -160,6 +154,11 @@ def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[
 def stored(folder: Path) -> set[str]:
     """Names of the finished packages below a folder."""
     return {path.name for path in folder.rglob("*.arrows")}
+
+
+def has_finished(server: ArchiveServer, start: int, folder: Path, number: int) -> bool:
+    """Whether a run has asked for a package since an entry of the log, and so many are finished."""
+    return bool(asked(server, start)) and len(stored(folder)) >= number
 
 
 def asked(server: ArchiveServer, start: int) -> set[tuple[str, ...]]:
@@ -280,7 +279,7 @@ def test_each_way_to_select_gives_what_a_cut_over_all_rows_gives(
 
 def test_names_and_a_list_of_detections_select_just_those(archive: SimulatedArchive, tmp_path: Path) -> None:
     wanted = [row for row in archive.rows if archive.rows.index(row) % 50 == 3]
-    ids = frozenset(DetectionId(row["obsid"], row["obi"], row["region_id"]) for row in wanted)
+    ids = frozenset(detection(row) for row in wanted)
     with ArchiveServer(archive) as server:
         for selection in (
             Selection(detections=ids),
@@ -314,7 +313,7 @@ def test_a_mirror_is_downloaded_in_pieces_and_builds_the_same_dataset_offline(
         prepare(tmp_path / "online", online, cache=tmp_path / "cache")
     offline, _ = prepare(tmp_path / "offline", Settings(str(mirror)), cache=tmp_path / "cache")
     assert offline["counts"]["rows"] == read_manifest(tmp_path / "online")["counts"]["rows"]
-    one, two = contents(tmp_path / "online"), contents(tmp_path / "offline")
+    one, two = data_of(tmp_path / "online"), data_of(tmp_path / "offline")
     for name in one:
         assert name.endswith(".hdf5") or one[name] == two[name]  # the HDF5 file names the archive
     assert list(mirror.rglob("*.partial")) == []
@@ -345,7 +344,7 @@ def test_downloads_are_kept_when_asked_for(archive: SimulatedArchive, tmp_path: 
         prepare(tmp_path / "out", settings, cache=tmp_path / "c", keep_downloads=tmp_path / "kept")
     assert list((tmp_path / "c" / "downloads").rglob("*.tar")) == []
     prepare(tmp_path / "again", Settings(str(tmp_path / "kept")), cache=tmp_path / "d")
-    assert contents(tmp_path / "again").keys() == contents(tmp_path / "out").keys()
+    assert data_of(tmp_path / "again").keys() == data_of(tmp_path / "out").keys()
 
 
 def test_what_was_rejected_is_tried_again_when_asked_for(archive: SimulatedArchive, port: int, tmp_path: Path) -> None:
@@ -494,7 +493,7 @@ def group_lives(group: int) -> bool:
     return True
 
 
-def workers_of(process: int) -> list[int]:
+def workers_of(process: int | None) -> list[int]:
     """Processes started by a run to reduce."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
@@ -569,7 +568,7 @@ def test_a_second_download_adds_to_a_mirror_and_asks_again_for_what_was_refused(
     from builder.catalog import Package
     from builder.mirror import Mirror, MirrorArchive
 
-    first, second = (DetectionId(row["obsid"], row["obi"], row["region_id"]) for row in archive.rows[:2])
+    first, second = (detection(row) for row in archive.rows[:2])
     package = Package(0, (first, second))
     mirror = Mirror(tmp_path / "mirror")
     with ArchiveServer(archive) as server:
@@ -579,12 +578,12 @@ def test_a_second_download_adds_to_a_mirror_and_asks_again_for_what_was_refused(
     held = plan_for(open_source(Settings(str(tmp_path / "mirror")), tmp_path), Settings(str(tmp_path / "mirror")))
     assert len(held.catalog) == 5
     (tmp_path / "a.tar").write_bytes(b"\0" * 10240)
-    mirror.add(package, Fetched((tmp_path / "a.tar",), "", {second: "404"}))
+    mirror.add(package, Fetched((tmp_path / "a.tar",), {}, {second: "404"}))
     assert package not in Mirror(tmp_path / "mirror")
     assert Package(0, (first,)) in Mirror(tmp_path / "mirror")
     with MirrorArchive(tmp_path / "mirror", "rel2.1").fetch(package) as fetched:
         assert fetched.unserved == {second: "404"}
-    mirror.add(Package(0, (second,)), Fetched((tmp_path / "a.tar",), ""))
+    mirror.add(Package(0, (second,)), Fetched((tmp_path / "a.tar",), {}))
     assert package in Mirror(tmp_path / "mirror")
     with MirrorArchive(tmp_path / "mirror", "rel2.1").fetch(package) as fetched:
         assert fetched.unserved == {}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from builder import shards, verify
 from builder.columns import COLUMNS, arrow_schema, columns_of, features
 from builder.errors import OutputError, SettingError
 from builder.hdf5 import HDF5Writer
-from builder.prepare import manifest_digest, prepare, read_manifest
+from builder.prepare import prepare
 from builder.records import Recipe
 from builder.rows import public
 from builder.server import ArchiveServer
@@ -28,6 +26,7 @@ from builder.settings import Settings
 from builder.sources import holdings
 from builder.verify import Report
 from tests.conftest import command
+from tests.folders import rehash
 
 HDF5 = "chandra_spectra.hdf5"
 SHARDS = {
@@ -38,26 +37,8 @@ FILES = (*SHARDS.values(), HDF5, "rejections.parquet", "README.md")
 ROW, DETECTION = 7, "90001.0.35"
 
 
-@pytest.fixture
-def folder(sample: Path, tmp_path: Path) -> Path:
-    """A copy of the sample that a test may damage."""
-    return Path(shutil.copytree(sample, tmp_path / "chandra_spectra"))
-
-
 def content(folder: Path, **options: Any) -> Report:
     return verify.verify(folder, load=False, **options)
-
-
-def rehash(folder: Path, change: Callable[[dict[str, Any]], None] = lambda manifest: None) -> None:
-    """Write the manifest anew, so that the checksums fit whatever the folder holds."""
-    manifest = read_manifest(folder)
-    for file in manifest["files"]:
-        data = (folder / file["path"]).read_bytes()
-        file.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    change(manifest)
-    manifest["sha256"] = manifest_digest(manifest)
-    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    (folder / "manifest.json").write_text(text, encoding="utf-8")
 
 
 def other(value: Any) -> Any:
