@@ -75,6 +75,15 @@ Archive = Annotated[
 ]
 Release = Annotated[str, typer.Option(help="Release of the catalog: rel2.1, rel2.0 or cur.")]
 Connections = Annotated[int, typer.Option(min=1, help="Connections to the archive, of all runs with this cache.")]
+Patience = Annotated[
+    float | None,
+    typer.Option(
+        min=1,
+        metavar="SECONDS",
+        help="Time after which one request to the archive is given up, s.",
+        show_default="900, and 40 for a host that was never reached",
+    ),
+]
 CUTS, RECIPE = "Selection", "Reduction"  # panels of --help
 # Defaults: those of `builder.settings.DEFAULT_CUTS`, which only an archive's own catalog has.
 MinCnts = Annotated[

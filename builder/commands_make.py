@@ -26,6 +26,7 @@ from builder.command import (
     MinSig,
     Names,
     Obsids,
+    Patience,
     Release,
     app,
     end,
@@ -35,6 +36,7 @@ from builder.command import (
 from builder.terminal import bars, show_estimate, show_summary, show_uploaded, waiting
 
 if TYPE_CHECKING:
+    from builder import client
     from builder.settings import Settings
 
 # Those of a batch job or a container may be fewer than the machine has. macOS does not say.
@@ -75,6 +77,7 @@ def prepare(
         int, typer.Option(min=1, help="Processes that reduce.", show_default="the cores that this process may use")
     ] = _CORES,
     connections: Connections = 4,
+    patience: Patience = None,
     cache: Cache = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that has other settings.")] = False,
     retry_rejected: Annotated[
@@ -131,7 +134,15 @@ def prepare(
                 "--shard only fills the store: not with --dask, --keep-downloads, --retry-rejected, --output-file or "
                 "--force"
             )
-        _fill_share(settings, shard, cache=cache, workers=workers, connections=connections, store=store)
+        _fill_share(
+            settings,
+            shard,
+            cache=cache,
+            workers=workers,
+            connections=connections,
+            store=store,
+            patience=_patience(patience),
+        )
         return
     where = output or str(output_file.with_suffix("") if output_file else "chandra_spectra")
     check_place(where)
@@ -157,6 +168,7 @@ def prepare(
             keep_downloads=keep_downloads,
             store=store,
             dask=dask,
+            patience=_patience(patience),
             progress=progress,
         )
         if output_file:
@@ -173,6 +185,12 @@ def prepare(
             f"{str(folder).rstrip('/')}/rejections.parquet; --retry-rejected asks again for missing or damaged files",
             3,
         )
+
+
+def _patience(seconds: float | None) -> client.Patience | None:
+    from builder.client import Patience
+
+    return None if seconds is None else Patience.within(seconds)
 
 
 def _fill_share(settings: Settings, shard: str, **options: Any) -> None:
@@ -203,6 +221,7 @@ def catalog(
     limit: Limit = None,
     bandwidth: Annotated[float, typer.Option(min=0.001, help="For the estimate of time, MB/s.")] = 5.0,
     connections: Connections = 4,
+    patience: Patience = None,
     cache: Cache = None,
 ) -> None:
     """Write the selection to a file, and say what its download would come to."""
@@ -215,7 +234,7 @@ def catalog(
     with waiting("asking the catalog"):
         from builder.sources import open_source, plan_for
 
-        planned = plan_for(open_source(settings, cache, connections), settings)
+        planned = plan_for(open_source(settings, cache, connections, patience=_patience(patience)), settings)
         write_catalog(output, planned.catalog)
     show_estimate(planned, bandwidth)
     print(f"written to {output}")
@@ -237,6 +256,7 @@ def download(
     detections: Detections = None,
     limit: Limit = None,
     connections: Connections = 4,
+    patience: Patience = None,
     cache: Cache = None,
     output_file: Annotated[
         Path | None,
@@ -265,7 +285,7 @@ def download(
         from builder.prepare import counter
         from builder.sources import open_source, plan_for
 
-        source = open_source(settings, cache, connections)
+        source = open_source(settings, cache, connections, patience=_patience(patience))
         planned = plan_for(source, settings)
         if output_file:
             write_catalog(output_file, planned.catalog)

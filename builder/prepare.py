@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,6 +36,9 @@ from builder.sources import Source, open_source, plan_for
 from builder.splits import SPLITS
 from builder.staging import beside, recover_folder, staging_folder, workplace
 from builder.store import EBOUNDS_SCHEMA, PackageResult, rejections_table
+
+if TYPE_CHECKING:
+    from builder.client import Patience
 
 __all__ = [
     "HDF5_FILE",
@@ -96,6 +99,7 @@ def prepare(
     keep_downloads: Path | None = None,
     store: str | None = None,
     dask: str | None = None,
+    patience: Patience | None = None,
     progress: Progress = lambda step, done, total: None,
 ) -> tuple[dict[str, Any], bool]:
     """Build a folder that `load_dataset` reads.
@@ -120,6 +124,8 @@ def prepare(
         Folder or fsspec URL for finished packages, in place of one in the cache.
     dask : str, optional
         Address of a Dask scheduler whose workers make the packages, in place of `workers` processes.
+    patience : Patience, optional
+        How long to wait for an archive over HTTP.
     progress : callable
 
     Returns
@@ -142,7 +148,7 @@ def prepare(
     if (finished := _finished(output, said, force)) is not None and not retry_rejected:
         return finished, False
     _check_own(output)
-    source = open_source(settings, cache, connections, store)
+    source = open_source(settings, cache, connections, store, patience)
     with workplace(output) as place:
         planned = plan_for(source, settings)
         done = counter(progress, "reduce", len(planned.catalog))
@@ -182,6 +188,7 @@ def prepare_share(
     workers: int = 1,
     connections: int = 4,
     store: str | None = None,
+    patience: Patience | None = None,
     progress: Progress = lambda step, done, total: None,
 ) -> int:
     """Fill the store with one share of the packages, for a `prepare` that follows; returns their number.
@@ -191,10 +198,10 @@ def prepare_share(
     settings : Settings
     share : (int, int)
         Which share, from 0 up, of how many.
-    cache, workers, connections, store, progress
+    cache, workers, connections, store, patience, progress
         As for `prepare`; all shares must have the same cache and store.
     """
-    source = open_source(settings, cache, connections, store)
+    source = open_source(settings, cache, connections, store, patience)
     packages = plan_for(source, settings).packages[share[0] :: share[1]]
     done = counter(progress, "reduce", sum(len(package.detections) for package in packages))
     fill(packages, source.archive, source.store, workers=workers, connections=connections, done=done)

@@ -9,7 +9,7 @@ import tarfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -90,19 +90,17 @@ class HttpArchive(Archive):
     release : str
     folder : Path
         Where answers are kept for as long as they are needed, and the locks of the budget.
+    client : Client
+        For this base URL.
     connections : int
         Connections at once, of all processes that share `folder`.
-    client : Client, optional
     """
 
     base: str
     release: str
     folder: Path
+    client: Client
     connections: int = 4
-    client: Client = field(default=None)  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        self.client = self.client or Client(self.base)
 
     @property
     def identity(self) -> str:

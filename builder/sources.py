@@ -21,6 +21,7 @@ from builder.store import RemoteStore, Store
 from builder.words import is_url
 
 if TYPE_CHECKING:
+    from builder.client import Patience
     from builder.holdings import Holdings
 
 __all__ = ["Source", "default_cache", "holdings", "open_source", "plan_for", "query"]
@@ -49,7 +50,11 @@ def default_cache() -> Path:
 
 
 def open_source(
-    settings: Settings, cache: Path | None = None, connections: int = 4, store: str | None = None
+    settings: Settings,
+    cache: Path | None = None,
+    connections: int = 4,
+    store: str | None = None,
+    patience: Patience | None = None,
 ) -> Source:
     """Open the archive and the store that the settings name.
 
@@ -62,6 +67,8 @@ def open_source(
         Connections at once, of all runs that share `cache`.
     store : str, optional
         Folder or fsspec URL for finished packages, in place of one in the cache.
+    patience : Patience, optional
+        How long to wait for an archive over HTTP.
 
     Raises
     ------
@@ -73,7 +80,7 @@ def open_source(
     check_place(store or "")
     cache = (cache or default_cache()).absolute()  # paths go to workers, which may be in another folder
     try:
-        archive = _open_archive(settings, cache, connections)
+        archive = _open_archive(settings, cache, connections, patience)
     except OSError as error:
         raise OutputError(f"cannot use the cache {cache}: {error.strerror}; choose another with --cache") from error
     # Two archives may hold different files under the same ids.
@@ -86,7 +93,7 @@ def open_source(
     return Source(archive, Store(root / identity, *kept))
 
 
-def _open_archive(settings: Settings, cache: Path, connections: int) -> Archive:
+def _open_archive(settings: Settings, cache: Path, connections: int, patience: Patience | None) -> Archive:
     if settings.archive == EMBEDDED:
         from builder.embedded import EMBEDDED_VERSION, make_embedded_mirror
 
@@ -94,9 +101,12 @@ def _open_archive(settings: Settings, cache: Path, connections: int) -> Archive:
         make_embedded_mirror(folder)
         return MirrorArchive(folder, settings.release, nulls=True)
     if settings.archive.startswith(("http://", "https://")):
+        from builder.client import Client, Patience
         from builder.remote import HttpArchive
 
-        return HttpArchive(settings.archive.rstrip("/"), settings.release, cache / "downloads", connections)
+        base = settings.archive.rstrip("/")
+        client = Client(base, patience or Patience())
+        return HttpArchive(base, settings.release, cache / "downloads", client, connections)
     folder = Path(settings.archive).expanduser().absolute()
     if (folder / CATALOG_FILE).is_file() or (settings.catalog and (folder / INDEX_FILE).is_file()):
         return MirrorArchive(folder, settings.release)

@@ -28,14 +28,13 @@ def changes(read: float = 1) -> list[tuple[ModuleType, str, object]]:
     """Short pauses, small packages, and no pictures, which take longer than all the rest: module, name and value."""
     import builder.card
     import builder.cli
-    import builder.remote
+    import builder.client
     import builder.sources
     from builder.catalog import plan
-    from builder.client import Client, Patience
+    from builder.client import Patience
 
-    patience = Patience(connect=2, read=read, base=0.01, longest=0.05)
     return [
-        (builder.remote, "Client", functools.partial(Client, patience=patience)),
+        (builder.client, "Patience", functools.partial(Patience, connect=2, read=read, base=0.01, longest=0.05)),
         (builder.sources, "plan", functools.partial(plan, size=10)),
         (builder.cli, "_PATIENCE", 1),
         (builder.card, "draw_pictures", lambda folder, shards, scalars: []),

@@ -29,10 +29,13 @@ from requests.structures import CaseInsensitiveDict
 from builder import client as client_module
 from builder.catalog import Package, from_rows, write_votable
 from builder.client import Client, Patience, Slots, one_session
-from builder.errors import ArchiveError, RefusedError, StoreError, TransientError, UnavailableError
-from builder.products import members
+from builder.errors import ArchiveError, CatalogError, RefusedError, StoreError, TransientError, UnavailableError
+from builder.prepare import prepare
+from builder.products import MAX_MEMBER_BYTES, members
 from builder.records import DetectionId
 from builder.remote import ArchiveDownloadManager, HttpArchive, _check_tar
+from builder.settings import Settings
+from builder.simulation import SimulatedArchive
 from tests.fits_files import stable
 from tests.tars import tar_bytes
 from tests.waiting import stays_locked, wait_for
@@ -455,7 +458,7 @@ PACKAGE = Package(0, (DetectionId(1, 0, 1),))
 
 
 def open_archive(server: Script, tmp_path: Path, **patience: float) -> HttpArchive:
-    return HttpArchive(server.url, "rel2.1", tmp_path, client=Clock().client(server.url, **patience))
+    return HttpArchive(server.url, "rel2.1", tmp_path, Clock().client(server.url, **patience))
 
 
 def fetched(
@@ -495,6 +498,22 @@ def test_more_members_than_were_asked_for_are_refused(serve: Serve, tmp_path: Pa
     _, unserved = fetched(server, tmp_path)
     assert "50 files" not in unserved.get(PACKAGE.detections[0], "")
     assert len([entry for entry in server.asked if entry[1].endswith("retrieve")]) == 1
+
+
+@pytest.mark.parametrize("more", [0, 1], ids=["the largest", "larger"])
+def test_a_member_too_large_is_refused_before_anything_reads_it(more: int, serve: Serve, tmp_path: Path) -> None:
+    """Zeros, which take no time to send where the answer is packed."""
+    files = {**GOOD, NAME.format("pha"): bytes(MAX_MEMBER_BYTES + more)}
+    packed = gzip.compress(tar_of(**files), 1)
+
+    def answer(path: str, form: str, number: int) -> Answer:
+        return (200, {"Content-Encoding": "gzip"}, packed) if path.endswith("/retrieve") else (404, {}, b"gone")
+
+    server = serve(answer)
+    parts, unserved = fetched(server, tmp_path)
+    assert parts == ([] if more else ["0.tar"])
+    assert unserved.keys() == (set(PACKAGE.detections) if more else set())
+    assert services_asked(server) == (["retrieve", "browse"] if more else ["retrieve"])
 
 
 def test_names_in_a_listing_never_become_paths(serve: Serve, tmp_path: Path) -> None:
@@ -667,6 +686,19 @@ def test_answers_have_names_of_their_own_and_none_is_left_once_it_is_read(serve:
     os.utime(first, (0, 0))  # of a run that was killed long ago; the other may be another run's
     archive._answer(ArchiveDownloadManager(archive), "SELECT")
     assert list(tmp_path.glob("*.vot")) == [second]
+
+
+COUNT_OF_TWO = b"""<VOTABLE><RESOURCE type="results"><INFO name="QUERY_STATUS" value="OK"/><TABLE>
+<FIELD name="n" datatype="long"/><DATA><TABLEDATA><TR><TD>2</TD></TR></TABLEDATA></DATA></TABLE></RESOURCE></VOTABLE>"""
+
+
+def test_a_catalog_that_does_not_add_up_to_its_own_count_builds_nothing(serve: Serve, tmp_path: Path) -> None:
+    (row,) = SimulatedArchive(1).rows
+    rows = write_votable([row])
+    server = serve(lambda path, form, number: (200, {}, COUNT_OF_TWO if "COUNT" in form else rows))
+    with pytest.raises(CatalogError, match="counts 2 rows but answered 1"):
+        prepare(tmp_path / "out", Settings(server.url), cache=tmp_path / "cache")
+    assert not (tmp_path / "out").exists()
 
 
 @stable(100)

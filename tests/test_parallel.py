@@ -247,15 +247,16 @@ def test_workers_find_a_mirror_and_a_store_that_are_named_from_the_folder_of_the
     assert list((tmp_path / "store").rglob("*.arrows")) and not list(cluster.folder.rglob("*.arrows"))
 
 
-def test_workers_that_write_to_a_store_of_their_own_end_the_run(
-    cluster: Cluster, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_that_write_to_a_store_of_their_own_end_the_run(cluster: Cluster, mirror: Path, tmp_path: Path) -> None:
     """Each process has a memory:// of its own."""
-    monkeypatch.setattr("builder.engine._PATIENCE", 1)
+    from distributed import Client
+
     settings = Settings(str(mirror), selection=Selection(0, 0, 60))
-    with pytest.raises(ChandraSpectraError, match="the workers write to another store than this process reads"):
-        prepare(tmp_path / "out", settings, cache=tmp_path, store="memory://theirs", dask=cluster.address)
-    assert not (tmp_path / "out").exists()
+    source = open_source(settings, tmp_path, store="memory://theirs")
+    packages = plan_for(source, settings).packages
+    refused = pytest.raises(ChandraSpectraError, match="the workers write to another store than this process reads")
+    with Client(cluster.address) as client, refused:
+        fill_by(client.get_executor(), packages, source.archive, source.store, lag=1)
 
 
 def test_a_dask_cluster_that_loses_a_worker_half_way_gives_the_same_bytes(

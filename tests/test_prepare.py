@@ -13,7 +13,6 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
 import h5py
@@ -21,7 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from builder.catalog import Package, Plan
+from builder.catalog import Package
 from builder.catalog_files import read_catalog, write_catalog
 from builder.columns import COLUMNS, columns_of
 from builder.errors import ArchiveError, ChandraSpectraError, OutputError, SettingError
@@ -395,20 +394,16 @@ def test_a_catalog_file_that_changed_is_not_taken_for_finished(mirror: Path, tmp
         )
 
 
-def test_a_catalog_that_changes_while_it_is_built_from_is_not_taken_for_finished(
-    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_catalog_that_changes_while_it_is_built_from_is_not_taken_for_finished(mirror: Path, tmp_path: Path) -> None:
     rows = read_catalog(mirror / "catalog.vot")
     settings = Settings(str(mirror), catalog=str(tmp_path / "catalog.parquet"))
     write_catalog(tmp_path / "catalog.parquet", rows)
 
-    def plan_and_change(*arguments: Any) -> Plan:
-        planned = plan_for(*arguments)
+    def change(*progress: object) -> None:
         write_catalog(tmp_path / "catalog.parquet", rows.slice(0, 10))
-        return planned
 
-    monkeypatch.setattr("builder.prepare.plan_for", plan_and_change)
-    prepare(tmp_path / "out", settings, cache=tmp_path / "c")
+    manifest, _ = prepare(tmp_path / "out", settings, cache=tmp_path / "c", progress=change)
+    assert manifest["counts"]["detections"] == len(rows)
     with pytest.raises(OutputError, match="another catalog"):
         prepare(tmp_path / "out", settings, cache=tmp_path / "c")
 

@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -430,7 +430,8 @@ def test_no_network_is_one_line_that_names_the_host(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        result = command("prepare", tmp_path / "out", "--archive", url, "--cache", tmp_path / "cache")
+        words = ("--archive", url, "--cache", tmp_path / "cache", "--patience", 1)
+        result = command("prepare", tmp_path / "out", *words)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert url.removeprefix("http://") in result.stderr
     assert "check the network" in result.stderr
@@ -533,21 +534,17 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line_and_costs_nothing_th
         assert not {key_of(detections) for detections in asked(server, start)} & finished
 
 
-def test_a_catalog_that_does_not_add_up_to_its_own_count_builds_nothing(
-    archive: SimulatedArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("builder.remote.count_of", lambda content, origin: 501)
-    with ArchiveServer(archive) as server, pytest.raises(CatalogError, match="counts 501 rows but answered 500"):
-        prepare(tmp_path / "out", Settings(server.url), cache=tmp_path / "cache")
-    assert not (tmp_path / "out").exists()
+class Elsewhere(Selection):
+    """Asks a table that the service does not have."""
+
+    def queries(self) -> Iterator[str]:
+        yield "FROM csc21.nowhere n"
 
 
-def test_the_services_own_words_are_shown_when_it_refuses_a_query(
-    archive: SimulatedArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("builder.selection._FROM", "FROM csc21.nowhere n")
+def test_the_services_own_words_are_shown_when_it_refuses_a_query(archive: SimulatedArchive, tmp_path: Path) -> None:
     with ArchiveServer(archive) as server, pytest.raises(CatalogError, match=r"the catalog says: .*nowhere"):
-        prepare(tmp_path / "out", Settings(server.url), cache=tmp_path / "cache")
+        prepare(tmp_path / "out", Settings(server.url, selection=Elsewhere()), cache=tmp_path / "cache")
+    assert not (tmp_path / "out").exists()
 
 
 def test_release_2_0_is_not_selected_from_the_tables_of_2_1(archive: SimulatedArchive, tmp_path: Path) -> None:

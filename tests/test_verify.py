@@ -82,18 +82,17 @@ def test_other_recipes_are_found_right_and_give_the_same_numbers_again(recipe: R
 def test_shards_and_slices_of_any_size_are_read_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_GROUP_ROWS", 10)
     monkeypatch.setattr(shards, "_SHARD_BYTES", 300_000)
-    monkeypatch.setattr("builder.slices._SLICE", 7)
     folder = tmp_path / "out"
     prepare(folder, Settings(archive="embedded"), cache=tmp_path / "cache")
     assert len(list((folder / "data").iterdir())) == 1
-    assert content(folder).failures == []
+    assert content(folder, slice_rows=7).failures == []
     path = folder / "counts" / "train-00001-of-00002.parquet"
     table = pq.read_table(path)
     rows = table.to_pylist()
     detection, rows[3]["phi"] = rows[3]["detection_id"], 1.5
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
     rehash(folder)
-    failures = content(folder).failures
+    failures = content(folder, slice_rows=7).failures
     assert any(line.startswith(f"counts/{path.name}: {detection} (row 5") for line in failures), failures
 
 
