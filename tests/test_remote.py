@@ -112,18 +112,7 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes_and_fetches_no_finished
 ) -> None:
     chance = random.Random(5)
     with ArchiveServer(archive, port=port, bytes_per_second=20e6) as server:
-        words = (
-            "prepare",
-            tmp_path / "out",
-            "--archive",
-            server.url,
-            "--cache",
-            tmp_path / "cache",
-            "--workers",
-            1,
-            "--limit",
-            350,
-        )
+        words = preparing(server, tmp_path, "--workers", 1, "--limit", 350)
         finished: set[tuple[str, ...]] = set()
         for more in (0, 1, 2, 0, 1, 2, 1, 0, 2, 1):  # packages to be finished before the kill
             start, before = len(server.log), len(stored(tmp_path))
@@ -145,6 +134,11 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes_and_fetches_no_finished
     assert data_of(tmp_path / "out") == data_of(tmp_path / "whole")
     left = [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".partial", ".tar")]
     assert left == []
+
+
+def preparing(server: ArchiveServer, folder: Path, *more: object) -> tuple[object, ...]:
+    """The words that prepare the folder `out` from a server, with a cache beside it."""
+    return ("prepare", folder / "out", "--archive", server.url, "--cache", folder / "cache", *more)
 
 
 def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -382,9 +376,7 @@ def test_an_interrupt_ends_the_run_with_one_line(
 ) -> None:
     """A terminal sends Ctrl-C to the workers, too."""
     with ArchiveServer(archive, bytes_per_second=15e6) as server:
-        words = impatient_command(
-            "prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--workers", 2
-        )
+        words = impatient_command(*preparing(server, tmp_path, "--workers", 2))
         process = subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -407,9 +399,7 @@ def test_an_interrupt_ends_the_run_with_one_line(
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers in /proc, which Linux has")
 def test_a_second_interrupt_ends_a_run_whose_workers_hang(archive: SimulatedArchive, tmp_path: Path) -> None:
     with ArchiveServer(archive, bytes_per_second=15e6) as server, (tmp_path / "errors").open("w+") as errors:
-        words = impatient_command(
-            "prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--workers", 2
-        )
+        words = impatient_command(*preparing(server, tmp_path, "--workers", 2))
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
         try:
             wait_for(lambda: len(workers_of(process.pid)) == 2)
@@ -446,18 +436,7 @@ def small_disk() -> None:
 def test_a_full_disk_is_one_line_and_what_was_finished_is_kept(archive: SimulatedArchive, tmp_path: Path) -> None:
     """A limit on the size of files stands in for a full disk: the same error path, another errno."""
     with ArchiveServer(archive) as server:
-        words = (
-            "prepare",
-            tmp_path / "out",
-            "--archive",
-            server.url,
-            "--cache",
-            tmp_path / "cache",
-            "--limit",
-            30,
-            "--workers",
-            1,
-        )
+        words = preparing(server, tmp_path, "--limit", 30, "--workers", 1)
         result = Run(*words, change=small_disk).wait()
         assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
         assert "cannot write" in result.stderr
@@ -476,9 +455,7 @@ def test_a_place_that_cannot_be_written_is_one_line(what: str, mirror: Path, tmp
 
 def test_the_workers_of_a_killed_run_do_not_stay(archive: SimulatedArchive, tmp_path: Path) -> None:
     with ArchiveServer(archive, bytes_per_second=20e6) as server:
-        words = impatient_command(
-            "prepare", tmp_path / "out", "--archive", server.url, "--cache", tmp_path / "cache", "--workers", 2
-        )
+        words = impatient_command(*preparing(server, tmp_path, "--workers", 2))
         process = subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(lambda: len(asked(server, 0)) > 6)  # so the workers have reduced some
         process.send_signal(signal.SIGKILL)
@@ -510,18 +487,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line_and_costs_nothing_th
     archive: SimulatedArchive, tmp_path: Path
 ) -> None:
     with ArchiveServer(archive, bytes_per_second=15e6) as server:
-        words = (
-            "prepare",
-            tmp_path / "out",
-            "--archive",
-            server.url,
-            "--cache",
-            tmp_path / "cache",
-            "--workers",
-            2,
-            "--limit",
-            120,
-        )
+        words = preparing(server, tmp_path, "--workers", 2, "--limit", 120)
         broken = Run(*words, change=impatient)
         wait_for(lambda: list((tmp_path / "cache").rglob("*.arrows")))
         os.kill(workers_of(broken.process.pid)[0], signal.SIGKILL)
