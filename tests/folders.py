@@ -10,7 +10,7 @@ from typing import Any
 
 import fsspec
 
-from builder.prepare import manifest_digest, read_manifest
+from builder.dataset.layout import manifest_digest, read_manifest
 
 __all__ = ["contents", "rehash"]
 

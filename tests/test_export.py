@@ -18,15 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
-from builder import export_hats
-from builder.columns import COLUMNS
-from builder.errors import ArchiveError, OutputError, SettingError
-from builder.export import Exported, export, write_healpix
+from builder.archive.products import members
+from builder.model.columns import COLUMNS
+from builder.model.errors import ArchiveError, MissingExtraError, OutputError, SettingError
+from builder.model.selection import Cone, Selection
+from builder.model.settings import Settings
 from builder.prepare import prepare
-from builder.products import members
-from builder.selection import Cone, Selection
-from builder.settings import Settings
-from builder.verify import verify
+from builder.use import export_hats
+from builder.use.export import Exported, export, write_healpix
+from builder.use.verify import verify
 from tests.conftest import command
 from tests.fits_files import REAL
 from tests.folders import contents, rehash
@@ -167,9 +167,8 @@ def test_crowded_places_are_divided_until_each_file_is_small(
 def test_without_the_hats_package_it_says_what_to_install(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "builder.export_hats")
-    monkeypatch.setitem(sys.modules, "hats.catalog", None)
-    with pytest.raises(SettingError, match=r"pip install 'chandra-spectra\[hats\]'"):
+    monkeypatch.setitem(sys.modules, "hats", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'chandra-spectra\[hats\]'"):
         export(sample, tmp_path / "hats", layout="hats")
 
 

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import close_session, constants
 
-from builder.errors import HubError, OutputError, SettingError
-from builder.hub import Pushed, push
+from builder.model.errors import HubError, OutputError, SettingError
+from builder.use.push import Pushed, push
 from tests.folders import contents, rehash
 from tests.hub_server import DROP, TOKEN, Hub
 from tests.runs import python
@@ -44,14 +44,14 @@ def on_hub(hub: Hub, revision: str = "main") -> dict[str, bytes]:
 
 
 def away(cwd: Path, **environment: str) -> dict[str, str]:
-    """The environment of a process with an empty cache, in which all but loopback is out of reach."""
+    """Name the environment of a process with an empty cache, for which only loopback is within reach."""
     wall = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     loopback = dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1")
     return {**wall, **loopback, "HF_HOME": str(cwd / "hf"), "HF_HUB_DISABLE_XET": "1", **environment}
 
 
 def run(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A bare process, as far away as that."""
+    """Run code in a bare process with that environment."""
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -67,7 +67,7 @@ def main(*arguments: object, cwd: Path, **environment: str) -> subprocess.Comple
     """The command `chandra-spectra`, as `run` runs it."""
     words = ["chandra-spectra", *map(str, arguments)]
     return run(
-        f"import sys; sys.argv = {words!r}; from builder.cli import main; main()",
+        f"import sys; sys.argv = {words!r}; from builder.cli.run import main; main()",
         cwd,
         PYTHONPATH=str(Path(__file__).parents[1]),
         **environment,
@@ -167,7 +167,7 @@ def test_a_killed_push_leaves_the_hub_as_it_was_and_is_resumed(sample: Path, hub
     die = "import os, huggingface_hub.hf_api as h; h.HfApi.create_commit = lambda *_, **__: os._exit(9); "
     code = (
         f"import sys; sys.argv = ['chandra-spectra', 'push', {str(sample)!r}, {NAME!r}, '--quick']; {die}"
-        "from builder.cli import main; main()"
+        "from builder.cli.run import main; main()"
     )
     killed = run(code, tmp_path, HF_ENDPOINT=hub.url, PYTHONPATH=str(Path(__file__).parents[1]))
     assert killed.returncode == 9, killed.stderr

@@ -13,11 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.catalog import Package
-from builder.errors import StoreError
-from builder.records import REASONS, DetectionId, Recipe, Rejection, Spectrum
-from builder.reduction import reduce_products
-from builder.store import EBOUNDS_SCHEMA, REJECTIONS_SCHEMA, SPECTRA_SCHEMA, PackageResult, Store, package_result
+from builder.archive.packages import Package
+from builder.model.errors import StoreError
+from builder.model.ids import DetectionId
+from builder.model.records import REASONS, Rejection, Spectrum
+from builder.model.settings import Recipe
+from builder.reduce.spectrum import reduce_products
+from builder.store.packages import (
+    EBOUNDS_SCHEMA,
+    REJECTIONS_SCHEMA,
+    SPECTRA_SCHEMA,
+    PackageResult,
+    Store,
+    package_result,
+)
 from tests import fits_files as ff
 from tests.fits_files import REAL, stable
 

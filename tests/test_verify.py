@@ -14,17 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from builder import shards, verify
-from builder.columns import COLUMNS, arrow_schema, columns_of, features
-from builder.errors import OutputError, SettingError
-from builder.hdf5 import HDF5Writer
+from builder.dataset import shards
+from builder.dataset.hdf5 import HDF5Writer
+from builder.dataset.rows import public
+from builder.model.columns import COLUMNS, arrow_schema, columns_of, features
+from builder.model.errors import OutputError, SettingError
+from builder.model.settings import Recipe, Settings
 from builder.prepare import prepare
-from builder.records import Recipe
-from builder.rows import public
-from builder.server import ArchiveServer
-from builder.settings import Settings
-from builder.sources import holdings
-from builder.verify import Report
+from builder.simulator.server import ArchiveServer
+from builder.use import verify
+from builder.use.verify import Report
+from builder.workspace import holdings
 from tests.conftest import command
 from tests.folders import rehash
 
