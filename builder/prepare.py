@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -47,6 +47,9 @@ from builder.store.fill import counter, dask_executor, fill, fill_by, results
 from builder.store.packages import EBOUNDS_SCHEMA, PackageResult, rejections_table
 from builder.workspace import Workspace, describe, make_plan, open_workspace
 
+if TYPE_CHECKING:
+    from builder.archive.http import Patience
+
 __all__ = [
     "Prepared",
     "copy_hdf5",
@@ -80,6 +83,7 @@ def prepare(
     keep_downloads: Path | None = None,
     store: str | None = None,
     dask: str | None = None,
+    patience: Patience | None = None,
     progress: Progress = silent,
 ) -> Prepared:
     """Build a folder that `load_dataset` reads.
@@ -104,6 +108,8 @@ def prepare(
         Folder or fsspec URL for finished packages, in place of one in the cache.
     dask : str, optional
         Address of a Dask scheduler whose workers make the packages, in place of `workers` processes.
+    patience : Patience, optional
+        How long to wait for an archive over HTTP.
     progress : callable
 
     Returns
@@ -125,7 +131,7 @@ def prepare(
     if (finished := _finished(output, said, force)) is not None and not retry_rejected:
         return Prepared(finished, False)
     _check_own(output)
-    workspace = open_workspace(settings, cache, connections, store)
+    workspace = open_workspace(settings, cache, connections, store, patience)
     with workplace(output) as place:
         planned = make_plan(workspace, settings)
         done = counter(progress, "reduce", len(planned.catalog))
@@ -165,6 +171,7 @@ def prepare_share(
     workers: int = 1,
     connections: int = DEFAULT_CONNECTIONS,
     store: str | None = None,
+    patience: Patience | None = None,
     progress: Progress = silent,
 ) -> int:
     """Fill the store with one share of the packages, for a `prepare` that follows; returns their number.
@@ -174,10 +181,10 @@ def prepare_share(
     settings : Settings
     share : (int, int)
         Which share, from 0 up, of how many.
-    cache, workers, connections, store, progress
+    cache, workers, connections, store, patience, progress
         As for `prepare`; all shares must have the same cache and store.
     """
-    workspace = open_workspace(settings, cache, connections, store)
+    workspace = open_workspace(settings, cache, connections, store, patience)
     packages = make_plan(workspace, settings).packages[share[0] :: share[1]]
     done = counter(progress, "reduce", sum(len(package.detections) for package in packages))
     fill(packages, workspace.archive, workspace.store, workers=workers, connections=connections, done=done)

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +41,7 @@ from builder.model.settings import Recipe, Settings
 from builder.model.splits import Splits
 from builder.model.text import size_text
 from builder.prepare import prepare
+from tests.runs import python
 
 ACKNOWLEDGEMENT = (
     "This research has made use of data obtained from the Chandra Source Catalog, provided by the Chandra X-ray Center "
@@ -217,21 +217,11 @@ def test_it_names_no_time_and_no_folder_of_the_machine(sample: Path, text: str) 
 
 
 def test_the_snippets_run_beside_the_folder(sample: Path, text: str, tmp_path: Path) -> None:
-    code = "import json, os, sys\nfor block in json.loads(sys.argv[1]):\n    exec(block, names := {})\n"
-    code += "    if 'test' in names: print(len(names['test']), len(names['train']), flush=True)\n"
-    code += "os._exit(0)  # pyarrow's threads, left from streaming, now and then abort the interpreter's own way out\n"
+    code = "import json, sys\nfor block in json.loads(sys.argv[1]):\n    exec(block, names := {})\n"
+    code += "    if 'test' in names: print(json.dumps([len(names['test']), len(names['train'])]))\n"
     snippets = blocks(text, "python")
     assert len(snippets) == 4
-    run = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(snippets)],
-        cwd=sample.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HOME": str(tmp_path)},
-    )
-    assert run.returncode == 0, run.stderr
-    test, train = map(int, run.stdout.split())
+    test, train = python(code, json.dumps(snippets), cwd=sample.parent, HF_HOME=str(tmp_path))
     rows = Counter(pq.read_table(sample / "data")["split"].to_pylist())
     assert (test, train) == (rows["test"], rows["train"])
     assert 0 < test < train
@@ -264,7 +254,7 @@ def settings_of(line: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 @pytest.fixture
-def written(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def written(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the sample's shards to write cards for, without pictures."""
     monkeypatch.setattr(card_module, "draw_pictures", lambda *arguments: [])
     for config in configs_with(False):

@@ -73,6 +73,15 @@ Release = Annotated[str, typer.Option(help=f"Release of the catalog: {', '.join(
 Connections = Annotated[
     int, typer.Option(min=1, help="Maximum number of open connections, of all runs that share the cache.")
 ]
+Patience = Annotated[
+    float | None,
+    typer.Option(
+        min=1,
+        metavar="SECONDS",
+        help="Time after which one request to the archive is given up, s.",
+        show_default="900, and 40 for a host that was never reached",
+    ),
+]
 CUTS, RECIPE = "Selection", "Reduction"  # panels of --help
 
 

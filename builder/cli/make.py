@@ -25,6 +25,7 @@ from builder.cli.app import (
     MinSig,
     Names,
     Obsids,
+    Patience,
     Release,
     app,
     end,
@@ -36,6 +37,7 @@ from builder.model.settings import DEFAULT_ARCHIVE, DEFAULT_CONNECTIONS, DEFAULT
 from builder.prepare import Prepared
 
 if TYPE_CHECKING:
+    from builder.archive import http
     from builder.model.settings import Settings
 
 _RECIPE = Recipe()
@@ -90,6 +92,7 @@ def prepare(
         ),
     ] = _CORES,
     connections: Connections = DEFAULT_CONNECTIONS,
+    patience: Patience = None,
     cache: Cache = None,
     force: Annotated[bool, typer.Option("--force", help="Replacement of a folder that has other settings.")] = False,
     retry_rejected: Annotated[
@@ -144,7 +147,15 @@ def prepare(
                 "--shard only fills the store: not with --dask, --keep-downloads, --retry-rejected, --output-file or "
                 "--force"
             )
-        _fill_share(settings, shard, cache=cache, workers=workers, connections=connections, store=store)
+        _fill_share(
+            settings,
+            shard,
+            cache=cache,
+            workers=workers,
+            connections=connections,
+            store=store,
+            patience=_patience(patience),
+        )
         return
     where = output or str(output_file.with_suffix("") if output_file else "chandra_spectra")
     check_place(where)
@@ -170,6 +181,7 @@ def prepare(
             keep_downloads=keep_downloads,
             store=store,
             dask=dask,
+            patience=_patience(patience),
             progress=progress,
         )
         if output_file:
@@ -186,6 +198,12 @@ def prepare(
             f"{str(folder).rstrip('/')}/rejections.parquet; --retry-rejected asks again for missing or damaged files",
             3,
         )
+
+
+def _patience(seconds: float | None) -> http.Patience | None:
+    from builder.archive.http import Patience
+
+    return None if seconds is None else Patience.within(seconds)
 
 
 def _fill_share(settings: Settings, shard: str, **options: Any) -> None:
@@ -216,6 +234,7 @@ def catalog(
     limit: Limit = None,
     bandwidth: Annotated[float, typer.Option(min=0.001, help="Bandwidth for the estimate of time, MB/s.")] = 5.0,
     connections: Connections = DEFAULT_CONNECTIONS,
+    patience: Patience = None,
     cache: Cache = None,
 ) -> None:
     """Write the selection to a file, and say what its download would come to."""
@@ -228,7 +247,7 @@ def catalog(
     with waiting("asking the catalog"):
         from builder.workspace import make_plan, open_workspace
 
-        planned = make_plan(open_workspace(settings, cache, connections), settings)
+        planned = make_plan(open_workspace(settings, cache, connections, patience=_patience(patience)), settings)
         write_catalog(output, planned.catalog)
     show_estimate(planned, bandwidth)
     print(f"written to {output}")
@@ -250,6 +269,7 @@ def download(
     detections: Detections = None,
     limit: Limit = None,
     connections: Connections = DEFAULT_CONNECTIONS,
+    patience: Patience = None,
     cache: Cache = None,
     output_file: Annotated[
         Path | None,
@@ -277,7 +297,7 @@ def download(
         from builder.store.fill import counter, download
         from builder.workspace import make_plan, open_workspace
 
-        source = open_workspace(settings, cache, connections)
+        source = open_workspace(settings, cache, connections, patience=_patience(patience))
         planned = make_plan(source, settings)
         if output_file:
             write_catalog(output_file, planned.catalog)

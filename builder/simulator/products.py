@@ -12,6 +12,7 @@ import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -249,7 +250,7 @@ class SimulatedArchive:
     def __init__(self, n: int, seed: int = 0, first_obsid: int = 90000, interleaved: float = 0.02) -> None:
         self.seed = seed
         truth = draw_detections(n, seed, first_obsid, interleaved)
-        self.rows = catalog_rows(truth, n, seed)
+        self.rows: list[dict[str, Any]] = catalog_rows(truth, n, seed)
         self._truth = truth[:n]
 
     @cached_property
