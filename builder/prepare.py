@@ -37,7 +37,7 @@ from builder.dataset.layout import (
 )
 from builder.dataset.rows import join, public
 from builder.dataset.shards import ShardWriter
-from builder.files import beside, file_sha256, recover_folder, staging_folder, workplace
+from builder.files import file_sha256, recover_folder, staging_folder, workplace, write_whole
 from builder.model.columns import columns_when, features
 from builder.model.errors import OutputError, SettingError, StoreError
 from builder.model.settings import DEFAULT_CONNECTIONS, Settings
@@ -186,7 +186,7 @@ def prepare_share(
 
 def copy_hdf5(folder: Path, path: Path) -> None:
     """Give the canonical HDF5 file of a prepared folder under another name; OutputError if it cannot be written."""
-    with beside(path) as partial:
+    with write_whole(path) as partial:
         shutil.copyfile(folder / HDF5_FILE, partial)
 
 

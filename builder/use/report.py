@@ -25,7 +25,7 @@ from builder.dataset.card import command_line, reduction_words, selection_words
 from builder.dataset.layout import REJECTIONS_FILE, read_manifest, read_settings, unreadable
 from builder.dataset.pictures import Floats, finite, galactic_plane, histogram_edges, rows_by_cell
 from builder.dataset.read import Overview, check_outside, date_text, overview, read_rows, read_scalars
-from builder.files import beside
+from builder.files import write_whole
 from builder.model.columns import columns_of
 from builder.model.errors import OutputError, require
 from builder.model.records import REASONS
@@ -132,7 +132,7 @@ def write_report(folder: Path, path: Path) -> Written:
         "data": json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
     page = re.sub(r"@(\w+)@", lambda match: words[match[1]], _PAGE.read_text(encoding="utf-8")).encode()
-    with beside(path) as partial:
+    with write_whole(path) as partial:
         partial.write_bytes(page)
     return Written(path, len(page), len(shown), seen.rows)
 
