@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import close_session, constants
 
-from builder.dataset.layout import manifest_digest, read_manifest
+from builder.dataset.layout import Entry, Manifest
 from builder.model.errors import HubError, OutputError, SettingError
 from builder.use.push import Pushed, push
 from tests.hub_server import DROP, TOKEN, Hub
@@ -218,9 +218,7 @@ def test_a_tag_of_another_commit_is_not_moved(sample: Path, hub: Hub, tmp_path: 
     upload(sample, hub, tag="v1")
     upload(sample, hub, tag="v1")
     other = Path(shutil.copytree(sample, tmp_path / "other"))
-    manifest = read_manifest(other)
-    manifest["seconds"] = 1.0
-    (other / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    replace(Manifest.read(other), seconds=1.0).write(other)
     with pytest.raises(HubError, match="the tag v1 names another commit"):
         upload(other, hub, tag="v1")
     assert on_hub(hub, "v1") == files(sample)
@@ -245,12 +243,9 @@ def test_a_folder_that_is_not_what_its_manifest_says_is_not_pushed(
 def test_a_script_is_not_pushed_even_if_the_manifest_names_it(sample: Path, hub: Hub, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(sample, tmp_path / "out"))
     (folder / "chandra_spectra.py").write_bytes(b"")
-    manifest = read_manifest(folder)
-    manifest["files"].append(
-        {"path": "chandra_spectra.py", "rows": None, "bytes": 0, "sha256": hashlib.sha256().hexdigest()}
-    )
-    manifest["sha256"] = manifest_digest(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    manifest = Manifest.read(folder)
+    manifest = replace(manifest, files=(*manifest.files, Entry.of(folder / "chandra_spectra.py", folder)))
+    replace(manifest, sha256=manifest.digest).write(folder)
     with pytest.raises(OutputError, match="refuses a repository with a script"):
         upload(folder, hub)
     assert NAME not in hub.repos

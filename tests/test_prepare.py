@@ -24,7 +24,7 @@ import pytest
 from builder.archive.mirror import MirrorArchive
 from builder.archive.packages import Package, Plan
 from builder.dataset.catalog_file import read_catalog, write_catalog
-from builder.dataset.layout import read_manifest
+from builder.dataset.layout import Manifest
 from builder.model.columns import COLUMNS, columns_of
 from builder.model.errors import ArchiveError, ChandraSpectraError, OutputError, SettingError
 from builder.model.ids import DetectionId
@@ -140,20 +140,20 @@ def test_only_real_detections_carry_a_catalog_name_and_nothing_of_them_is_invent
 
 
 def test_rows_and_rejections_add_up_to_the_selected(sample: Path) -> None:
-    counts = read_manifest(sample)["counts"]
+    counts = Manifest.read(sample).counts
     rejections = pq.read_table(sample / "rejections.parquet").to_pylist()
-    assert counts["selected"] == counts["rows"] + counts["rejected"] == 64
+    assert counts.selected == counts.rows + counts.rejected == 64
     assert sorted(row["reason"] for row in rejections) == ["damaged_gzip", "missing_rmf"]
     assert all(row["message"] and row["url"] for row in rejections)
 
 
 def test_the_manifest_names_every_file_with_its_size_and_checksum(sample: Path) -> None:
-    manifest = read_manifest(sample)
-    named = {file["path"] for file in manifest["files"]} | {"manifest.json"}
+    manifest = Manifest.read(sample)
+    named = {file.path for file in manifest.files} | {"manifest.json"}
     assert named == {str(path.relative_to(sample)) for path in sample.rglob("*") if path.is_file()}
-    for file in manifest["files"]:
-        content = (sample / file["path"]).read_bytes()
-        assert (file["bytes"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    for file in manifest.files:
+        content = (sample / file.path).read_bytes()
+        assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
 def test_two_runs_in_different_folders_give_the_same_bytes(sample: Path, tmp_path: Path) -> None:
@@ -161,10 +161,7 @@ def test_two_runs_in_different_folders_give_the_same_bytes(sample: Path, tmp_pat
     for path in (path.relative_to(sample) for path in sample.rglob("*") if path.is_file()):
         if path.name != "manifest.json":
             assert (tmp_path / "again" / path).read_bytes() == (sample / path).read_bytes(), path
-    first = read_manifest(sample)
-    for manifest in (first, other):
-        del manifest["created"], manifest["seconds"]
-    assert first == other
+    assert replace(Manifest.read(sample), created=other.created, seconds=other.seconds) == other
 
 
 def test_a_finished_folder_is_left_alone(sample: Path) -> None:
@@ -185,7 +182,7 @@ def test_other_settings_do_not_overwrite_without_force(mirror: Path, tmp_path: P
     assert (output / "manifest.json").read_bytes() == before
     manifest, done = prepare(output, other, cache=tmp_path / "cache", force=True)
     assert done
-    assert manifest["settings"]["release"] == "rel2.0"
+    assert manifest.settings["release"] == "rel2.0"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "mirror", "out"]
 
 
@@ -213,14 +210,19 @@ def test_a_run_that_is_killed_leaves_the_old_folder_and_the_next_one_completes_i
     shutil.copytree(sample, output)
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     words = ("prepare", output, "--archive", mirror, "--cache", cache, "--force", "--workers", 1)
-    for name in ("store.Store.write", "prepare.staging_folder", "prepare.HDF5Writer.append", "prepare.manifest_digest"):
-        assert Run(*words, change=partial(die_at, f"builder.{name}")).wait().returncode == -signal.SIGKILL
+    for place in (
+        "store.packages.Store.write",
+        "prepare.staging_folder",
+        "dataset.hdf5.HDF5Writer.append",
+        "dataset.layout.Manifest.write",
+    ):
+        assert Run(*words, change=partial(die_at, f"builder.{place}")).wait().returncode == -signal.SIGKILL
         assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     assert len(list(tmp_path.glob(".out.*"))) == 1
     result = command(*words)
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "mirror", "out"]
-    assert read_manifest(output)["settings"]["archive"] == "mirror"
+    assert Manifest.read(output).settings["archive"] == "mirror"
 
 
 def test_a_disk_that_is_full_as_the_folder_is_written_is_one_line_and_the_old_folder_stays(
@@ -374,7 +376,7 @@ def test_an_output_that_is_a_link_is_replaced_where_it_points_to(tmp_path: Path)
     for force in (False, True):
         prepare(tmp_path / "out", EMBEDDED, force=force)
     assert (tmp_path / "out").is_symlink()
-    assert read_manifest(tmp_path / "scratch")["counts"]["rows"] == 62
+    assert Manifest.read(tmp_path / "scratch").counts.rows == 62
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scratch"]
 
 
