@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from builder.archive.mirror import open_mirror
 from builder.archive.packages import Package, Plan
@@ -41,6 +41,9 @@ from builder.model.text import Progress, silent
 from builder.store.fill import counter, dask_executor, fill, fill_by, results
 from builder.workspace import Workspace, default_cache, describe, make_plan, open_workspace
 
+if TYPE_CHECKING:
+    from builder.archive.http import Patience
+
 __all__ = ["Prepared", "copy_hdf5", "prepare", "prepare_share"]
 
 
@@ -67,6 +70,7 @@ def prepare(
     keep_downloads: Path | None = None,
     store: str | None = None,
     dask: str | None = None,
+    patience: Patience | None = None,
     progress: Progress = silent,
 ) -> Prepared:
     """Build a folder that `load_dataset` reads.
@@ -93,6 +97,8 @@ def prepare(
         Folder or fsspec URL for finished packages, in place of one in the cache.
     dask : str, optional
         Address of a Dask scheduler whose workers make the packages, in place of `workers` processes.
+    patience : Patience, optional
+        How long to wait for an archive over HTTP.
     progress : callable
 
     Returns
@@ -122,7 +128,7 @@ def prepare(
         return Prepared(finished, False)
     with _place(there, cache) as folder:
         _check_own(folder)
-        workspace = open_workspace(settings, cache, connections, store)
+        workspace = open_workspace(settings, cache, connections, store, patience)
         with workplace(folder) as place:
             planned = make_plan(workspace, settings)
             done = counter(progress, "reduce", len(planned.catalog))
@@ -167,6 +173,7 @@ def prepare_share(
     workers: int = 1,
     connections: int = DEFAULT_CONNECTIONS,
     store: str | None = None,
+    patience: Patience | None = None,
     progress: Progress = silent,
 ) -> int:
     """Fill the store with one share of the packages, for a `prepare` that follows; returns their number.
@@ -176,10 +183,10 @@ def prepare_share(
     settings : Settings
     share : (int, int)
         Which share, from 0 up, of how many.
-    cache, workers, connections, store, progress
+    cache, workers, connections, store, patience, progress
         As for `prepare`; all shares must have the same cache and store.
     """
-    workspace = open_workspace(settings, cache, connections, store)
+    workspace = open_workspace(settings, cache, connections, store, patience)
     packages = make_plan(workspace, settings).packages[share[0] :: share[1]]
     done = counter(progress, "reduce", sum(len(package.detections) for package in packages))
     fill(packages, workspace.archive, workspace.store, workers=workers, connections=connections, done=done)

@@ -93,6 +93,12 @@ def whole_mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def folder(sample: Path, tmp_path: Path) -> Path:
+    """A copy of the sample that a test may damage."""
+    return Path(shutil.copytree(sample, tmp_path / "chandra_spectra"))
+
+
+@pytest.fixture
 def mirror(whole_mirror: Path, tmp_path: Path) -> Path:
     """A mirror that a test may damage."""
     return Path(shutil.copytree(whole_mirror, tmp_path / "mirror"))

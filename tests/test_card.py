@@ -11,9 +11,9 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import matplotlib
@@ -27,11 +27,10 @@ from huggingface_hub import DatasetCard, DatasetCardData, metadata_load
 from matplotlib.figure import Figure
 from PIL import Image
 
-from builder import prepare as prepare_module
 from builder.cli.run import app
 from builder.dataset import card as card_module
 from builder.dataset.card import selection_words, write_card
-from builder.dataset.layout import DATA_FILES, Manifest
+from builder.dataset.layout import DATA_FILES, Counts, Entry, Manifest
 from builder.dataset.pictures import SCALARS, draw_pictures, energy_axis
 from builder.dataset.shards import ShardWriter
 from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, configs_with, features, markdown
@@ -42,6 +41,7 @@ from builder.model.settings import Recipe, Settings
 from builder.model.splits import Splits
 from builder.model.text import size_text
 from builder.prepare import prepare
+from tests.runs import python
 
 ACKNOWLEDGEMENT = (
     "This research has made use of data obtained from the Chandra Source Catalog, provided by the Chandra X-ray Center "
@@ -109,7 +109,7 @@ def test_datasets_reads_features_files_and_sizes_from_the_card(sample: Path, tmp
     info = builder.info
     assert info.features == features(config)
     assert list(info.splits) == ["train"]
-    assert info.splits["train"].num_examples == sum(file.rows for file in files)
+    assert info.splits["train"].num_examples == sum(file.rows or 0 for file in files)
     assert info.download_size == sum(file.bytes for file in files)
     recorded = info.splits["train"].num_bytes
     assert info.dataset_size == recorded
@@ -217,21 +217,11 @@ def test_it_names_no_time_and_no_folder_of_the_machine(sample: Path, text: str) 
 
 
 def test_the_snippets_run_beside_the_folder(sample: Path, text: str, tmp_path: Path) -> None:
-    code = "import json, os, sys\nfor block in json.loads(sys.argv[1]):\n    exec(block, names := {})\n"
-    code += "    if 'test' in names: print(len(names['test']), len(names['train']), flush=True)\n"
-    code += "os._exit(0)  # pyarrow's threads, left from streaming, now and then abort the interpreter's own way out\n"
+    code = "import json, sys\nfor block in json.loads(sys.argv[1]):\n    exec(block, names := {})\n"
+    code += "    if 'test' in names: print(json.dumps([len(names['test']), len(names['train'])]))\n"
     snippets = blocks(text, "python")
     assert len(snippets) == 4
-    run = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(snippets)],
-        cwd=sample.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HOME": str(tmp_path)},
-    )
-    assert run.returncode == 0, run.stderr
-    test, train = map(int, run.stdout.split())
+    test, train = python(code, json.dumps(snippets), cwd=sample.parent, HF_HOME=str(tmp_path))
     rows = Counter(pq.read_table(sample / "data")["split"].to_pylist())
     assert (test, train) == (rows["test"], rows["train"])
     assert 0 < test < train
@@ -255,7 +245,8 @@ def settings_of(line: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
     def ask(folder: Path, settings: Settings, **options: object) -> None:
         raise Asked(settings)
 
-    monkeypatch.setattr(prepare_module, "prepare", ask)
+    # Not as `builder.prepare`, which is the function.
+    monkeypatch.setattr(sys.modules["builder.prepare"], "prepare", ask)
     program, *words = shlex.split(line.replace("\\\n", ""))
     assert program == "chandra-spectra"
     with pytest.raises(Asked) as asked:
@@ -264,7 +255,7 @@ def settings_of(line: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 @pytest.fixture
-def written(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def written(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the sample's shards to write cards for, without pictures."""
     monkeypatch.setattr(card_module, "draw_pictures", lambda *arguments: [])
     for config in configs_with(False):
@@ -273,7 +264,7 @@ def written(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     return tmp_path
 
 
-def card_of(folder: Path, sample: Path, settings: Settings, **counts: int) -> str:
+def card_of(folder: Path, sample: Path, settings: Settings, **counts: Any) -> str:
     manifest = Manifest.read(sample)
     write_card(folder, settings, replace(manifest, counts=replace(manifest.counts, **counts)))
     assert_links(folder)
@@ -509,13 +500,15 @@ def test_a_folder_with_one_row(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_rows(tmp_path: Path) -> None:
-    files = []
+    files: list[Entry] = []
     for config, name in DATA_FILES.items():
         with ShardWriter(tmp_path / name, features(config).arrow_schema) as writer:
             pass
-        files += [{"path": f"{name}/{path.name}", "rows": 0, "bytes": path.stat().st_size} for path in writer.paths]
-    counts = {"detections": 1, "duplicates": 0, "selected": 1, "rows": 0, "rejected": 1, "reasons": {"not_acis": 1}}
-    assert write_card(tmp_path, Settings(), counts, files) == [tmp_path / "README.md"]
+        files += [Entry.of(path, tmp_path, 0) for path in writer.paths]
+    counts = Counts(detections=1, duplicates=0, selected=1, rows=0, rejected=1, reasons={"not_acis": 1})
+    settings = Settings(responses=True)
+    manifest = Manifest("", settings.as_dict(), {}, {}, counts, tuple(files))
+    assert write_card(tmp_path, settings, manifest) == [tmp_path / "README.md"]
     assert not (tmp_path / "images").exists()
     text = (tmp_path / "README.md").read_text()
     assert "0 X-ray spectra of 0 sources" in prose(text)

@@ -121,6 +121,28 @@ def test_a_tar_is_on_disk_before_it_has_its_name(mirror: Path, tmp_path: Path, m
     assert named == [".tar", ".vot"]
 
 
+def test_a_package_is_held_only_once_its_line_in_the_index_is_on_disk(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, index = packages(mirror)[0], tmp_path / "new" / "packages.jsonl"
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        if os.path.sameopenfile(descriptor, reader.fileno()):
+            assert package not in new
+            flushed.append(index.read_text())
+        fsync(descriptor)
+
+    with open_mirror(tmp_path / "new") as new, index.open() as reader:
+        monkeypatch.setattr(os, "fsync", watch)
+        with MirrorArchive(mirror, "rel2.1").fetch(package) as fetched:
+            new.add(package, fetched)
+        assert package in new
+    assert flushed == [index.read_text()]
+    assert [line["detections"] for line in read_index(tmp_path / "new")] == [list(map(str, package.detections))]
+
+
 def test_a_catalog_that_the_service_cut_at_its_row_limit_is_refused(mirror: Path, tmp_path: Path) -> None:
     content = (mirror / "catalog.vot").read_bytes()
     assert content.count(b'"OK"') == 1

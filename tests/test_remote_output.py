@@ -26,6 +26,7 @@ from builder.model.splits import Splits
 from builder.prepare import prepare
 from builder.store.packages import package_result
 from builder.workspace import default_cache, make_plan, open_workspace
+from tests import folders
 from tests.conftest import command
 
 s3fs = pytest.importorskip("s3fs", reason="the extra [s3] is not installed")
@@ -115,9 +116,7 @@ def local(settings: Settings, place: Path) -> Path:
 
 def contents(folder: Path | str) -> dict[str, bytes]:
     """Every file of a folder or a URL, with a manifest that does not say when it was made and how fast."""
-    fs, root = fsspec.url_to_fs(str(folder))
-    fs.invalidate_cache()
-    files = {path.removeprefix(f"{root}/"): fs.cat_file(path) for path in fs.find(root)}
+    files = folders.contents(folder)
     if "manifest.json" in files:
         manifest = json.loads(files["manifest.json"]) | {"created": "", "seconds": 0}
         files["manifest.json"] = json.dumps(manifest).encode()

@@ -156,7 +156,8 @@ def test_a_file_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: 
 
 
 def test_the_new_folder_is_on_disk_before_the_old_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output, flushed, moved = tmp_path / "out", set(), []
+    output, moved = tmp_path / "out", list[str]()
+    flushed: set[int] = set()
     replace = Path.replace
 
     def watch(path: Path, target: Path) -> Path:

@@ -9,7 +9,7 @@ import tarfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -56,19 +56,17 @@ class HttpArchive(Archive):
     release : str
     folder : Path
         Where answers are kept for as long as they are needed, and the locks of the budget.
+    client : Client
+        For this base URL.
     connections : int
         Connections at once, of all processes that share `folder`.
-    client : Client, optional
     """
 
     base: str
     release: str
     folder: Path
+    client: Client
     connections: int = DEFAULT_CONNECTIONS
-    client: Client = field(default=None)  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        self.client = self.client or Client(self.base)
 
     @property
     def identity(self) -> str:

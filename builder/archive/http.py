@@ -66,6 +66,13 @@ class Patience:
     base: float = 1.0
     longest: float = 120.0
 
+    @classmethod
+    def within(cls, seconds: float) -> Patience:
+        """Give up a request after so many seconds, and wait for no part of it any longer."""
+        usual = cls()
+        connect, read, first = (min(limit, seconds) for limit in (usual.connect, usual.read, usual.first))
+        return cls(connect, read, first, total=seconds)
+
 
 class Slots:
     """The connections that a run may have open, shared by all its processes.

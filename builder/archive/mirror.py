@@ -8,10 +8,8 @@ so whatever the index names is whole, and a download that is interrupted goes on
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +22,7 @@ import pyarrow as pa
 from builder.archive.catalog import read_votable, write_votable
 from builder.archive.interface import Archive, Fetched, Record, forget
 from builder.archive.packages import Package, Plan, plan
-from builder.archive.products import members
+from builder.archive.products import members, write_tar
 from builder.files import file_sha256, hold, write_whole
 from builder.model.errors import ArchiveError, CatalogError, StoreError
 from builder.model.ids import DetectionId
@@ -211,7 +209,7 @@ class Mirror:
         path = self.folder / name
         with write_whole(path, StoreError, advice="; what was finished is kept") as partial:
             with partial.open("wb") as file:
-                _pack(fetched.parts, file)
+                write_tar(file, (product for part in fetched.parts for product in members(part)))
             size, digest = partial.stat().st_size, file_sha256(partial)
         line: dict[str, Any] = {"file": name, "bytes": size, "sha256": digest, "detections": ids}
         if fetched.unserved:
@@ -236,13 +234,3 @@ def has_tar(folder: Path, line: dict[str, Any]) -> bool:
 def _refused(line: dict[str, Any]) -> dict[str, str]:
     """Detections of an index line that the archive refused to serve, to be asked for again, and its words."""
     return dict(line.get("unserved", {}))
-
-
-def _pack(parts: tuple[Path, ...], file: io.BufferedWriter) -> None:
-    """All files of the parts as one tar, members one folder deep and without times or owners."""
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for part in parts:
-            for product in members(part):
-                member = tarfile.TarInfo(f"package/{product.name}")
-                member.size = len(product.data)
-                tar.addfile(member, io.BytesIO(product.data))

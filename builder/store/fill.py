@@ -39,7 +39,7 @@ Done = Callable[[Package], None]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3), in glibc's malloc.h; the latter's greatest value is 32 MiB."""
 
-_PATIENCE = 70
+_LAG = 70
 """Seconds for which a network file system may go on saying that a file is not there: NFS up to 60 (acdirmax)."""
 
 
@@ -154,12 +154,14 @@ def fill_by(
     store: Store,
     *,
     again: frozenset[Package] = frozenset(),
+    lag: int = _LAG,
     done: Done = lambda package: None,
 ) -> None:
     """`fill`, with every package made by a worker of an executor, such as that of a Dask cluster.
 
     Each worker fetches, reduces and writes to the store, which it must share, as it must the cache with the locks of
-    the connections; nothing but the word that it is done comes back.
+    the connections; nothing but the word that it is done comes back. This process must see what was written within
+    `lag` seconds.
 
     Raises
     ------
@@ -181,13 +183,13 @@ def fill_by(
             raise ChandraSpectraError(
                 f"the workers could not make a package: {reason}; run the same command again to go on"
             ) from error
-        _check_shared(futures[future], store)
+        _check_shared(futures[future], store, lag)
         done(futures[future])
 
 
-def _check_shared(package: Package, store: Store) -> None:
+def _check_shared(package: Package, store: Store, lag: int) -> None:
     """ChandraSpectraError where this process does not see what a worker has written."""
-    for _ in range(_PATIENCE):
+    for _ in range(lag):
         if package in store:
             return
         time.sleep(1)

@@ -34,9 +34,6 @@ LAYOUTS = {
 EXPORT_FILE = "export.json"
 """Written into every export: what it is and of which data. Only a folder that has it is ever replaced."""
 
-_SLICE = 500
-"""Rows in hand at once, about 20 MB."""
-
 
 @dataclass(frozen=True, slots=True)
 class Exported:
@@ -171,7 +168,7 @@ def _whole_hdf5(folder: Path, manifest: Manifest) -> Path:
     return path
 
 
-def write_healpix(file: h5py.File, folder: Path, progress: Progress) -> None:
+def write_healpix(file: h5py.File, folder: Path, progress: Progress, slice_rows: int = 500) -> None:
     """Write the rows of each sky pixel (nside 16, nested) as ``spectra/healpix=<pixel>/001-of-001.hdf5``.
 
     Each file is laid out as the canonical one and carries its attributes, but has no group ``ebounds``: readers take
@@ -184,6 +181,8 @@ def write_healpix(file: h5py.File, folder: Path, progress: Progress) -> None:
     folder : Path
         An empty folder.
     progress : callable
+    slice_rows : int
+        Rows in hand at once; 500 are about 20 MB.
     """
     columns = columns_when(json.loads(file.attrs["recipe"])["subtract"])
     pixels = file["healpix"][:]
@@ -193,7 +192,7 @@ def write_healpix(file: h5py.File, folder: Path, progress: Progress) -> None:
         path = folder / "spectra" / f"healpix={pixels[rows[0]]}" / "001-of-001.hdf5"
         path.parent.mkdir(parents=True)
         with HDF5Writer(path, dict(file.attrs), columns, chunk=len(rows)) as writer:
-            for start in range(0, len(rows), _SLICE):
-                writer.append(read_rows(file, COLUMNS, rows[start : start + _SLICE]))
+            for start in range(0, len(rows), slice_rows):
+                writer.append(read_rows(file, COLUMNS, rows[start : start + slice_rows]))
         done += len(rows)
         progress("export", done, len(pixels))

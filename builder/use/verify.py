@@ -26,7 +26,7 @@ from builder.dataset.layout import (
     Manifest,
 )
 from builder.dataset.rows import examples
-from builder.dataset.slices import order_of, slices
+from builder.dataset.slices import SLICE_ROWS, order_of, slices
 from builder.files import file_sha256
 from builder.model.columns import COLUMNS, features
 from builder.model.errors import SettingError
@@ -87,6 +87,7 @@ def verify(
     archive: str = "",
     seed: int = 0,
     cache: Path | None = None,
+    slice_rows: int = SLICE_ROWS,
     progress: Progress = silent,
 ) -> Report:
     """Check a prepared folder.
@@ -106,6 +107,8 @@ def verify(
         Of the choice of rows to reduce again.
     cache : Path, optional
         Folder for what is downloaded, see `builder.workspace.default_cache`.
+    slice_rows : int
+        Rows in hand at once; 500 are about 20 MB.
     progress : callable
 
     Returns
@@ -137,7 +140,7 @@ def verify(
             _check_numbers(numbers, folder, manifest)
         if not numbers.failed:
             if content:
-                _check_content(folder, manifest, (ids, grids, channels, spectra, hdf5), progress)
+                _check_content(folder, manifest, (ids, grids, channels, spectra, hdf5), slice_rows, progress)
             if load:
                 _check_loads(loads, folder, manifest)
             if recheck:
@@ -253,7 +256,9 @@ def _check_numbers(check: Check, folder: Path, manifest: Manifest) -> None:
             equal(f"attribute {name}", found, settings.get(name), HDF5_FILE)
 
 
-def _check_content(folder: Path, manifest: Manifest, checks: tuple[Check, ...], progress: Progress) -> None:
+def _check_content(
+    folder: Path, manifest: Manifest, checks: tuple[Check, ...], slice_rows: int, progress: Progress
+) -> None:
     ids, grids, channels, spectra, hdf5 = checks
     counts = manifest.counts
     rejected = set(pq.read_table(folder / REJECTIONS_FILE)["detection_id"].to_pylist())
@@ -262,7 +267,7 @@ def _check_content(folder: Path, manifest: Manifest, checks: tuple[Check, ...], 
     with h5py.File(folder / HDF5_FILE) as file, _reading(ids, "Parquet"):
         known = _check_ebounds(grids, hdf5, folder, manifest.shards("ebounds", "train"), file)
         comparable = hdf5_columns(hdf5, file, HDF5_FILE, counts.rows)
-        for rows in slices(folder, manifest, order_of(folder, manifest)):
+        for rows in slices(folder, manifest, order_of(folder, manifest), slice_rows):
             if check_nulls(ids, rows):
                 numbers = rows.spectra["object_id"].to_numpy() // 10 * 10  # without the cycle
                 detections.difference_update(numbers.tolist())
