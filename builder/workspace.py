@@ -19,7 +19,7 @@ from builder.files import check_place, file_sha256, open_url
 from builder.model.errors import OutputError, SettingError
 from builder.model.settings import DEFAULT_CONNECTIONS, EMBEDDED, Settings
 from builder.model.text import is_url
-from builder.store.packages import RemoteStore, Store
+from builder.store.packages import Store
 
 if TYPE_CHECKING:
     from builder.archive.http import Patience
@@ -38,7 +38,7 @@ class Workspace:
     """An archive, from which packages come, and a store, in which finished ones are kept."""
 
     archive: Archive
-    store: Store | RemoteStore
+    store: Store
 
 
 def default_cache() -> Path:
@@ -89,7 +89,7 @@ def open_workspace(
     kept = (settings.release, settings.recipe, settings.responses)
     if store and "://" in store:
         open_url(store, SettingError)
-        return Workspace(archive, RemoteStore(f"{store.rstrip('/')}/{identity}", *kept))
+        return Workspace(archive, Store(f"{store.rstrip('/')}/{identity}", *kept))
     root = Path(store).expanduser().absolute() if store else cache / "store"
     return Workspace(archive, Store(root / identity, *kept))
 
