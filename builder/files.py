@@ -20,20 +20,6 @@ from typing import Any
 
 from builder.model.errors import ChandraSpectraError, OutputError, SettingError, require
 
-__all__ = [
-    "Folder",
-    "check_place",
-    "file_sha256",
-    "hold",
-    "open_url",
-    "recover_folder",
-    "reported",
-    "staging_folder",
-    "upload_place",
-    "workplace",
-    "write_whole",
-]
-
 _LOCK = ".lock"
 
 

@@ -44,8 +44,6 @@ from builder.workspace import Workspace, default_cache, describe, make_plan, ope
 if TYPE_CHECKING:
     from builder.archive.http import Patience
 
-__all__ = ["Prepared", "copy_hdf5", "prepare", "prepare_share"]
-
 
 class Prepared(NamedTuple):
     """A finished folder: its manifest, and whether it was made just now (`fresh`) or was finished before."""

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from builder.archive.http import Patience
     from builder.simulator.holdings import Holdings
 
-__all__ = ["Workspace", "default_cache", "describe", "holdings", "make_plan", "open_workspace"]
-
 _NAMED = 5
 """Detections that a warning names."""
 

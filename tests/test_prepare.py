@@ -34,10 +34,9 @@ from builder.model.settings import Settings
 from builder.prepare import _rejected, prepare
 from builder.store.packages import package_result
 from builder.workspace import default_cache, make_plan, open_workspace
-from tests.conftest import command
 from tests.folders import contents
 from tests.goldens import GOLDENS
-from tests.runs import Run, python
+from tests.runs import Run, command, python
 
 EMBEDDED = Settings(archive="embedded")
 

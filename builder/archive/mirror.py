@@ -28,8 +28,6 @@ from builder.model.errors import ArchiveError, CatalogError, StoreError
 from builder.model.ids import DetectionId
 from builder.model.selection import Selection
 
-__all__ = ["CATALOG_FILE", "INDEX_FILE", "Mirror", "MirrorArchive", "has_tar", "open_mirror", "read_index"]
-
 CATALOG_FILE = "catalog.vot"
 """The catalog's answer in a mirror folder."""
 

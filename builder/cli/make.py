@@ -239,8 +239,7 @@ def download(
     patience: Patience = None,
     cache: Cache = None,
     output_file: Annotated[
-        Path | None,
-        typer.Option(callback=local, help="Second place for the catalog: .vot, .parquet or .hdf5."),
+        Path | None, typer.Option(callback=local, help="Second place for the catalog: .vot, .parquet or .hdf5.")
     ] = None,
     file_path: Annotated[Path | None, typer.Option(callback=local, help="Mirror folder, the same as MIRROR.")] = None,
 ) -> None:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from builder.model.text import Progress
     from builder.use.verify import Report
 
-__all__ = ["bars", "show_checks", "show_estimate", "show_row", "show_summary", "show_uploaded", "waiting"]
-
 _PAUSE = 60.0
 """Seconds between two lines of progress."""
 

@@ -23,8 +23,6 @@ from builder.model.settings import EMBEDDED, Recipe, Settings, last_part
 from builder.model.splits import SPLITS, Splits
 from builder.model.text import several, size_text
 
-__all__ = ["command_line", "selection_words", "write_card"]
-
 TEMPLATE = Path(__file__).parent / "dataset_card.md"
 
 _LONG = 5
@@ -95,11 +93,7 @@ def _memory(path: Path) -> int:
 
 
 def _render(
-    settings: Settings,
-    counts: Counts,
-    sizes: dict[str, dict[str, _Size]],
-    scalars: pa.Table,
-    pictures: list[Picture],
+    settings: Settings, counts: Counts, sizes: dict[str, dict[str, _Size]], scalars: pa.Table, pictures: list[Picture]
 ) -> str:
     recipe = settings.recipe
     names = Counter(scalars["name"].drop_null().to_pylist())

@@ -17,22 +17,6 @@ from builder.model.selection import Cone, Selection
 from builder.model.settings import Recipe, Settings
 from builder.model.splits import SPLITS, Splits
 
-__all__ = [
-    "CARD_FILE",
-    "DATA_FILES",
-    "DETECTIONS_FILE",
-    "HDF5_FILE",
-    "MANIFEST_FILE",
-    "REJECTIONS_FILE",
-    "UPLOADING_FILE",
-    "Counts",
-    "Entry",
-    "Manifest",
-    "named_files",
-    "parts",
-    "unreadable",
-]
-
 HDF5_FILE = "chandra_spectra.hdf5"
 MANIFEST_FILE = "manifest.json"
 REJECTIONS_FILE = "rejections.parquet"

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from builder.dataset.layout import HDF5_FILE, Manifest
 from builder.model.splits import SPLITS
 
-__all__ = ["SLICE_ROWS", "order_of", "slices"]
-
 SLICE_ROWS = 500
 """Rows in hand at once, about 20 MB."""
 

@@ -43,8 +43,6 @@ from builder.model.splits import SPLITS
 from builder.model.text import Progress
 from builder.store.packages import EBOUNDS_SCHEMA, PackageResult, rejections_table
 
-__all__ = ["upload_folder", "write_folder"]
-
 _PACKAGES = ("astropy", "astropy-healpix", "datasets", "h5py", "numpy", "pyarrow", "sherpa")
 
 

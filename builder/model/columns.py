@@ -19,22 +19,6 @@ from builder.model.records import N_CHANNELS, Spectrum, Trio
 if TYPE_CHECKING:
     from datasets import Features
 
-__all__ = [
-    "CATALOG",
-    "COLUMNS",
-    "CONFIGS",
-    "EBOUNDS",
-    "RAGGED",
-    "RESPONSES",
-    "Column",
-    "arrow_schema",
-    "columns_of",
-    "columns_when",
-    "configs_with",
-    "features",
-    "markdown",
-]
-
 CONFIGS = {
     "spectra": "one row a spectrum: all scalars and the reduced spectrum",
     "counts": "one row a spectrum: all scalars, the counts in each channel and the effective area",

@@ -31,8 +31,6 @@ from builder.model.settings import Recipe
 from builder.reduce.ogip import Table, content, extension, inflate, tables
 from builder.reduce.response import read_response
 
-__all__ = ["reduce_products"]
-
 Floats = NDArray[np.float64]
 
 _CHANNELS = np.arange(1, N_CHANNELS + 1, dtype=np.float64)

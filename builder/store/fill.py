@@ -29,8 +29,6 @@ from builder.model.settings import DEFAULT_CONNECTIONS
 from builder.model.text import Progress
 from builder.store.packages import PackageResult, Store, package_result
 
-__all__ = ["counter", "dask_executor", "download", "fill", "fill_by", "make", "reduce_package", "results"]
-
 logger = logging.getLogger(__name__)
 
 Reduce = Callable[[Package, Fetched, Store], None]

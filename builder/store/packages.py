@@ -23,8 +23,6 @@ from builder.model.ids import DetectionId
 from builder.model.records import Rejection, Response, Spectrum
 from builder.model.settings import Recipe
 
-__all__ = ["PackageResult", "Store", "package_result"]
-
 _FORMAT = 3
 """Of a package's file: part of its name, so that a file of another format is missing, not damaged."""
 _MAGIC = f"chandra-spectra package {_FORMAT} ".encode()

@@ -22,8 +22,6 @@ from builder.model.errors import OutputError, SettingError, require
 from builder.model.ids import DetectionId
 from builder.model.text import Progress, silent
 
-__all__ = ["LAYOUTS", "Exported", "export", "write_healpix"]
-
 LAYOUTS = {
     "healpix": "HDF5 files by sky pixel, spectra/healpix=*/001-of-001.hdf5",
     "hats": "sky-partitioned Parquet (HATS), for LSDB",

@@ -19,8 +19,6 @@ from builder.model.text import one_line, several
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["MOST", "binned_counts", "check_number", "save_plot", "terminal_plot", "title"]
-
 _COLOURS = (*(f"C{number}" for number in range(10)), "black", "gold")
 MOST = len(_COLOURS)
 """Spectra in one plot: more cannot be told apart."""

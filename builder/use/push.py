@@ -22,8 +22,6 @@ from builder.use.verify import verify
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["Pushed", "push"]
-
 _AGAIN = "what was uploaded is kept: run the same command again to go on"
 
 

@@ -34,8 +34,6 @@ from builder.model.splits import SPLITS
 from builder.model.text import exposure_text
 from builder.use.plot import binned_counts
 
-__all__ = ["SAMPLE", "Written", "write_report"]
-
 SAMPLE = 2000
 """Most rows that the page holds one by one."""
 

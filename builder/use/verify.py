@@ -18,13 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder.archive.packages import PACKAGE_SIZE, Package
-from builder.dataset.layout import (
-    DATA_FILES,
-    HDF5_FILE,
-    MANIFEST_FILE,
-    REJECTIONS_FILE,
-    Manifest,
-)
+from builder.dataset.layout import DATA_FILES, HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Manifest
 from builder.dataset.rows import examples
 from builder.dataset.slices import SLICE_ROWS, order_of, slices
 from builder.files import file_sha256
@@ -49,8 +43,6 @@ from builder.use.checks import (
     hdf5_columns,
 )
 from builder.workspace import open_workspace
-
-__all__ = ["Report", "verify"]
 
 
 @dataclass(frozen=True, slots=True)
