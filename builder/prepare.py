@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import shutil
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,16 +25,7 @@ from builder.dataset.layout import (
     named_files,
 )
 from builder.dataset.write import upload_folder, write_folder
-from builder.files import (
-    Folder,
-    check_place,
-    open_url,
-    recover_folder,
-    staging_folder,
-    upload_place,
-    workplace,
-    write_whole,
-)
+from builder.files import Folder, check_place, open_url, recover_folder, staging_folder, workplace
 from builder.model.errors import OutputError, SettingError, StoreError
 from builder.model.settings import DEFAULT_CONNECTIONS, Settings
 from builder.model.text import Progress, silent
@@ -191,12 +182,6 @@ def prepare_share(
     return len(packages)
 
 
-def copy_hdf5(folder: Path, path: Path) -> None:
-    """Give the canonical HDF5 file of a prepared folder under another name; OutputError if it cannot be written."""
-    with write_whole(path) as partial:
-        shutil.copyfile(folder / HDF5_FILE, partial)
-
-
 def _target(output: Path | str) -> Folder:
     """Give the folder that is meant; SettingError for a URL at which there can be none."""
     text = str(output)
@@ -218,7 +203,8 @@ def _place(there: Folder, cache: Path | None) -> Iterator[Path]:
     if isinstance(there.place, Path):
         yield there.place
     else:
-        with upload_place(cache or default_cache(), there.place) as place:
+        name = hashlib.sha256(there.place.encode()).hexdigest()[:16]
+        with workplace((cache or default_cache()) / "uploads" / name, there.place) as place:
             yield place / "chandra_spectra"
 
 

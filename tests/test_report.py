@@ -20,8 +20,8 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from builder.dataset.layout import Manifest
-from builder.dataset.pictures import galactic_plane
 from builder.dataset.read import date_text
+from builder.dataset.summary import galactic_plane
 from builder.model.errors import MissingExtraError, OutputError
 from builder.model.records import REASONS
 from builder.use.report import SAMPLE, write_report

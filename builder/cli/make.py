@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,7 +116,7 @@ def prepare(
 
     An interrupted run goes on when it is given again. The embedded sample and a catalog file have no default cuts.
     """
-    from builder.files import check_place
+    from builder.files import check_place, write_whole
     from builder.model.errors import SettingError
     from builder.model.settings import Settings
     from builder.model.splits import Splits
@@ -143,7 +144,8 @@ def prepare(
         for handler in logging.getLogger().handlers:
             handler.addFilter(lambda record: not record.name.startswith("distributed"))
     with bars() as progress:
-        from builder.prepare import copy_hdf5, prepare
+        from builder.dataset.layout import HDF5_FILE
+        from builder.prepare import prepare
 
         manifest, fresh = prepare(
             where,
@@ -156,7 +158,8 @@ def prepare(
             **means,
         )
         if output_file:
-            copy_hdf5(Path(where), output_file)
+            with write_whole(output_file) as partial:
+                shutil.copyfile(Path(where) / HDF5_FILE, partial)
     if at_url:
         show_uploaded(where.rstrip("/"), manifest, fresh)
     else:

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 
 from builder import __version__
 from builder.dataset.layout import CARD_FILE, DATA_FILES, DETECTIONS_FILE, Counts, Manifest
-from builder.dataset.pictures import SCALARS, Picture, draw_pictures
+from builder.dataset.pictures import Picture, draw_pictures
+from builder.dataset.read import read_scalars
+from builder.dataset.summary import SCALARS
 from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, columns_when, features, markdown
 from builder.model.errors import MissingExtraError
 from builder.model.records import REASONS
@@ -63,18 +65,15 @@ def write_card(folder: Path, settings: Settings, manifest: Manifest) -> list[Pat
         What was written. The same data give the same bytes.
     """
     sizes: dict[str, dict[str, _Size]] = {}
-    shards: dict[str, list[Path]] = {}
     for config, split in manifest.parts:
         if rows := manifest.shards(config, split):
             paths = [folder / path for path in rows]
             parquet = sum(path.stat().st_size for path in paths)
             sizes.setdefault(config, {})[split] = _Size(sum(rows.values()), parquet, sum(map(_memory, paths)))
-            shards.setdefault(config, []).extend(paths)
-    wanted = ("name", "split", "sat_src_flag", "streak_src_flag", *SCALARS)
-    scalars = pa.concat_tables(pq.ParquetFile(path).read([*wanted]) for path in shards["spectra"])
+    scalars = read_scalars(folder, ("name", "split", "sat_src_flag", "streak_src_flag", *SCALARS))
     pictures: list[Picture] = []
     try:
-        pictures = draw_pictures(folder, shards["spectra"], scalars)
+        pictures = draw_pictures(folder, scalars)
     except MissingExtraError as error:
         logger.warning("the card has no pictures: %s", error)
     written = [folder / CARD_FILE, *(folder / picture.path for picture in pictures)]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder.dataset.layout import DATA_FILES
+from builder.dataset.layout import DATA_FILES, unreadable
 from builder.dataset.rows import examples
 from builder.model.errors import OutputError, SettingError
 from builder.model.ids import DetectionId
@@ -87,8 +87,7 @@ def _reading(path: Path) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(path) as file:
             yield file
     except (OSError, pa.ArrowException, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise OutputError(f"cannot read {path}: {reason}; prepare the folder again with --force") from error
+        raise unreadable(path, error) from error
 
 
 def read_scalars(folder: Path, columns: Sequence[str], config: str = "spectra") -> pa.Table:

@@ -137,8 +137,8 @@ class Store:
         StoreError
             If the store cannot be listed.
         """
-        names = self.folder.names()
-        return frozenset(package for package in packages if self.name(package) in names)
+        there = self.folder.sizes()
+        return frozenset(package for package in packages if self.name(package) in there)
 
     def write(self, package: Package, result: PackageResult) -> None:
         """Keep a finished package. Two runs that make it at once do no harm: they write the same.

@@ -8,7 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from builder.model.columns import COLUMNS, features
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import REASONS
-from builder.model.settings import Settings
 from builder.model.text import Progress, several, silent
 from builder.store.fill import make
 from builder.store.packages import REJECTIONS_SCHEMA, SPECTRA_SCHEMA, Store
@@ -351,14 +350,7 @@ def _check_again(
     progress: Progress,
 ) -> None:
     """Reduce some rows again, by the way that every row goes, and compare with the doubles of the HDF5 file."""
-    made = manifest.settings
-    settings = Settings(
-        manifest.archive(archive),
-        made["release"],
-        made.get("catalog", ""),
-        recipe=manifest.recipe,
-        responses=made["responses"],
-    )
+    settings = replace(manifest.read_settings(folder), archive=manifest.archive(archive))
     source = open_workspace(settings, cache)
     total = manifest.counts.rows
     chosen = sorted(random.Random(seed).sample(range(total), min(number, total)))
