@@ -125,7 +125,7 @@ def energy_axis(axes: Axes, low: float, high: float, ticks: tuple[float, ...]) -
 
 
 def _sky(figure: Figure, summary: Summary) -> str:
-    """Rows by sky cell, in the Mollweide projection with right ascension rising to the left."""
+    """Draw rows by sky cell, in the Mollweide projection with right ascension rising to the left."""
     from matplotlib.colors import LogNorm
 
     if not summary.cells.size:
@@ -220,7 +220,7 @@ def _hardness(figure: Figure, summary: Summary) -> str:
 
 
 def _gallery(figure: Figure, folder: Path, scalars: pa.Table) -> str:
-    """A few spectra, evenly spaced in the logarithm of their counts."""
+    """Draw a few spectra, evenly spaced in the logarithm of their counts."""
     lines, columns = _GALLERY
     counts = scalars["source_counts"].to_numpy()
     order = np.argsort(counts, kind="stable")

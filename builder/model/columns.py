@@ -250,14 +250,14 @@ CATALOG: tuple[Column, ...] = tuple(column for column in COLUMNS if column.query
 
 
 def columns_of(config: str) -> tuple[Column, ...]:
-    """The columns of one configuration; SettingError for an unknown one."""
+    """Return the columns of one configuration; SettingError for an unknown one."""
     if config not in CONFIGS:
         raise SettingError(f"unknown config {config!r}: choose one of {', '.join(CONFIGS)}")
     return tuple(column for column in (*COLUMNS, *EBOUNDS, *RESPONSES) if config in column.configs)
 
 
 def columns_when(subtract: bool) -> tuple[Column, ...]:
-    """`COLUMNS` with their meaning where the background is subtracted, as it is by default, or is not."""
+    """Return `COLUMNS` with their meaning where the background is subtracted, as it is by default, or is not."""
     return (
         COLUMNS
         if subtract
@@ -269,12 +269,12 @@ def columns_when(subtract: bool) -> tuple[Column, ...]:
 
 
 def configs_with(responses: bool) -> tuple[str, ...]:
-    """The configurations of a folder that has the responses, or has them not."""
+    """Return the configurations of a folder that has the responses, or has them not."""
     return tuple(config for config in CONFIGS if responses or config != "responses")
 
 
 def features(config: str) -> Features:
-    """The `datasets.Features` of one configuration."""
+    """Return the `datasets.Features` of one configuration."""
     from datasets import Features, Sequence, Value  # Sequence gives a List; datasets 3 has no other word for it
 
     tree: dict[str, Any] = {}
@@ -288,12 +288,12 @@ def features(config: str) -> Features:
 
 
 def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:
-    """The schema of `columns` as the store holds them: flat, under their public names, and nothing rounded."""
+    """Return the schema of `columns` in the store: flat, under their public names, and nothing rounded."""
     return pa.schema([(column.name, column.full_type) for column in columns])
 
 
 def markdown(columns: tuple[Column, ...]) -> str:
-    """A Markdown table of columns, for README and card."""
+    """Make a Markdown table of columns, for README and card."""
     lines = ["| column | type | unit | meaning | source |", "| --- | --- | --- | --- | --- |"]
     for column in columns:
         shape = {None: "", RAGGED: "[n]"}.get(column.length, f"[{column.length}]")

@@ -10,7 +10,7 @@ from builder.reduce.ogip import Table, extension
 
 
 def read_response(tables: list[Table], file: str) -> Response:
-    """The redistribution matrix among the tables of an RMF file.
+    """Read the redistribution matrix among the tables of an RMF file.
 
     Groups without channels, and padding beyond what N_GRP and N_CHAN say, are left out.
 

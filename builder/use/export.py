@@ -35,7 +35,7 @@ EXPORT_FILE = "export.json"
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written.
+    """Size of an export.
 
     Attributes
     ----------
@@ -121,7 +121,7 @@ def export(
 def _writer(
     layout: str, folder: Path, manifest: Manifest, detections: tuple[str, ...], archive: str, cache: Path | None
 ) -> Callable[[h5py.File, Path, Progress], None]:
-    """What writes a layout, all that can be wrong with the options found first."""
+    """Return the writer of a layout; anything wrong with the options is found first."""
     if layout not in LAYOUTS:
         raise SettingError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
     if layout == "fits":
