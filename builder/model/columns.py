@@ -141,7 +141,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("healpix", "int64", "HEALPix cell of ra, dec: nside 16, nested", "astropy_healpix.lonlat_to_healpix",
            nullable=True),
     Column("split", "string", "train, validation or test: the same for all rows of a sky cell",
-           "hash of healpix, see builder.model.splits"),
+           "hash of healpix, see builder.splits"),
     # catalog
     _catalog("m", "significance", "float32", "highest flux significance of the master source, S/N"),
     _catalog("o", "src_cnts_aper_b", "float32", "net counts of the source, aperture-corrected, 0.5-7 keV", "count"),
