@@ -220,7 +220,7 @@ def test_a_folder_that_is_not_what_its_manifest_says_is_not_pushed(damage: str, 
     elif damage == "script":
         (folder / "chandra_spectra.py").write_text("import os")
     else:
-        (folder / "data" / "secret.txt").write_text("mine")
+        (folder / "data" / "train-00001-of-00002.parquet").write_text("mine")
     with pytest.raises(OutputError, match=r"is not pushed \(failures: 1\), the first: "):
         upload(folder, hub)
     assert NAME not in hub.repos

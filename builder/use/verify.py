@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,15 +18,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from builder.archive.interface import Archive
 from builder.archive.packages import PACKAGE_SIZE, Package
-from builder.dataset.layout import DATA_FILES, HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Manifest
+from builder.dataset.layout import CARD_FILE, DATA_FILES, HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Manifest, is_loaded
 from builder.dataset.rows import examples
 from builder.dataset.slices import SLICE_ROWS, order_of, slices
 from builder.files import file_sha256
 from builder.model.columns import COLUMNS, features
-from builder.model.errors import SettingError
+from builder.model.errors import ArchiveError, OutputError, SettingError, StoreError
 from builder.model.ids import DetectionId
 from builder.model.records import REASONS
+from builder.model.settings import Settings
 from builder.model.text import Progress, several, silent
 from builder.store.fill import make
 from builder.store.packages import REJECTIONS_SCHEMA, SPECTRA_SCHEMA, Store
@@ -64,6 +67,11 @@ class Report:
         return sum(check.failed for check in self.checks)
 
     @property
+    def unseen(self) -> list[str]:
+        """The reasons why something could not be looked at."""
+        return [check.unseen for check in self.checks if check.unseen]
+
+    @property
     def failures(self) -> list[str]:
         """The failures that the checks list, one line each: file, row and value."""
         return [line for check in self.checks for line in check.failures]
@@ -79,7 +87,9 @@ def verify(
     seed: int = 0,
     cache: Path | None = None,
     slice_rows: int = SLICE_ROWS,
+    edited_card: bool = False,
     progress: Progress = silent,
+    done: Callable[[Check], None] = lambda check: None,
 ) -> Report:
     """Check a prepared folder.
 
@@ -100,18 +110,23 @@ def verify(
         Folder for what is downloaded, see `builder.workspace.default_cache`.
     slice_rows : int
         Rows in hand at once; 500 are about 20 MB.
+    edited_card : bool
+        Let the card be another than the manifest says.
     progress : callable
+    done : callable
+        Called with each check when it is done.
 
     Returns
     -------
     Report
+        Also where something could not be looked at, as a disk was full or the archive did not answer.
 
     Raises
     ------
     OutputError
         If the folder has no readable manifest.
-    SettingError, ArchiveError
-        If the archive to reduce from cannot be used.
+    SettingError
+        If there is no such archive to reduce from.
     """
     folder = Path(folder)
     manifest = Manifest.read(folder)
@@ -126,32 +141,86 @@ def verify(
     loads = Check("load_dataset reads every config, cold")
     again = Check("reduced again, the numbers are the same")
 
-    if _check_files(files, folder, manifest, progress):
+    if recheck:
+        settings = replace(manifest.read_settings(folder), archive=manifest.archive(archive))
+        source = open_workspace(settings, cache).archive
+    rows = (ids, grids, channels, spectra, hdf5)
+
+    readable = _check_files(files, folder, manifest, edited_card, progress)
+    done(files)
+    if readable:
         with _reading(numbers, MANIFEST_FILE):
             _check_numbers(numbers, folder, manifest)
-        if not numbers.failed:
-            if content:
-                _check_content(folder, manifest, (ids, grids, channels, spectra, hdf5), slice_rows, progress)
-            if load:
-                _check_loads(loads, folder, manifest)
-            if recheck:
-                _check_again(again, folder, manifest, recheck, archive, seed, cache, progress)
-    return Report(shown, (files, numbers, ids, grids, channels, spectra, hdf5, loads, again))
+        readable = not numbers.failed and not numbers.unseen
+    done(numbers)
+    if readable and content:
+        with _reading(ids, "Parquet"):
+            _check_content(folder, manifest, rows, slice_rows, progress)
+    for check in rows:
+        done(check)
+    if readable and load:
+        with _reading(loads, "load_dataset"):
+            _check_loads(loads, folder, manifest)
+    done(loads)
+    if readable and recheck:
+        with _reading(again, "the archive's files"):
+            _check_again(again, folder, manifest, settings, source, recheck, seed, progress)
+    done(again)
+    return Report(shown, (files, numbers, *rows, loads, again))
+
+
+_HINDERED = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
+"""Errors of the system that say nothing about the folder: no room, no right, no memory."""
+
+
+def _hindrance(error: BaseException | None) -> str:
+    """Say why something could not be looked at, where that is what an error comes of; else nothing."""
+    while error is not None:
+        if isinstance(error, (ArchiveError, StoreError, OutputError)):
+            return str(error)
+        if isinstance(error, MemoryError):
+            return "no memory"
+        if isinstance(error, OSError) and (error.errno in _HINDERED or "disk space" in str(error)):  # datasets' own
+            return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 @contextmanager
 def _reading(check: Check, file: str) -> Iterator[None]:
-    """Turn the errors of a damaged file or a strange manifest into a failure."""
+    """Turn the errors of a damaged file or a strange manifest into a failure, others into what could not be seen.
+
+    Any error: libraries that read a file raise more kinds than they say.
+    """
     try:
         yield
-    except KeyError as error:
-        check.fail(file, f"has no {error}")
-    except (pa.ArrowException, OSError, ValueError, TypeError, IndexError) as error:
-        check.fail(file, f"cannot be read: {error}")
+    except Exception as error:  # noqa: BLE001
+        if reason := _hindrance(error):
+            check.unseen = check.unseen or f"{file}: {' '.join(reason.split())}"
+        elif isinstance(error, KeyError):
+            check.fail(file, f"has no {error}")
+        else:
+            check.fail(file, f"cannot be read: {error or type(error).__name__}")
 
 
-def _check_files(check: Check, folder: Path, manifest: Manifest, progress: Progress) -> bool:
-    """Compare size and SHA-256 of every file; returns whether the data can be read on."""
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    """Give a folder for as long as it is needed; OutputError where none can be made."""
+    try:
+        folder = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise OutputError(f"no temporary folder: {error.strerror or error}; choose another place by TMPDIR") from error
+    with folder as name:
+        yield Path(name)
+
+
+def _check_files(check: Check, folder: Path, manifest: Manifest, edited_card: bool, progress: Progress) -> bool:
+    """Compare size and SHA-256 of every file; returns whether the data can be read on.
+
+    Other files fail only where `load_dataset` would read them: tools such as `hf download` leave some of their own.
+    """
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     if (folder / MANIFEST_FILE).read_bytes() != manifest.text.encode():
         check.fail(MANIFEST_FILE, "is not laid out as it was written")
@@ -165,14 +234,20 @@ def _check_files(check: Check, folder: Path, manifest: Manifest, progress: Progr
             path, before = file.path, check.failed
             if path not in found:
                 check.fail(path, "is missing")
+            elif edited_card and path == CARD_FILE:
+                continue
             elif (length := (folder / path).stat().st_size) != file.bytes:
                 check.fail(path, f"has {length} bytes, the manifest says {file.bytes}")
             elif (actual := file_sha256(folder / path)) != file.sha256:
                 check.fail(path, f"has the SHA-256 {actual}, the manifest says {file.sha256}")
-            damaged |= check.failed > before and path != "README.md"
+            damaged |= check.failed > before and path != CARD_FILE
             progress("files", number, len(manifest.files))
-        for path in sorted(found - named - {MANIFEST_FILE}):
-            check.fail(path, "is not in the manifest")
+        others = sorted(found - named - {MANIFEST_FILE})
+        for path in others:
+            if is_loaded(path, folder):
+                check.fail(path, "is not in the manifest, but load_dataset would read it")
+        if others:
+            check.scope += f"; {several(len(others), 'other file')} beside them"
         return not damaged
     return False
 
@@ -213,7 +288,7 @@ def _check_numbers(check: Check, folder: Path, manifest: Manifest) -> None:
     for file in manifest.files:
         if file.path.endswith(".parquet") and file.path not in known:
             check.fail(MANIFEST_FILE, f"{file.path} is of no config and split")
-        others = {HDF5_FILE: counts.rows, REJECTIONS_FILE: counts.rejected, "README.md": None}
+        others = {HDF5_FILE: counts.rows, REJECTIONS_FILE: counts.rejected, CARD_FILE: None}
         equal(f"rows of {file.path}", file.rows, others.get(file.path, file.rows))
 
     rejections = pq.read_table(folder / REJECTIONS_FILE)
@@ -318,17 +393,18 @@ def _check_responses(check: Check, folder: Path, files: dict[str, int], used: di
 def _check_loads(check: Check, folder: Path, manifest: Manifest) -> None:
     """Load each config with an empty cache and compare the number of rows and the features."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
 
     wanted: dict[str, dict[str, int]] = {}
     for config, split in manifest.parts:
         if rows := sum(manifest.shards(config, split).values()):  # datasets loads no split without rows
             wanted.setdefault(config, {})[split] = rows
     for config, expected in wanted.items():
-        with tempfile.TemporaryDirectory() as cache, _reading(check, f"config {config}"):
+        with _temporary() as cache, _reading(check, f"config {config}"):
             try:
-                loaded = load_dataset(str(folder), config, cache_dir=cache)
-            except DatasetsError as error:
+                loaded = load_dataset(str(folder), config, cache_dir=str(cache))
+            except Exception as error:
+                if _hindrance(error):
+                    raise
                 check.fail(f"config {config}", f"load_dataset: {error.__cause__ or error}")
                 continue
             found = {split: len(dataset) for split, dataset in loaded.items()}
@@ -343,24 +419,22 @@ def _check_again(
     check: Check,
     folder: Path,
     manifest: Manifest,
+    settings: Settings,
+    source: Archive,
     number: int,
-    archive: str,
     seed: int,
-    cache: Path | None,
     progress: Progress,
 ) -> None:
     """Reduce some rows again, by the way that every row goes, and compare with the doubles of the HDF5 file."""
-    settings = replace(manifest.read_settings(folder), archive=manifest.archive(archive))
-    source = open_workspace(settings, cache)
     total = manifest.counts.rows
     chosen = sorted(random.Random(seed).sample(range(total), min(number, total)))
     columns = [column for column in COLUMNS if column.name in SPECTRA_SCHEMA.names]
-    with h5py.File(folder / HDF5_FILE) as file, tempfile.TemporaryDirectory() as root:
-        store = Store(Path(root), settings.release, settings.recipe, settings.responses)
+    with h5py.File(folder / HDF5_FILE) as file, _temporary() as root:
+        store = Store(root, settings.release, settings.recipe, settings.responses)
         for start in range(0, len(chosen), PACKAGE_SIZE):
             rows = {row: DetectionId.parse(file["detection_id"].asstr()[row]) for row in chosen[start:][:PACKAGE_SIZE]}
             package = Package(0, tuple(dict.fromkeys(detection.catalog for detection in rows.values())))
-            make(package, source.archive, store)
+            make(package, source, store)
             result = store.read(package)
             reasons = {row["detection_id"]: row for row in result.rejections.to_pylist()}
             measured = {row["object_id"]: row for row in result.spectra.to_pylist()}
