@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from builder.model.text import Progress
     from builder.use.checks import Check
 
-_CLAIM = 45
+_CLAIM = 39
 """Letters of the longest claim of a check."""
 
 _PAUSE = 60.0
@@ -94,7 +94,7 @@ def show_check(check: Check) -> None:
     if check.unseen and not check.failed:
         mark = Text("?".ljust(len(bad)), "yellow")
     scope = check.unseen or check.scope or ("" if check.failed else "not looked at")
-    line = Text.assemble(mark, " ", (check.claim.ljust(_CLAIM), "bold"), "  ", (scope, "dim"))
+    line = Text.assemble(mark, "  ", (check.claim.ljust(_CLAIM), "bold"), "  ", (scope, "dim"))
     line.rstrip()
     Console(highlight=False, markup=False).print(line, soft_wrap=True)
     for failure in check.failures:
