@@ -20,19 +20,6 @@ from typing import Any
 
 from builder.model.errors import ChandraSpectraError, OutputError, SettingError, require
 
-__all__ = [
-    "Folder",
-    "check_place",
-    "file_sha256",
-    "hold",
-    "open_url",
-    "recover_folder",
-    "reported",
-    "staging_folder",
-    "workplace",
-    "write_whole",
-]
-
 _LOCK = ".lock"
 
 
@@ -100,7 +87,7 @@ def hold(path: Path, output: Path | str) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def workplace(output: Path, name: Path | str = "") -> Iterator[Path]:
-    """A folder beside `output` that is this run's until the block ends; what a killed run left of its own is removed.
+    """Give a folder beside `output` that is this run's until the block ends; remove what a killed run left.
 
     Parameters
     ----------
@@ -157,7 +144,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _flush(*paths: Path) -> None:
-    """Have files, and the names in folders, on disk."""
+    """Flush files, and the names in folders, to disk."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -171,7 +158,7 @@ def _flush(*paths: Path) -> None:
 
 @contextlib.contextmanager
 def staging_folder(output: Path, place: Path) -> Iterator[Path]:
-    """A folder in the `workplace` that takes the place of `output` when the block ends well.
+    """Give a folder in the `workplace` that takes the place of `output` when the block ends well.
 
     Raises
     ------
@@ -198,7 +185,7 @@ def staging_folder(output: Path, place: Path) -> Iterator[Path]:
 def write_whole(
     path: Path, error: type[ChandraSpectraError] = OutputError, *, advice: str = "", aside: Path | None = None
 ) -> Iterator[Path]:
-    """A file that takes the place of `path` when the block ends well, flushed before; else it is removed.
+    """Return a file that takes the place of `path` when the block ends well, flushed before; else it is removed.
 
     What a killed run left of the same file is removed, too. Of two runs that write it at once the last one's stays.
 
@@ -232,13 +219,13 @@ def write_whole(
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal, read piece by piece; OSError if it cannot be read."""
+    """Compute SHA-256 of a file in hexadecimal, read piece by piece; OSError if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_place(place: str) -> None:
-    """SettingError for a URL that lacks a slash: it would be taken for a folder of that name."""
+    """Raise SettingError for a URL that lacks a slash: it would be taken for a folder of that name."""
     if re.match(r"\w+:/(?!/)", place):
         raise SettingError(f"{place!r} is neither a folder nor a URL such as s3://bucket/folder")
 
@@ -303,7 +290,7 @@ class Folder:
         return reported(self.error, f"cannot {verb} {place}", self.advice if verb == "write" else "")
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file by its path below the folder, by one listing."""
+        """Return the bytes of each file by its path below the folder, by one listing."""
         fs, root = self._open()
         with self._failing("read"):
             found = fs.find(root, detail=True)

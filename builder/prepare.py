@@ -25,14 +25,7 @@ from builder.dataset.layout import (
     named_files,
 )
 from builder.dataset.write import upload_folder, write_folder
-from builder.files import (
-    Folder,
-    check_place,
-    open_url,
-    recover_folder,
-    staging_folder,
-    workplace,
-)
+from builder.files import Folder, check_place, open_url, recover_folder, staging_folder, workplace
 from builder.model.errors import OutputError, SettingError, StoreError
 from builder.model.settings import DEFAULT_CONNECTIONS, Settings
 from builder.model.text import Progress, silent
@@ -41,8 +34,6 @@ from builder.workspace import Workspace, default_cache, describe, make_plan, ope
 
 if TYPE_CHECKING:
     from builder.archive.http import Patience
-
-__all__ = ["Prepared", "prepare", "prepare_share"]
 
 
 class Prepared(NamedTuple):
@@ -208,7 +199,7 @@ def _target(output: Path | str) -> Folder:
 
 @contextlib.contextmanager
 def _place(there: Folder, cache: Path | None) -> Iterator[Path]:
-    """Where to prepare: the folder itself, or one to upload from, for as long as it is needed."""
+    """Give the folder to prepare in: the output itself, or one to upload from, for as long as it is needed."""
     if isinstance(there.place, Path):
         yield there.place
     else:
@@ -218,7 +209,7 @@ def _place(there: Folder, cache: Path | None) -> Iterator[Path]:
 
 
 def _rejected(planned: Plan, workspace: Workspace) -> frozenset[Package]:
-    """The finished packages that hold rejections which other files may change."""
+    """Return the finished packages that hold rejections which other files may change."""
     found = set()
     for package in workspace.store.finished(planned.packages):
         with contextlib.suppress(StoreError):  # one that is damaged is made anyway
@@ -228,7 +219,7 @@ def _rejected(planned: Plan, workspace: Workspace) -> frozenset[Package]:
 
 
 def _finished(there: Folder, sizes: dict[str, int], described: dict[str, Any], force: bool) -> Manifest | None:
-    """The manifest of a folder that is what is asked for, None where there is work to do."""
+    """Return the manifest of a folder that is what is asked for, None where there is work to do."""
     if not sizes:
         return None
     if MANIFEST_FILE not in sizes:
@@ -252,7 +243,7 @@ def _finished(there: Folder, sizes: dict[str, int], described: dict[str, Any], f
 
 
 def _check_own(folder: Path) -> None:
-    """OutputError where a folder that will be replaced holds a file that is not its own."""
+    """Raise OutputError where a folder that will be replaced holds a file that is not its own."""
     try:
         own = {MANIFEST_FILE, *(file.path for file in Manifest.read(folder).files)}
     except OutputError:  # damaged: what has the places of its own files is taken for them

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from builder.archive.http import Patience
     from builder.simulator.holdings import Holdings
 
-__all__ = ["Workspace", "default_cache", "describe", "holdings", "make_plan", "open_workspace"]
-
 _NAMED = 5
 """Detections that a warning names."""
 
@@ -42,7 +40,7 @@ class Workspace:
 
 
 def default_cache() -> Path:
-    """Folder for the store and downloads: ``$CHANDRA_SPECTRA_CACHE``, else ``chandra_spectra`` in the user's cache."""
+    """Return the folder for store and downloads: ``$CHANDRA_SPECTRA_CACHE``, or one in the user's cache."""
     if chosen := os.environ.get("CHANDRA_SPECTRA_CACHE"):
         if is_url(chosen):
             raise SettingError(f"CHANDRA_SPECTRA_CACHE is the URL {chosen}: name a folder; --store takes a URL")

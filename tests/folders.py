@@ -13,8 +13,6 @@ import fsspec
 
 from builder.dataset.layout import Manifest
 
-__all__ = ["contents", "rehash"]
-
 
 def contents(folder: Path | str) -> dict[str, bytes]:
     """Every file of a folder or a URL, by its path below it."""

@@ -96,8 +96,7 @@ def test_the_metadata_are_what_the_hub_knows(sample: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "word"),
-    [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (99_999, "10K<n<100K"), (130_000, "100K<n<1M")],
+    ("rows", "word"), [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (99_999, "10K<n<100K"), (130_000, "100K<n<1M")]
 )
 def test_the_size_category_is_the_hubs(rows: int, word: str) -> None:
     assert card_module._size_category(rows) == word

@@ -19,7 +19,7 @@ from builder.cli.app import local
 from builder.cli.run import app
 from builder.model.errors import SettingError
 from builder.model.settings import Settings
-from tests.conftest import command
+from tests.runs import command
 
 
 @pytest.mark.parametrize(

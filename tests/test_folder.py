@@ -80,10 +80,7 @@ def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> Non
         ("j231929.3+003557", r"did you mean '2CXO J231929\.3\+003557'\?"),
         ("2cxoJ2319", r"did you mean '2CXO J231929\.3\+003557'\?"),
         ("SIM", r"did you mean 'SIM J[\d.+-]+', or one of \d+ more\?"),
-        (
-            "2CXO J231929.4+003550",
-            r"the source nearest to this position is '2CXO J2319.*557', 7\.\d+ arcsec away",
-        ),
+        ("2CXO J231929.4+003550", r"the source nearest to this position is '2CXO J2319.*557', 7\.\d+ arcsec away"),
         ("J231929.4-203550", r"the source nearest to this position is 'SIM J[\d.+-]+', 16\.3 deg away"),
         ("M31", "its names look like '2CXO J"),
         ("", "its names look like '2CXO J"),

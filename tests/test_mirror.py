@@ -22,7 +22,7 @@ from builder.store.fill import download
 from builder.use.export import export
 from builder.use.verify import verify
 from builder.workspace import make_plan, open_workspace
-from tests.conftest import command
+from tests.runs import command
 
 CUTS = Selection(min_cnts=0, min_sig=0, max_theta=60)
 

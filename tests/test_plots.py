@@ -15,7 +15,7 @@ from builder.dataset.read import read_rows, read_scalars
 from builder.files import write_whole
 from builder.model.errors import OutputError, SettingError
 from builder.use.plot import MOST, binned_counts, check_number, save_plot, terminal_plot, title
-from tests.conftest import command
+from tests.runs import command
 
 REAL = "4938.0.43"
 

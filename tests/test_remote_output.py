@@ -26,7 +26,7 @@ from builder.prepare import prepare
 from builder.store.packages import package_result
 from builder.workspace import default_cache, make_plan, open_workspace
 from tests import folders
-from tests.conftest import command
+from tests.runs import command
 
 s3fs = pytest.importorskip("s3fs", reason="the extra [s3] is not installed")
 

@@ -25,7 +25,7 @@ from builder.dataset.summary import galactic_plane
 from builder.model.errors import MissingExtraError, OutputError
 from builder.model.records import REASONS
 from builder.use.report import SAMPLE, write_report
-from tests.conftest import command
+from tests.runs import command
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (
@@ -340,7 +340,7 @@ class Page:
     def traces(self) -> list[dict[str, Any]]:
         """What plotly has drawn of the spectrum: name, x and y of each trace."""
         return self.run(  # type: ignore[no-any-return]
-            "return document.getElementById('spectrum').data.map(({ name, x, y }) => ({ name, x: [...x], y: [...y] }))",
+            "return document.getElementById('spectrum').data.map(({ name, x, y }) => ({ name, x: [...x], y: [...y] }))"
         )
 
     def assert_quiet(self) -> None:

@@ -31,9 +31,9 @@ from builder.prepare import prepare
 from builder.simulator.products import SimulatedArchive
 from builder.use.verify import verify
 from chandra_spectra import ChandraSpectra
-from tests.conftest import command
 from tests.fits_files import detection, stable
 from tests.folders import rehash
+from tests.runs import command
 
 SHARES = (
     st.integers(0, 100)

@@ -27,8 +27,8 @@ from builder.simulator.server import ArchiveServer
 from builder.use import verify
 from builder.use.verify import Report
 from builder.workspace import holdings
-from tests.conftest import command
 from tests.folders import rehash
+from tests.runs import command
 
 HDF5 = "chandra_spectra.hdf5"
 SHARDS = {

@@ -14,8 +14,6 @@ from builder.model.errors import ArchiveError
 from builder.model.ids import CYCLES, DetectionId
 from builder.model.records import File, Products
 
-__all__ = ["KINDS", "MAX_MEMBER_BYTES", "ProductName", "group_products", "members", "write_tar"]
-
 KINDS = ("pha", "arf", "rmf")
 
 MAX_MEMBER_BYTES = 64 * 2**20
@@ -31,7 +29,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ProductName:
-    """What the name of a product file says.
+    """Parts of the name of a product file.
 
     Attributes
     ----------
@@ -59,7 +57,7 @@ class ProductName:
 
 
 def members(part: Path) -> Iterator[File]:
-    """The files in one part of a package: a tar, or a single product file.
+    """Read the files in one part of a package: a tar, or a single product file.
 
     Member names are only ever read, never used as paths; links, folders and sparse files are passed over.
 

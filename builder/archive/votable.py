@@ -11,8 +11,6 @@ import numpy as np
 
 from builder.model.columns import CATALOG
 
-__all__ = ["write_votable"]
-
 
 class _Field(NamedTuple):
     """A VOTable column's ``datatype`` (``char`` is of any length) and unit ('' for none)."""
@@ -32,7 +30,7 @@ _FIELDS = {
 
 
 def _is_null(value: object) -> bool:
-    """Whether a catalog value is missing: None, or a NaN."""
+    """Tell whether a catalog value is missing: None, or a NaN."""
     return value is None or (isinstance(value, (float, np.floating)) and math.isnan(value))
 
 

@@ -25,8 +25,6 @@ from builder.model.settings import EMBEDDED, Recipe, Settings, last_part
 from builder.model.splits import SPLITS, Splits
 from builder.model.text import several, size_text
 
-__all__ = ["command_line", "selection_words", "write_card"]
-
 TEMPLATE = Path(__file__).parent / "dataset_card.md"
 
 _LONG = 5
@@ -88,17 +86,13 @@ def write_card(folder: Path, settings: Settings, manifest: Manifest) -> list[Pat
 
 
 def _memory(path: Path) -> int:
-    """Bytes of the rows of a Parquet file in Arrow's memory, one row group at a time."""
+    """Return the bytes of the rows of a Parquet file in Arrow's memory, one row group at a time."""
     with pq.ParquetFile(path) as file:
         return sum(file.read_row_group(group).nbytes for group in range(file.num_row_groups))
 
 
 def _render(
-    settings: Settings,
-    counts: Counts,
-    sizes: dict[str, dict[str, _Size]],
-    scalars: pa.Table,
-    pictures: list[Picture],
+    settings: Settings, counts: Counts, sizes: dict[str, dict[str, _Size]], scalars: pa.Table, pictures: list[Picture]
 ) -> str:
     recipe = settings.recipe
     names = Counter(scalars["name"].drop_null().to_pylist())
@@ -185,13 +179,13 @@ def _splits(settings: Settings, scalars: pa.Table) -> str:
 
 
 def _number(value: float) -> str:
-    """A number as short as it can be without becoming another."""
+    """Write a number as short as it can be without becoming another."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 
 
 def reduction_words(recipe: Recipe) -> tuple[str, str]:
-    """What became of the background, and of the channels."""
+    """Say in words whether the background was subtracted, and how the channels were grouped."""
     least = several(recipe.min_counts, "count")
     return (
         "background subtracted" if recipe.subtract else "background not subtracted",
@@ -200,7 +194,7 @@ def reduction_words(recipe: Recipe) -> tuple[str, str]:
 
 
 def selection_words(settings: Settings) -> str:
-    """Which detections were taken, as Markdown."""
+    """Describe the selection of detections, as Markdown."""
     selection = settings.selection
     listed_elsewhere = settings.archive == EMBEDDED or settings.catalog
     cuts = [
@@ -259,7 +253,7 @@ def _reasons(reasons: dict[str, int]) -> str:
 
 
 def _inputs(settings: Settings) -> str:
-    """What the command needs beside the archive."""
+    """Describe the files that the command needs beside the archive."""
     made = "that it was made from, as `chandra-spectra"
     lines = []
     if settings.from_mirror:
@@ -272,7 +266,7 @@ def _inputs(settings: Settings) -> str:
 
 
 def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
-    """The command that prepares a folder with these settings; local paths by their last part."""
+    """Write the command that prepares a folder with these settings; local paths by their last part."""
     selection, recipe = settings.selection, settings.recipe
     options = {
         "archive": last_part(settings.archive) if settings.from_mirror else settings.archive,
@@ -342,6 +336,6 @@ def _front_matter(sizes: dict[str, dict[str, _Size]]) -> str:
 
 
 def _size_category(rows: int) -> str:
-    """The hub's word for a number of rows."""
+    """Return the hub's word for a number of rows."""
     bounds = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
     return next((word for bound, word in bounds if rows < bound), "1M<n<10M")

@@ -13,8 +13,6 @@ from builder.model.columns import CATALOG
 from builder.model.errors import CatalogError, SettingError
 from builder.model.ids import DetectionId
 
-__all__ = ["check_ending", "read_catalog", "read_detections", "write_catalog"]
-
 _VOTABLE = (".vot", ".xml", ".votable")
 _HDF5 = (".hdf5", ".h5", ".hdf")
 

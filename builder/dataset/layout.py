@@ -17,22 +17,6 @@ from builder.model.selection import Cone, Selection
 from builder.model.settings import Recipe, Settings
 from builder.model.splits import SPLITS, Splits
 
-__all__ = [
-    "CARD_FILE",
-    "DATA_FILES",
-    "DETECTIONS_FILE",
-    "HDF5_FILE",
-    "MANIFEST_FILE",
-    "REJECTIONS_FILE",
-    "UPLOADING_FILE",
-    "Counts",
-    "Entry",
-    "Manifest",
-    "named_files",
-    "parts",
-    "unreadable",
-]
-
 HDF5_FILE = "chandra_spectra.hdf5"
 MANIFEST_FILE = "manifest.json"
 REJECTIONS_FILE = "rejections.parquet"
@@ -56,7 +40,7 @@ def unreadable(path: Path, error: Exception) -> OutputError:
 
 
 def parts(splits: Splits, responses: bool) -> list[tuple[str, str]]:
-    """Config and split of every set of shards: only rows of a source are divided."""
+    """Return the config and split of every set of shards: only rows of a source are divided."""
     return [
         (config, split)
         for config in configs_with(responses)
@@ -217,7 +201,7 @@ class Manifest:
         return given or own
 
     def check_settings(self, settings: dict[str, Any], place: Path | str) -> None:
-        """OutputError where the folder was made with other settings."""
+        """Raise OutputError where the folder was made with other settings."""
         if differ := [name for name in {**settings, **self.settings} if settings.get(name) != self.settings.get(name)]:
             raise OutputError(
                 f"{place} was prepared with other settings, or from another catalog (see {', '.join(differ)} in its "

@@ -24,11 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "draw_pictures", "energy_axis"]
-
 _GALLERY = (3, 3)
 _TICKS = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16)  # keV
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -36,6 +34,7 @@ _STYLE: dict[Any, Any] = {
     "grid.color": "0.85",
     "grid.linewidth": 0.6,
     "figure.dpi": 100,
+    "svg.hashsalt": "chandra-spectra",
 }
 
 
@@ -90,7 +89,7 @@ def draw_pictures(folder: Path, scalars: pa.Table) -> list[Picture]:
         ("hardness", "Hardness ratios", lambda figure: _hardness(figure, summary)),
     )
     drawn = []
-    with style.context(["default", _STYLE]):
+    with style.context(["default", STYLE]):
         for name, title, draw in wanted if len(scalars) else ():
             figure = Figure()
             if caption := draw(figure):
@@ -126,7 +125,7 @@ def energy_axis(axes: Axes, low: float, high: float, ticks: tuple[float, ...]) -
 
 
 def _sky(figure: Figure, summary: Summary) -> str:
-    """Rows by sky cell, in the Mollweide projection with right ascension rising to the left."""
+    """Draw rows by sky cell, in the Mollweide projection with right ascension rising to the left."""
     from matplotlib.colors import LogNorm
 
     if not summary.cells.size:
@@ -221,7 +220,7 @@ def _hardness(figure: Figure, summary: Summary) -> str:
 
 
 def _gallery(figure: Figure, folder: Path, scalars: pa.Table) -> str:
-    """A few spectra, evenly spaced in the logarithm of their counts."""
+    """Draw a few spectra, evenly spaced in the logarithm of their counts."""
     lines, columns = _GALLERY
     counts = scalars["source_counts"].to_numpy()
     order = np.argsort(counts, kind="stable")

@@ -1,4 +1,4 @@
-"""What all rows of a folder come to, binned once for the card's pictures and for the report."""
+"""Distributions of all rows of a folder, binned once for the card's pictures and for the report."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from builder.dataset.rows import HEALPIX_NSIDE
-
-__all__ = ["SCALARS", "Floats", "Histogram", "Summary", "galactic_plane", "summarize"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -65,7 +63,7 @@ class Summary:
 
 
 def summarize(scalars: pa.Table) -> Summary:
-    """Bin the columns `SCALARS` of all rows."""
+    """Return the bin the columns `SCALARS` of all rows."""
     from astropy_healpix import healpix_to_lonlat
 
     cells, rows = np.unique(scalars["healpix"].drop_null().to_numpy(), return_counts=True)
@@ -77,13 +75,13 @@ def summarize(scalars: pa.Table) -> Summary:
 
 
 def _finite(column: pa.ChunkedArray) -> Floats:
-    """The values of a column, NaN for null and for anything that is not finite."""
+    """Return the values of a column, NaN for null and for anything that is not finite."""
     values = column.cast(pa.float64()).to_numpy()
     return np.where(np.isfinite(values), values, np.nan)
 
 
 def _histogram(label: str, values: Floats, logarithmic: bool) -> Histogram:
-    """Twenty bins between 0 and a round number, or eight a decade of the values above 0."""
+    """Return the twenty bins between 0 and a round number, or eight a decade of the values above 0."""
     values = values[values > 0] if logarithmic else values[~np.isnan(values)]
     if not values.size:
         return Histogram(label, logarithmic, np.empty(0), np.empty(0, np.int64))
@@ -95,5 +93,5 @@ def _histogram(label: str, values: Floats, logarithmic: bool) -> Histogram:
 
 
 def galactic_plane(ra: Floats) -> Floats:
-    """Declination of the Galactic plane (rad) at right ascensions (rad): where the distance to its pole is 90 deg."""
+    """Compute the declination of the Galactic plane (rad), 90 deg from its pole, at right ascensions (rad)."""
     return np.asarray(np.arctan(-np.cos(ra - _POLE[0]) / np.tan(_POLE[1])))

@@ -43,8 +43,6 @@ from builder.model.splits import SPLITS
 from builder.model.text import Progress
 from builder.store.packages import EBOUNDS_SCHEMA, PackageResult, rejections_table
 
-__all__ = ["upload_folder", "write_folder"]
-
 _PACKAGES = ("astropy", "astropy-healpix", "datasets", "h5py", "numpy", "pyarrow", "sherpa")
 
 
@@ -144,7 +142,7 @@ def write_folder(
 
 
 def _complete(package: Package, result: PackageResult) -> int:
-    """Number of spectra that the package's detections came to; OutputError if one is unaccounted for."""
+    """Return the number of spectra that the package's detections came to; OutputError if one is unaccounted for."""
     known = {str(package.detections[row]) for row in result.spectra["row"].to_pylist()}
     known.update(".".join(name.split(".")[:3]) for name in result.rejections["detection_id"].to_pylist())
     if lost := [str(detection) for detection in package.detections if str(detection) not in known]:

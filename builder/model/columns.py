@@ -19,22 +19,6 @@ from builder.model.records import N_CHANNELS, Spectrum, Trio
 if TYPE_CHECKING:
     from datasets import Features
 
-__all__ = [
-    "CATALOG",
-    "COLUMNS",
-    "CONFIGS",
-    "EBOUNDS",
-    "RAGGED",
-    "RESPONSES",
-    "Column",
-    "arrow_schema",
-    "columns_of",
-    "columns_when",
-    "configs_with",
-    "features",
-    "markdown",
-]
-
 CONFIGS = {
     "spectra": "one row a spectrum: all scalars and the reduced spectrum",
     "counts": "one row a spectrum: all scalars, the counts in each channel and the effective area",
@@ -157,7 +141,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("healpix", "int64", "HEALPix cell of ra, dec: nside 16, nested", "astropy_healpix.lonlat_to_healpix",
            nullable=True),
     Column("split", "string", "train, validation or test: the same for all rows of a sky cell",
-           "hash of healpix, see builder.model.splits"),
+           "hash of healpix, see builder.splits"),
     # catalog
     _catalog("m", "significance", "float32", "highest flux significance of the master source, S/N"),
     _catalog("o", "src_cnts_aper_b", "float32", "net counts of the source, aperture-corrected, 0.5-7 keV", "count"),
@@ -266,14 +250,14 @@ CATALOG: tuple[Column, ...] = tuple(column for column in COLUMNS if column.query
 
 
 def columns_of(config: str) -> tuple[Column, ...]:
-    """The columns of one configuration; SettingError for an unknown one."""
+    """Return the columns of one configuration; SettingError for an unknown one."""
     if config not in CONFIGS:
         raise SettingError(f"unknown config {config!r}: choose one of {', '.join(CONFIGS)}")
     return tuple(column for column in (*COLUMNS, *EBOUNDS, *RESPONSES) if config in column.configs)
 
 
 def columns_when(subtract: bool) -> tuple[Column, ...]:
-    """`COLUMNS` with their meaning where the background is subtracted, as it is by default, or is not."""
+    """Return `COLUMNS` with their meaning where the background is subtracted, as it is by default, or is not."""
     return (
         COLUMNS
         if subtract
@@ -285,12 +269,12 @@ def columns_when(subtract: bool) -> tuple[Column, ...]:
 
 
 def configs_with(responses: bool) -> tuple[str, ...]:
-    """The configurations of a folder that has the responses, or has them not."""
+    """Return the configurations of a folder that has the responses, or has them not."""
     return tuple(config for config in CONFIGS if responses or config != "responses")
 
 
 def features(config: str) -> Features:
-    """The `datasets.Features` of one configuration."""
+    """Return the `datasets.Features` of one configuration."""
     from datasets import Features, Sequence, Value  # Sequence gives a List; datasets 3 has no other word for it
 
     tree: dict[str, Any] = {}
@@ -304,12 +288,12 @@ def features(config: str) -> Features:
 
 
 def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:
-    """The schema of `columns` as the store holds them: flat, under their public names, and nothing rounded."""
+    """Return the schema of `columns` in the store: flat, under their public names, and nothing rounded."""
     return pa.schema([(column.name, column.full_type) for column in columns])
 
 
 def markdown(columns: tuple[Column, ...]) -> str:
-    """A Markdown table of columns, for README and card."""
+    """Make a Markdown table of columns, for README and card."""
     lines = ["| column | type | unit | meaning | source |", "| --- | --- | --- | --- | --- |"]
     for column in columns:
         shape = {None: "", RAGGED: "[n]"}.get(column.length, f"[{column.length}]")

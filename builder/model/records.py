@@ -11,18 +11,6 @@ from numpy.typing import NDArray
 
 from builder.model.ids import DetectionId
 
-__all__ = [
-    "N_CHANNELS",
-    "REASONS",
-    "File",
-    "Products",
-    "Rejection",
-    "Response",
-    "Spectrum",
-    "Stage",
-    "Trio",
-]
-
 N_CHANNELS = 1024
 """PI channels of an ACIS spectrum (TLMIN1 = 1, TLMAX1 = 1024 in the catalog's PHA files)."""
 

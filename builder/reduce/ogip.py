@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from builder.model.errors import ProductError
 from builder.model.records import File
 
-__all__ = ["MAX_INFLATED_BYTES", "Table", "content", "extension", "inflate", "tables"]
-
 MAX_INFLATED_BYTES = 256 * 2**20
 """No product is nearly as large (an RMF inflates to less than 2 MB): more is a broken or hostile file."""
 
@@ -42,7 +40,7 @@ _MATRIX_NAMES = ("MATRIX", "SPECRESP MATRIX")  # EXTNAME, CAL/GEN/92-002, sectio
 
 
 def inflate(file: File) -> bytes:
-    """The bytes of a FITS file, gunzipped if they are gzipped.
+    """Return the bytes of a FITS file, gunzipped if they are gzipped.
 
     Raises
     ------
@@ -104,7 +102,7 @@ class Table:
         return ProductError(f"unreadable_{self.kind}", f"{self.file}: {message}")
 
     def text(self, keyword: str, default: str | None = None) -> str:
-        """Value of a keyword as text, quotes and padding removed; `default` or ProductError where it is missing."""
+        """Read a keyword as text, without quotes and padding; `default` or ProductError where it is missing."""
         raw = self.cards.get(keyword.encode().ljust(8))
         if raw is None:
             if default is None:
@@ -116,12 +114,12 @@ class Table:
         return value.partition("/")[0].strip()
 
     def word(self, keyword: str) -> str | None:
-        """Value of a keyword that is text; None where it is missing, blank or no text."""
+        """Return the value of a keyword that is text; None where it is missing, blank or no text."""
         quoted = self.cards.get(keyword.encode().ljust(8), b"").lstrip().startswith(b"'")
         return self.text(keyword) or None if quoted else None
 
     def number(self, keyword: str, default: float | None = None) -> float:
-        """Value of a keyword as a number; `default` or ProductError where it is missing."""
+        """Return the value of a keyword as a number; `default` or ProductError where it is missing."""
         text = self.text(keyword, None if default is None else str(default))
         try:
             return float(text.replace("D", "E").replace("d", "e"))
@@ -129,7 +127,7 @@ class Table:
             raise self._unreadable(f"keyword {keyword} is {text!r}, not a number") from None
 
     def integer(self, keyword: str, default: int | None = None) -> int:
-        """Value of a keyword as a whole number; `default` or ProductError where it is missing."""
+        """Return the value of a keyword as a whole number; `default` or ProductError where it is missing."""
         value = self.number(keyword, default)
         if not value.is_integer():
             raise self._unreadable(f"keyword {keyword} is {value}, not a whole number")
@@ -199,11 +197,11 @@ class Table:
         return _native(np.frombuffer(b"".join(parts), kind), field.zero)
 
     def column_number(self, name: str) -> int:
-        """The number, from 1, that a column's keywords end in; ProductError where it is missing."""
+        """Return the number, from 1, that a column's keywords end in; ProductError where it is missing."""
         return self._fields(name)[name].number
 
     def _fields(self, *names: str) -> dict[str, _Field]:
-        """The columns with these names, in the order of the names; ProductError if one is missing or scaled."""
+        """Find the columns with these names, in this order; ProductError if one is missing or scaled."""
         found: dict[str, _Field] = {}
         width, offset = self.integer("NAXIS1"), 0
         for index in range(1, self.integer("TFIELDS") + 1):
@@ -225,7 +223,7 @@ class Table:
         return {name: found[name] for name in names}
 
     def _records(self, fields: dict[str, _Field], formats: list[str]) -> NDArray[np.void]:
-        """The main table as records of these columns; ProductError if it is empty or not as long as it says."""
+        """View the main table as records of these columns; ProductError if it is empty or not as long as it says."""
         rows, width = self.integer("NAXIS2"), self.integer("NAXIS1")
         if not rows or rows * width != len(self.data):
             raise self._unreadable(f"{rows} rows of {width} bytes, but {len(self.data)} bytes of data")
@@ -241,13 +239,13 @@ class Table:
 
 
 def _native(values: NDArray[np.generic], zero: int) -> NDArray[np.generic]:
-    """The values in native byte order, counted from `zero`."""
+    """Return the values in native byte order, counted from `zero`."""
     native = values.astype(values.dtype.newbyteorder("="))
     return native.astype(np.int64) + zero if zero else native
 
 
 def content(card: Callable[[str, str], object]) -> str:
-    """What an extension holds: SPECTRUM, SPECRESP, RSP_MATRIX, EBOUNDS or something else.
+    """Return the kind of an extension: SPECTRUM, SPECRESP, RSP_MATRIX, EBOUNDS or something else.
 
     The keywords of its OGIP class decide, or, where it has none, its name in any case.
 
@@ -262,7 +260,7 @@ def content(card: Callable[[str, str], object]) -> str:
 
 
 def extension(found: list[Table], what: str, file: str, kind: str) -> Table:
-    """The one table of a file that holds `what`, see `content`.
+    """Return the one table of a file that holds `what`, see `content`.
 
     Raises
     ------
@@ -276,7 +274,7 @@ def extension(found: list[Table], what: str, file: str, kind: str) -> Table:
 
 
 def tables(data: bytes, file: str, kind: str) -> list[Table]:
-    """All binary tables of a FITS file, in its order.
+    """Return all binary tables of a FITS file, in its order.
 
     Raises
     ------

@@ -31,8 +31,6 @@ from builder.model.settings import Recipe
 from builder.reduce.ogip import Table, content, extension, inflate, tables
 from builder.reduce.response import read_response
 
-__all__ = ["reduce_products"]
-
 Floats = NDArray[np.float64]
 
 _CHANNELS = np.arange(1, N_CHANNELS + 1, dtype=np.float64)
@@ -153,7 +151,7 @@ def _present(products: Products, kind: str) -> File:
 
 
 def _source_and_background(found: list[Table], file: File) -> tuple[Table, Table]:
-    """The two SPECTRUM extensions. Sherpa would take the background for the source where the first is garbled."""
+    """Find the two SPECTRUM extensions: Sherpa takes the background for the source where the first is garbled."""
     spectra = [table for table in found if content(table.text) == "SPECTRUM"]
     kinds = [table.text("HDUCLAS2", "") for table in spectra]
     if kinds.count("TOTAL") != 1:
@@ -165,7 +163,7 @@ def _source_and_background(found: list[Table], file: File) -> tuple[Table, Table
 
 
 def _check_ids(table: Table, detection: DetectionId, *, complete: bool) -> None:
-    """No keyword of the table names another detection. Unless it is to be `complete`, its file's name may do for it."""
+    """Check that no keyword of the table names another detection; unless `complete`, the file's name may do for it."""
     own = (detection.obsid, detection.obi, detection.region_id)
     try:
         obsid, obi, region_id = (
@@ -242,7 +240,7 @@ def _group(data: DataPHA, kept: NDArray[np.bool_], least: int) -> None:
 
 @lru_cache(maxsize=8)
 def _channel_energies(ebounds_lo: bytes, ebounds_hi: bytes) -> DataRMF:
-    """A response with the channel energies of the RMF and the smallest matrix that Sherpa accepts.
+    """Make a response with the channel energies of the RMF and the smallest matrix that Sherpa accepts.
 
     One grid serves nearly all detections. Sharing it is safe: only a filter on the response changes it, and setting
     the energy range of the data does not filter the response.

@@ -23,8 +23,6 @@ from builder.model.ids import DetectionId
 from builder.model.records import Rejection, Response, Spectrum
 from builder.model.settings import Recipe
 
-__all__ = ["PackageResult", "Store", "package_result"]
-
 _FORMAT = 3
 """Of a package's file: part of its name, so that a file of another format is missing, not damaged."""
 _MAGIC = f"chandra-spectra package {_FORMAT} ".encode()
@@ -39,7 +37,7 @@ RESPONSES_SCHEMA = arrow_schema(RESPONSES)
 
 @dataclass(frozen=True, slots=True)
 class PackageResult:
-    """What came of one package, as tables.
+    """Outcomes of one package, as tables.
 
     `SPECTRA_SCHEMA`, `REJECTIONS_SCHEMA`, `EBOUNDS_SCHEMA` and, empty where they are not kept, `RESPONSES_SCHEMA`.
     """
@@ -51,7 +49,7 @@ class PackageResult:
 
 
 def rejections_table(rejections: Iterable[Rejection]) -> pa.Table:
-    """Rejections as a table."""
+    """Return rejections as a table."""
     rows = [
         {"detection_id": str(r.detection), "stage": r.stage, "reason": r.reason, "message": r.message, "url": r.url}
         for r in rejections

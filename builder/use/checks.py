@@ -1,4 +1,4 @@
-"""What must hold for the rows of a prepared folder, checked a slice at a time.
+"""Rules for the rows of a prepared folder, checked a slice at a time.
 
 Each function takes a `Check`, which collects failures, and the `Rows` of one slice. The statements on bins are those
 that hold for every recipe: Sherpa's bins cover the kept channels without a gap, from the edge of a channel to the
@@ -26,20 +26,6 @@ from builder.model.ids import DetectionId
 from builder.model.records import N_CHANNELS, Response
 from builder.model.settings import Recipe
 from builder.model.splits import Splits
-
-__all__ = [
-    "LIMIT",
-    "Check",
-    "Grids",
-    "check_channels",
-    "check_grids",
-    "check_hdf5",
-    "check_ids",
-    "check_nulls",
-    "check_responses",
-    "check_spectra",
-    "hdf5_columns",
-]
 
 LIMIT = 20
 """Failures that a check lists; the rest are counted."""
@@ -123,7 +109,7 @@ def _differ(one: pa.ChunkedArray, other: pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def check_nulls(check: Check, rows: Rows) -> bool:
-    """No null but in a value of the catalog; returns whether that holds, without which the rest means nothing."""
+    """Check that only values of the catalog are null; return whether that holds: else the rest means nothing."""
     before = check.failed
     for config, table in (("spectra", rows.spectra), ("counts", rows.counts)):
         for name in table.column_names:
@@ -138,7 +124,7 @@ def check_nulls(check: Check, rows: Rows) -> bool:
 
 
 def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str], splits: Splits) -> int:
-    """Ids agree with each other, rise from row to row, name the files, and stand in both configs alike.
+    """Check that ids agree with each other, rise from row to row, name the files, and stand in both configs alike.
 
     Parameters
     ----------
@@ -202,7 +188,7 @@ def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str], split
 
 
 def check_grids(check: Check, table: pa.Table, file: str) -> Grids:
-    """Every channel energy grid has the id of its numbers, once, and rises; returns the grids."""
+    """Check that every channel energy grid has the id of its numbers, once, and rises; return the grids."""
     grids: Grids = {}
     for index in range(len(table)):
         key = table["ebounds_id"][index].as_py()
@@ -219,7 +205,7 @@ def check_grids(check: Check, table: pa.Table, file: str) -> Grids:
 
 
 def check_responses(check: Check, rows: pa.RecordBatch, file: str, used: dict[str, str], found: set[str]) -> None:
-    """Every response agrees with itself and has the grid of the rows that use it; its key is added to `found`."""
+    """Check that every response agrees with itself and has the grid of its rows; add its key to `found`."""
     for name, column in zip(rows.schema.names, rows.columns, strict=True):
         if column.null_count or (pa.types.is_list(column.type) and column.flatten().null_count):
             check.fail(file, f"{name} holds a null")
@@ -238,7 +224,7 @@ def check_responses(check: Check, rows: pa.RecordBatch, file: str, used: dict[st
 
 
 def check_channels(check: Check, rows: Rows, grids: Grids) -> None:
-    """Scales are positive, counts are not negative, the effective area is well-formed, and the grid is known."""
+    """Check that scales are positive, counts not negative, the effective area well-formed, and the grid known."""
     for name in ("exposure", "background_scale"):
         values = rows.spectra[name].to_numpy()
         wrong = ~((values > 0) & np.isfinite(values))
@@ -267,7 +253,7 @@ def check_channels(check: Check, rows: Rows, grids: Grids) -> None:
 
 
 def check_spectra(check: Check, rows: Rows, recipe: Recipe, grids: Grids) -> None:
-    """The bins cover the kept channels, are as long as n_bins, finite, and hold the counts that are said."""
+    """Check that the bins cover the kept channels, are as long as n_bins, finite, and hold the counts that are said."""
     n_bins = rows.spectra["n_bins"].to_numpy()
     whole = np.ones(len(rows), dtype=bool)
     for name in _BINS:
@@ -358,7 +344,7 @@ def _check_bins(
 
 
 def hdf5_columns(check: Check, file: h5py.File, name: str, rows: int) -> bool:
-    """The HDF5 file has every column with its unit, and as many rows; returns whether it has."""
+    """Check that the HDF5 file has every column with its unit, and as many rows; return whether it has."""
     before = check.failed
     expected = {column.hdf5_name for column in COLUMNS} | {"ebounds"}
     for missing in sorted(expected - set(file)):
@@ -375,7 +361,7 @@ def hdf5_columns(check: Check, file: h5py.File, name: str, rows: int) -> bool:
 
 
 def check_hdf5(check: Check, rows: Rows, file: h5py.File) -> None:
-    """The HDF5 file holds, in each column, the numbers and words of Parquet; doubles where Parquet has them rounded."""
+    """Check that the HDF5 file holds the numbers and words of Parquet; doubles where Parquet has them rounded."""
     for column in COLUMNS:
         table = rows.spectra if "spectra" in column.configs else rows.counts
         dataset = file[column.hdf5_name]

@@ -22,8 +22,6 @@ from builder.model.errors import OutputError, SettingError, require
 from builder.model.ids import DetectionId
 from builder.model.text import Progress, silent
 
-__all__ = ["LAYOUTS", "Exported", "export", "write_healpix"]
-
 LAYOUTS = {
     "healpix": "HDF5 files by sky pixel, spectra/healpix=*/001-of-001.hdf5",
     "hats": "sky-partitioned Parquet (HATS), for LSDB",
@@ -37,7 +35,7 @@ EXPORT_FILE = "export.json"
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written.
+    """Size of an export.
 
     Attributes
     ----------
@@ -123,7 +121,7 @@ def export(
 def _writer(
     layout: str, folder: Path, manifest: Manifest, detections: tuple[str, ...], archive: str, cache: Path | None
 ) -> Callable[[h5py.File, Path, Progress], None]:
-    """What writes a layout, all that can be wrong with the options found first."""
+    """Return the writer of a layout; anything wrong with the options is found first."""
     if layout not in LAYOUTS:
         raise SettingError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
     if layout == "fits":

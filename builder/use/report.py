@@ -34,8 +34,6 @@ from builder.model.splits import SPLITS
 from builder.model.text import exposure_text
 from builder.use.plot import binned_counts
 
-__all__ = ["SAMPLE", "Written", "write_report"]
-
 SAMPLE = 2000
 """Most rows that the page holds one by one."""
 
@@ -134,7 +132,7 @@ def write_report(folder: Path, path: Path) -> Written:
 
 
 def _sample(counts: Floats, n_bins: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows evenly spaced in the order of their net counts, so that all brightnesses are there; all, if they are few."""
+    """Choose rows evenly spaced in the order of their net counts, so that all brightnesses are there."""
     order = np.argsort(counts, kind="stable")  # those without a value come last
     number = min(len(order), SAMPLE)
     while number and n_bins[order[_evenly(len(order), number)]].sum() > _SAMPLE_BINS:
@@ -147,7 +145,7 @@ def _evenly(length: int, number: int) -> NDArray[np.int64]:
 
 
 def _words(folder: Path, manifest: Manifest, seen: Overview, splits: Counter[str]) -> dict[str, str]:
-    """What the page says above its pictures, as HTML."""
+    """Write the words of the page above its pictures, as HTML."""
     settings = manifest.read_settings(folder)
     counts = manifest.counts
     numbers = [
@@ -185,7 +183,7 @@ _EMBEDDED = (
 
 
 def _inline(markdown: str) -> str:
-    """The card's words as HTML: code and links are all they have beside plain text; links lead to the folder."""
+    """Turn the card's words into HTML: they have code and links beside plain text; links lead to the folder."""
     text = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", html.escape(markdown, quote=False))
     return re.sub(r"`(.*?)`", r"<code>\1</code>", text)
 
@@ -197,7 +195,7 @@ def _reduced(recipe: Recipe) -> str:
 
 
 def _rejections(folder: Path, counts: Counts) -> dict[str, str]:
-    """Rejections by reason, and the first of them one by one, as HTML."""
+    """Return rejections by reason, and the first of them one by one, as HTML."""
     import pyarrow.parquet as pq
 
     most = max(counts.reasons.values(), default=0)
@@ -228,7 +226,7 @@ def _rejections(folder: Path, counts: Counts) -> dict[str, str]:
 
 
 def _rounded(values: Any, digits: int = _DIGITS) -> list[float | None]:
-    """Numbers with few significant digits, None for what is not finite."""
+    """Write numbers with few significant digits, None for what is not finite."""
     return [_number(value, digits) for value in np.asarray(values, float).tolist()]
 
 
@@ -240,7 +238,7 @@ def _number(value: float, digits: int) -> float | None:
 
 
 def _mollweide(ra: Floats, dec: Floats) -> tuple[list[float | None], list[float | None]]:
-    """Plane coordinates of positions in radians: Mollweide's projection, right ascension 0 in the middle, to the left.
+    """Project positions (rad) to a plane by Mollweide's projection, right ascension 0 in the middle, to the left.
 
     See Snyder 1987, Map Projections: a Working Manual (USGS Professional Paper 1395), section 31.
     """
@@ -256,12 +254,12 @@ def _mollweide(ra: Floats, dec: Floats) -> tuple[list[float | None], list[float 
 
 
 def _line(parts: list[tuple[list[float | None], list[float | None]]]) -> list[list[float | None]]:
-    """Several lines as one, with gaps between them."""
+    """Join several lines to one, with gaps between them."""
     return [[value for part in parts for value in (*part[axis], None)] for axis in (0, 1)]
 
 
 def _sky(summary: Summary) -> dict[str, Any]:
-    """Rows by sky cell and what lies below them, in plane coordinates."""
+    """Return rows by sky cell and what lies below them, in plane coordinates."""
     x, y = _mollweide(summary.ra, summary.dec)
     # Half a turn is a hair less than that, for a full one would begin again on the other side.
     around, up = np.linspace(-np.pi, np.pi, 181) * (1 - 1e-9), np.linspace(-np.pi / 2, np.pi / 2, 91)
@@ -285,14 +283,14 @@ def _sky(summary: Summary) -> dict[str, Any]:
 
 
 def _hardness(summary: Summary) -> dict[str, Any]:
-    """Rows by both hardness ratios: a matrix of numbers, its lines along the second."""
+    """Return rows by both hardness ratios: a matrix of numbers, its lines along the second."""
     edges = np.linspace(-1, 1, _HARDNESS + 1)
     rows = np.histogram2d(summary.hard, summary.soft, (edges, edges))[0].astype(int)
     return {"middles": _rounded((edges[:-1] + edges[1:]) / 2), "rows": rows.tolist(), "known": len(summary.soft)}
 
 
 def _rows(folder: Path, detections: list[str]) -> dict[str, Any]:
-    """The rows of the sample: their scalars by column, and their spectra."""
+    """Return the rows of the sample: their scalars by column, and their spectra."""
     names = [column.name for column in _FACTS]
     rows = read_rows(folder, detections, [*names, "spectrum"])
     facts = [
@@ -315,7 +313,7 @@ def _value(value: Any) -> Any:
 
 
 def _spectrum(spectrum: dict[str, Any], counts: NDArray[np.int64], background: Floats) -> dict[str, Any]:
-    """Edges of the bins, which touch each other; in the bins rate, its error, counts and scaled background."""
+    """Return the edges of the bins, which touch each other, and rate, error, counts and scaled background."""
     return {
         "edges": _rounded([*spectrum["ene_low_bin"], spectrum["ene_high_bin"][-1]], 5),
         "rate": _rounded(spectrum["flux"]),

@@ -1,4 +1,4 @@
-"""Whether a prepared folder is what it should be: its files, their content, and on demand the reduction itself."""
+"""Verification of a prepared folder: its files, their content, and on demand the reduction itself."""
 
 from __future__ import annotations
 
@@ -18,13 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder.archive.packages import PACKAGE_SIZE, Package
-from builder.dataset.layout import (
-    DATA_FILES,
-    HDF5_FILE,
-    MANIFEST_FILE,
-    REJECTIONS_FILE,
-    Manifest,
-)
+from builder.dataset.layout import DATA_FILES, HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Manifest
 from builder.dataset.rows import examples
 from builder.dataset.slices import SLICE_ROWS, order_of, slices
 from builder.files import file_sha256
@@ -49,12 +43,10 @@ from builder.use.checks import (
 )
 from builder.workspace import open_workspace
 
-__all__ = ["Report", "verify"]
-
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was checked.
+    """Checks of a folder, and what they found.
 
     Attributes
     ----------
@@ -149,7 +141,7 @@ def verify(
 
 @contextmanager
 def _reading(check: Check, file: str) -> Iterator[None]:
-    """What a damaged file or a strange manifest raises becomes a failure."""
+    """Turn the errors of a damaged file or a strange manifest into a failure."""
     try:
         yield
     except KeyError as error:
@@ -310,7 +302,7 @@ def _check_ebounds(check: Check, hdf5: Check, folder: Path, files: dict[str, int
 
 
 def _check_responses(check: Check, folder: Path, files: dict[str, int], used: dict[str, str]) -> None:
-    """Every response is well-formed, is there once, and is that of a row, with its grid; every row has its own."""
+    """Check that every response is well-formed, there once, and that of a row with its grid; every row has one."""
     found = set[str]()
     with _reading(check, DATA_FILES["responses"]):
         for path in files:
@@ -401,7 +393,7 @@ def _check_responses_again(check: Check, folder: Path, files: list[str], again: 
 
 
 def _difference(stored: Any, again: Any) -> str:
-    """How a stored value differs from the one that came out again; empty where it does not."""
+    """Describe how a stored value differs from the one that came out again; empty where it does not."""
     if isinstance(stored, bytes):
         stored = stored.decode()
     if np.array_equal(stored, "" if again is None else again):  # of the measured values only texts may be null
