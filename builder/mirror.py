@@ -253,6 +253,6 @@ def _pack(parts: tuple[Path, ...], file: io.BufferedWriter) -> None:
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for part in parts:
             for product in members(part):
-                member = tarfile.TarInfo(f"package/{product.name}")
-                member.size = len(product.data)
-                tar.addfile(member, io.BytesIO(product.data))
+                member, data = tarfile.TarInfo(f"package/{product.name}"), product.data
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
