@@ -14,7 +14,8 @@ from astropy.io import fits
 from hypothesis import HealthCheck, settings
 from numpy.typing import ArrayLike
 
-from builder.records import N_CHANNELS, DetectionId, File, Products
+from builder.model.ids import DetectionId
+from builder.model.records import N_CHANNELS, File, Products
 
 DETECTION = DetectionId(123, 1, 7)
 CHANNEL = np.arange(1, N_CHANNELS + 1)

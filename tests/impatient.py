@@ -6,8 +6,9 @@ import functools
 import sys
 from pathlib import Path
 
-from builder.records import DetectionId, File
-from builder.simulation import SimulatedArchive
+from builder.model.ids import DetectionId
+from builder.model.records import File
+from builder.simulator.products import SimulatedArchive
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,18 +26,18 @@ class RememberedArchive(SimulatedArchive):
 
 def impatient(read: float = 1) -> None:
     """Change this process: short pauses, small packages, and no pictures, which take longer than all the rest."""
-    import builder.card
-    import builder.cli
-    import builder.remote
-    import builder.sources
-    from builder.catalog import plan
-    from builder.client import Client, Patience
+    import builder.archive.csc
+    import builder.cli.run
+    import builder.dataset.card
+    import builder.workspace
+    from builder.archive.http import Client, Patience
+    from builder.archive.packages import plan
 
     patience = Patience(connect=2, read=read, base=0.01, longest=0.05)
-    builder.remote.Client = functools.partial(Client, patience=patience)  # type: ignore[misc]
-    builder.sources.plan = functools.partial(plan, size=10)
-    builder.cli._PATIENCE = 1
-    builder.card.draw_pictures = lambda folder, shards, scalars: []
+    builder.archive.csc.Client = functools.partial(Client, patience=patience)  # type: ignore[misc]
+    builder.workspace.plan = functools.partial(plan, size=10)
+    builder.cli.run._PATIENCE = 1
+    builder.dataset.card.draw_pictures = lambda folder, shards, scalars: []
 
 
 def impatient_command(*words: object) -> list[str]:
@@ -44,6 +45,6 @@ def impatient_command(*words: object) -> list[str]:
     # Not a module run by -m: the workers of a run would import that again, with all that it imports.
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.impatient import impatient; impatient(); "
-        "from builder.cli import main; main()"
+        "from builder.cli.run import main; main()"
     )
     return [sys.executable, "-c", code, *map(str, words)]

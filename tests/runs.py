@@ -17,14 +17,14 @@ __all__ = ["Run", "command"]
 _FORK = multiprocessing.get_context("forkserver")
 _FORK.set_forkserver_preload(
     [
-        "builder.cli",
+        "builder.cli.run",
         "builder.prepare",
-        "builder.reduction",
-        "builder.embedded",
-        "builder.remote",
-        "builder.verify",
-        "builder.export",
-        "builder.plots",
+        "builder.reduce.spectrum",
+        "builder.simulator.embedded",
+        "builder.archive.csc",
+        "builder.use.verify",
+        "builder.use.export",
+        "builder.use.plot",
         "astropy.coordinates",
         "astropy.io.votable",
         "astropy_healpix",
@@ -88,7 +88,7 @@ def _main(
     sys.argv = ["chandra-spectra", *words]
     if change is not None:
         change()
-    from builder.cli import main
+    from builder.cli.run import main
 
     main()
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from datasets import Dataset, load_dataset
 
-from builder.batches import collate
-from builder.errors import SettingError
+from builder.model.errors import MissingExtraError, SettingError
+from builder.use.batches import collate
 
 LOADERS = """
 import hashlib, json, os, sys
@@ -187,5 +187,5 @@ def test_an_empty_batch_is_refused() -> None:
 
 def test_without_torch_collate_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
-    with pytest.raises(SettingError, match=r"pip install 'chandra-spectra\[torch\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'chandra-spectra\[torch\]'"):
         collate([{"theta": 1.0}])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
-from builder.errors import SettingError
-from builder.selection import Selection
+from builder.model.errors import SettingError
+from builder.model.selection import Selection
 from chandra_spectra import ChandraSpectra, ChandraSpectraConfig
 
 

@@ -19,9 +19,9 @@ from sherpa.astro.instrument import RSPModelPHA
 from sherpa.astro.io import read_pha
 from sherpa.models import NormGauss1D, PowLaw1D
 
-from builder.batches import collate
-from builder.calibration import Calibration
-from builder.errors import SettingError
+from builder.model.errors import SettingError
+from builder.use.batches import collate
+from builder.use.calibration import Calibration
 from tests.fits_files import REAL, REAL_FOLDER, stable
 
 EDGES = np.geomspace(0.5, 8.0, 65)

@@ -27,19 +27,21 @@ from huggingface_hub import DatasetCard, DatasetCardData, metadata_load
 from matplotlib.figure import Figure
 from PIL import Image
 
-from builder import card as card_module
 from builder import prepare as prepare_module
-from builder.card import DATA_FILES, selection_words, write_card
-from builder.cli import app
-from builder.columns import COLUMNS, EBOUNDS, RESPONSES, configs_with, features, markdown
-from builder.pictures import SCALARS, draw_pictures, energy_axis
-from builder.prepare import prepare, read_manifest
-from builder.records import REASONS, DetectionId, Recipe
-from builder.selection import Cone, Selection
-from builder.settings import Settings
-from builder.shards import ShardWriter
-from builder.splits import Splits
-from builder.words import size_text
+from builder.cli.run import app
+from builder.dataset import card as card_module
+from builder.dataset.card import selection_words, write_card
+from builder.dataset.layout import DATA_FILES, read_manifest
+from builder.dataset.pictures import SCALARS, draw_pictures, energy_axis
+from builder.dataset.shards import ShardWriter
+from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, configs_with, features, markdown
+from builder.model.ids import DetectionId
+from builder.model.records import REASONS
+from builder.model.selection import Cone, Selection
+from builder.model.settings import Recipe, Settings
+from builder.model.splits import Splits
+from builder.model.text import size_text
+from builder.prepare import prepare
 
 ACKNOWLEDGEMENT = (
     "This research has made use of data obtained from the Chandra Source Catalog, provided by the Chandra X-ray Center "
@@ -469,9 +471,9 @@ def test_without_matplotlib_there_are_no_pictures_and_one_line_says_so(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with caplog.at_level(logging.WARNING):
-        manifest, _ = prepare(tmp_path / "out", Settings("embedded"))
+        manifest = prepare(tmp_path / "out", Settings("embedded")).manifest
     assert [record.getMessage() for record in caplog.records] == [
-        "the card has no pictures, for they need matplotlib: pip install 'chandra-spectra[plots]'"
+        "the card has no pictures: a picture needs matplotlib: pip install 'chandra-spectra[plots]'"
     ]
     assert not (tmp_path / "out" / "images").exists()
     assert "![" not in (tmp_path / "out" / "README.md").read_text()
@@ -498,7 +500,7 @@ def assert_reads(folder: Path, rows: int) -> None:
 def test_a_folder_with_one_row(tmp_path: Path) -> None:
     chosen = DetectionId(4938, 0, 43)
     folder = tmp_path / "chandra_spectra"
-    manifest, _ = prepare(folder, Settings("embedded", selection=Selection(detections=frozenset({chosen}))))
+    manifest = prepare(folder, Settings("embedded", selection=Selection(detections=frozenset({chosen})))).manifest
     paths = [file["path"] for file in manifest["files"]]
     images = [f"images/{name}.png" for name in PICTURES[:3]]  # a real detection of the sample has no hardness ratios
     assert paths[-5:] == ["README.md", *images, "detections.txt"]

@@ -24,13 +24,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
-from builder import client as client_module
-from builder.catalog import Package, from_rows, write_votable
-from builder.client import Client, Patience, Slots, one_session
-from builder.errors import ArchiveError, RefusedError, StoreError, TransientError, UnavailableError
-from builder.products import members
-from builder.records import DetectionId
-from builder.remote import ArchiveDownloadManager, HttpArchive, _check_tar
+from builder.archive import http as client_module
+from builder.archive.catalog import from_rows, write_votable
+from builder.archive.csc import HttpArchive, _check_tar
+from builder.archive.http import Client, Patience, Slots, one_session
+from builder.archive.interface import forget
+from builder.archive.packages import Package
+from builder.archive.products import members
+from builder.model.errors import ArchiveError, RefusedError, StoreError, TransientError, UnavailableError
+from builder.model.ids import DetectionId
 from tests.fits_files import stable
 from tests.waiting import stays_locked, wait_for
 
@@ -644,7 +646,7 @@ def test_answers_have_names_of_their_own_and_none_is_left_once_it_is_read(serve,
     assert archive.download_catalog(server.url) != archive.download_catalog(server.url)
     first, second = sorted(tmp_path.glob("*.vot"))
     os.utime(first, (0, 0))  # of a run that was killed long ago; the other may be another run's
-    archive._answer(ArchiveDownloadManager(archive), "SELECT")
+    archive._answer("SELECT", forget)
     assert list(tmp_path.glob("*.vot")) == [second]
 
 

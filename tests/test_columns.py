@@ -5,7 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from builder.columns import (
+from builder.dataset.rows import FULL_SCHEMA, public
+from builder.model.columns import (
     CATALOG,
     COLUMNS,
     CONFIGS,
@@ -17,8 +18,7 @@ from builder.columns import (
     features,
     markdown,
 )
-from builder.errors import SettingError
-from builder.rows import FULL_SCHEMA, public
+from builder.model.errors import SettingError
 
 EVERY = (*COLUMNS, *EBOUNDS, *RESPONSES)
 

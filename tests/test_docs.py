@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from builder.cli import app
-from builder.columns import COLUMNS, EBOUNDS, RESPONSES
-from builder.export import export
+from builder.cli.run import app
+from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES
+from builder.use.export import export
 from tests.goldens import GOLDENS
 from tests.runs import Run
 

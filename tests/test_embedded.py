@@ -19,13 +19,13 @@ import sherpa
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
 
-from builder import embedded
-from builder.catalog import read_votable
-from builder.columns import CATALOG
-from builder.embedded import embedded_rows_and_files, make_embedded_mirror
-from builder.errors import ArchiveError, OutputError
-from builder.products import group_products, members
-from builder.records import DetectionId
+from builder.archive.catalog import read_votable
+from builder.archive.products import group_products, members
+from builder.model.columns import CATALOG
+from builder.model.errors import ArchiveError, OutputError
+from builder.model.ids import DetectionId
+from builder.simulator import embedded
+from builder.simulator.embedded import embedded_rows_and_files, make_embedded_mirror
 
 DATA = Path(sherpa.__file__).parent / "astro/datastack/tests/data"
 

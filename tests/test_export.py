@@ -18,15 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
-from builder import export_hats
-from builder.columns import COLUMNS
-from builder.errors import ArchiveError, OutputError, SettingError
-from builder.export import Exported, export
+from builder.archive.products import members
+from builder.model.columns import COLUMNS
+from builder.model.errors import ArchiveError, MissingExtraError, OutputError, SettingError
+from builder.model.selection import Cone, Selection
+from builder.model.settings import Settings
 from builder.prepare import prepare
-from builder.products import members
-from builder.selection import Cone, Selection
-from builder.settings import Settings
-from builder.verify import verify
+from builder.use import export_hats
+from builder.use.export import Exported, export
+from builder.use.verify import verify
 from tests.conftest import command
 from tests.goldens import GOLDENS
 
@@ -137,7 +137,7 @@ def test_load_dataset_reads_the_pixels_files(exported: Callable[[str], Path]) ->
 def test_rows_are_read_in_slices(
     sample: Path, tmp_path: Path, exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("builder.export._SLICE", 2)
+    monkeypatch.setattr("builder.use.export._SLICE", 2)
     export(sample, tmp_path / "again", layout="healpix")
     assert existing_reader(tmp_path / "again").keys() == existing_reader(exported("healpix")).keys()
 
@@ -190,9 +190,8 @@ def test_crowded_places_are_divided_until_each_file_is_small(
 def test_without_the_hats_package_it_says_what_to_install(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "builder.export_hats")
-    monkeypatch.setitem(sys.modules, "hats.catalog", None)
-    with pytest.raises(SettingError, match=r"pip install 'chandra-spectra\[hats\]'"):
+    monkeypatch.setitem(sys.modules, "hats", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'chandra-spectra\[hats\]'"):
         export(sample, tmp_path / "hats", layout="hats")
 
 
@@ -390,7 +389,7 @@ def test_an_export_that_fails_leaves_the_old_one_whole(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("builder.export.read_rows", full)
+    monkeypatch.setattr("builder.use.export.read_rows", full)
     with pytest.raises(OutputError, match="No space left on device"):
         export(sample, output, layout="healpix", force=True)
     assert content(output) == before

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import close_session, constants
 
-from builder.errors import HubError, OutputError, SettingError
-from builder.hub import Pushed, push
-from builder.prepare import manifest_digest, read_manifest
+from builder.dataset.layout import manifest_digest, read_manifest
+from builder.model.errors import HubError, OutputError, SettingError
+from builder.use.push import Pushed, push
 from tests.hub_server import DROP, TOKEN, Hub
 
 NAME = "org/chandra_spectra"
@@ -74,7 +74,7 @@ def main(*arguments: object, cwd: Path, **environment: str) -> subprocess.Comple
     """The command `chandra-spectra`, as `run` runs it."""
     words = ["chandra-spectra", *map(str, arguments)]
     return run(
-        f"import sys; sys.argv = {words!r}; from builder.cli import main; main()",
+        f"import sys; sys.argv = {words!r}; from builder.cli.run import main; main()",
         cwd,
         PYTHONPATH=str(Path(__file__).parents[1]),
         **environment,
@@ -177,7 +177,7 @@ def test_a_killed_push_leaves_the_hub_as_it_was_and_is_resumed(sample: Path, hub
     die = "import os, huggingface_hub.hf_api as h; h.HfApi.create_commit = lambda *_, **__: os._exit(9); "
     code = (
         f"import sys; sys.argv = ['chandra-spectra', 'push', {str(sample)!r}, {NAME!r}, '--quick']; {die}"
-        "from builder.cli import main; main()"
+        "from builder.cli.run import main; main()"
     )
     killed = run(code, tmp_path, HF_ENDPOINT=hub.url, PYTHONPATH=str(Path(__file__).parents[1]))
     assert killed.returncode == 9, killed.stderr

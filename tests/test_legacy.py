@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from builder.card import DATA_FILES
+from builder.dataset.layout import DATA_FILES
 
 CHECKOUT = Path(__file__).parent.parent
 PYTHON = CHECKOUT / ".venv-legacy" / "bin" / "python"

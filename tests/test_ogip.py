@@ -13,10 +13,10 @@ from astropy.io import fits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder import ogip
-from builder.errors import ProductError
-from builder.ogip import Table, content, inflate, tables
-from builder.records import File
+from builder.model.errors import ProductError
+from builder.model.records import File
+from builder.reduce import ogip
+from builder.reduce.ogip import Table, content, inflate, tables
 from tests import fits_files as ff
 from tests.fits_files import KINDS, REAL, stable
 

@@ -17,18 +17,18 @@ from pathlib import Path
 
 import pytest
 
-from builder.archive import Fetched
-from builder.catalog import Package
-from builder.engine import download, fill, fill_by
-from builder.errors import ArchiveError, ChandraSpectraError
-from builder.mirror import Mirror, MirrorArchive
+from builder.archive.interface import Fetched
+from builder.archive.mirror import Mirror, MirrorArchive
+from builder.archive.packages import Package
+from builder.model.errors import ArchiveError, ChandraSpectraError
+from builder.model.ids import DetectionId
+from builder.model.selection import Selection
+from builder.model.settings import Recipe, Settings
 from builder.prepare import prepare, prepare_share
-from builder.records import DetectionId, Recipe
-from builder.selection import Selection
-from builder.server import ArchiveServer
-from builder.settings import Settings
-from builder.sources import open_source, plan_for
-from builder.store import RemoteStore, Store
+from builder.simulator.server import ArchiveServer
+from builder.store.fill import download, fill, fill_by
+from builder.store.packages import RemoteStore, Store
+from builder.workspace import make_plan, open_workspace
 from tests.impatient import RememberedArchive
 from tests.runs import Run, command
 from tests.waiting import wait_for
@@ -114,9 +114,9 @@ def test_a_store_on_a_file_system_of_fsspec_gives_the_same_bytes(
     asked = [request.detections for request in server.log[start:] if request.service == "retrieve"]
     assert len(asked) == len(set(asked)) == 5
     assert contents(tmp_path / "out") == expected
-    source = open_source(settings, tmp_path / "cache", store=store)
+    source = open_workspace(settings, tmp_path / "cache", store=store)
     assert isinstance(source.store, RemoteStore)
-    package = plan_for(source, settings).packages[0]
+    package = make_plan(source, settings).packages[0]
     assert package in source.store
 
 
@@ -142,8 +142,8 @@ def test_after_an_error_no_further_package_is_begun(tmp_path: Path) -> None:
 
 def test_after_an_error_no_worker_is_left(mirror: Path, tmp_path: Path) -> None:
     """They would end by themselves, but the interpreter may trip over that at its own end."""
-    source = open_source(Settings(str(mirror)), tmp_path)
-    first, *_ = plan_for(source, Settings(str(mirror))).packages
+    source = open_workspace(Settings(str(mirror)), tmp_path)
+    first, *_ = make_plan(source, Settings(str(mirror))).packages
     second = Package(1, (DetectionId(1, 0, 1),))
 
     class Failing:
@@ -161,7 +161,7 @@ def test_after_an_error_no_worker_is_left(mirror: Path, tmp_path: Path) -> None:
 UNGUARDED = """
 from pathlib import Path
 from builder.prepare import prepare
-from builder.settings import Settings
+from builder.model.settings import Settings
 prepare("out", Settings("mirror"), cache=Path("cache"), workers=2)
 """
 
@@ -248,7 +248,7 @@ def test_workers_that_write_to_a_store_of_their_own_end_the_run(
     cluster: Cluster, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each process has a memory:// of its own."""
-    monkeypatch.setattr("builder.engine._PATIENCE", 1)
+    monkeypatch.setattr("builder.store.fill._PATIENCE", 1)
     settings = Settings(str(mirror), selection=Selection(0, 0, 60))
     with pytest.raises(ChandraSpectraError, match="the workers write to another store than this process reads"):
         prepare(tmp_path / "out", settings, cache=tmp_path, store="memory://theirs", dask=cluster.address)

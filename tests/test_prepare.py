@@ -21,17 +21,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from builder.catalog import Package, Plan
-from builder.catalog_files import read_catalog, write_catalog
-from builder.columns import COLUMNS, columns_of
-from builder.errors import ArchiveError, ChandraSpectraError, OutputError, SettingError
-from builder.mirror import MirrorArchive
-from builder.prepare import _rejected, prepare, read_manifest
-from builder.records import REASONS, DetectionId, Rejection
-from builder.selection import Selection
-from builder.settings import Settings
-from builder.sources import default_cache, open_source, plan_for
-from builder.store import package_result
+from builder.archive.mirror import MirrorArchive
+from builder.archive.packages import Package, Plan
+from builder.dataset.catalog_file import read_catalog, write_catalog
+from builder.dataset.layout import read_manifest
+from builder.model.columns import COLUMNS, columns_of
+from builder.model.errors import ArchiveError, ChandraSpectraError, OutputError, SettingError
+from builder.model.ids import DetectionId
+from builder.model.records import REASONS, Rejection
+from builder.model.selection import Selection
+from builder.model.settings import Settings
+from builder.prepare import _rejected, prepare
+from builder.store.packages import package_result
+from builder.workspace import default_cache, make_plan, open_workspace
 from tests.conftest import command
 from tests.goldens import GOLDENS
 from tests.runs import Run
@@ -155,7 +157,7 @@ def test_the_manifest_names_every_file_with_its_size_and_checksum(sample: Path) 
 
 
 def test_two_runs_in_different_folders_give_the_same_bytes(sample: Path, tmp_path: Path) -> None:
-    other, _ = prepare(tmp_path / "again", EMBEDDED, cache=tmp_path / "cache", workers=1)
+    other = prepare(tmp_path / "again", EMBEDDED, cache=tmp_path / "cache", workers=1).manifest
     for path in (path.relative_to(sample) for path in sample.rglob("*") if path.is_file()):
         if path.name != "manifest.json":
             assert (tmp_path / "again" / path).read_bytes() == (sample / path).read_bytes(), path
@@ -227,7 +229,7 @@ def test_a_disk_that_is_full_as_the_folder_is_written_is_one_line_and_the_old_fo
     output = tmp_path / "out"
     shutil.copytree(sample, output)
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    script = f'ulimit -f 300; exec {sys.executable} -m builder prepare "$0" --archive embedded --force'
+    script = f'ulimit -f 300; exec {sys.executable} -m builder.cli prepare "$0" --archive embedded --force'
     result = subprocess.run(["bash", "-c", script, output], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
     assert "cannot write" in result.stderr and "what was there before is kept" in result.stderr
@@ -238,7 +240,7 @@ def test_a_folder_moved_away_amid_the_swap_is_brought_back(tmp_path: Path) -> No
     output = tmp_path / "out"
     prepare(output, EMBEDDED)
     output.replace(tmp_path / ".out.old")
-    _, done = prepare(output, EMBEDDED)
+    done = prepare(output, EMBEDDED).fresh
     assert not done
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -271,14 +273,14 @@ def test_a_finished_package_is_never_fetched_again(
 
 
 def test_only_what_other_files_may_change_is_tried_again(tmp_path: Path) -> None:
-    source = open_source(EMBEDDED, tmp_path)
+    source = open_workspace(EMBEDDED, tmp_path)
     packages = {}
     for number, reason in enumerate(REASONS):
         detection = DetectionId(number, 0, 1)
         packages[reason] = Package(number, (detection,))
         source.store.write(packages[reason], package_result((detection,), [Rejection(detection, "reduce", reason, "")]))
     missing = Package(0, (DetectionId(1, 2, 3),))
-    planned = replace(plan_for(source, EMBEDDED), packages=(*packages.values(), missing))
+    planned = replace(make_plan(source, EMBEDDED), packages=(*packages.values(), missing))
     kept = {packages[reason] for reason in ("no_background", "no_counts")}
     assert _rejected(planned, source) == {*packages.values()} - kept
 
@@ -330,7 +332,7 @@ def test_what_somebody_else_put_into_the_folder_is_not_replaced_with_it(
             prepare(output, EMBEDDED, **{option: True})
         assert (output / name).read_text() == "mine"
         (output / name).unlink()
-    assert prepare(output, EMBEDDED, **{option: True})[1]
+    assert prepare(output, EMBEDDED, **{option: True}).fresh
 
 
 def test_a_folder_with_a_damaged_manifest_is_replaced_by_force_unless_it_holds_what_is_no_part_of_one(
@@ -345,7 +347,7 @@ def test_a_folder_with_a_damaged_manifest_is_replaced_by_force_unless_it_holds_w
     (output / "notes").unlink()
     with pytest.raises(OutputError, match=r"damaged: .*--force"):
         prepare(output, EMBEDDED)
-    assert prepare(output, EMBEDDED, force=True)[1]
+    assert prepare(output, EMBEDDED, force=True).fresh
 
 
 def test_a_shard_that_was_cut_short_is_not_taken_for_finished(sample: Path, tmp_path: Path) -> None:
@@ -385,7 +387,7 @@ def test_a_run_does_not_touch_the_unfinished_folder_of_another_output(tmp_path: 
 
 def test_two_runs_into_the_same_folder_do_not_take_each_others_work_away(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from builder.staging import workplace\n"
+        "import sys; from pathlib import Path; from builder.files import workplace\n"
         "with workplace(Path(sys.argv[1])) as place:\n"
         "    (place / 'half').touch(); print(place, flush=True); sys.stdin.read()\n"
     )
@@ -421,11 +423,11 @@ def test_a_catalog_that_changes_while_it_is_built_from_is_not_taken_for_finished
     write_catalog(tmp_path / "catalog.parquet", rows)
 
     def plan_and_change(*arguments: Any) -> Plan:
-        planned = plan_for(*arguments)
+        planned = make_plan(*arguments)
         write_catalog(tmp_path / "catalog.parquet", rows.slice(0, 10))
         return planned
 
-    monkeypatch.setattr("builder.prepare.plan_for", plan_and_change)
+    monkeypatch.setattr("builder.prepare.make_plan", plan_and_change)
     prepare(tmp_path / "out", settings, cache=tmp_path / "c")
     with pytest.raises(OutputError, match="another catalog"):
         prepare(tmp_path / "out", settings, cache=tmp_path / "c")
@@ -439,16 +441,16 @@ def test_a_mirror_whose_catalog_grew_is_not_taken_for_finished(mirror: Path, tmp
         if len(rows) == len(whole):
             with pytest.raises(OutputError, match="other settings"):
                 prepare(tmp_path / "out", Settings(str(mirror), selection=cuts), cache=tmp_path / "c")
-        done = prepare(tmp_path / "out", Settings(str(mirror), selection=cuts), cache=tmp_path / "c", force=True)[1]
+        done = prepare(tmp_path / "out", Settings(str(mirror), selection=cuts), cache=tmp_path / "c", force=True).fresh
         assert done
-        assert not prepare(tmp_path / "out", Settings(str(mirror), selection=cuts), cache=tmp_path / "c")[1]
+        assert not prepare(tmp_path / "out", Settings(str(mirror), selection=cuts), cache=tmp_path / "c").fresh
 
 
 def test_threads_that_open_a_mirror_at_once_find_all_of_it(mirror: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from builder.catalog import Package
-    from builder.mirror import read_index
+    from builder.archive.mirror import read_index
+    from builder.archive.packages import Package
 
     lines = read_index(mirror) * 200
     (mirror / "packages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

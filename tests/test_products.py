@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder import products
-from builder.errors import ArchiveError
-from builder.products import KINDS, ProductName, group_products, members
-from builder.records import DetectionId, File
+from builder.archive import products
+from builder.archive.products import KINDS, ProductName, group_products, members
+from builder.model.errors import ArchiveError
+from builder.model.ids import DetectionId
+from builder.model.records import File
 from tests.fits_files import product_name, stable
 
 detections = st.builds(

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from builder.errors import ChandraSpectraError, ProductError, SettingError, TransientError
-from builder.records import CYCLES, N_CHANNELS, REASONS, DetectionId, Recipe, Rejection, Response, Spectrum
+from builder.model.errors import ChandraSpectraError, ProductError, SettingError, TransientError
+from builder.model.ids import CYCLES, DetectionId
+from builder.model.records import N_CHANNELS, REASONS, Rejection, Response, Spectrum
+from builder.model.settings import Recipe
 from tests.fits_files import stable
 
 detections = st.builds(

@@ -21,9 +21,11 @@ from astropy.io import fits
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from builder import ogip
-from builder.records import N_CHANNELS, REASONS, DetectionId, File, Products, Recipe, Rejection, Spectrum
-from builder.reduction import reduce_products
+from builder.model.ids import DetectionId
+from builder.model.records import N_CHANNELS, REASONS, File, Products, Rejection, Spectrum
+from builder.model.settings import Recipe
+from builder.reduce import ogip
+from builder.reduce.spectrum import reduce_products
 from tests import fits_files as ff
 from tests.fits_files import DETECTION, KINDS, REAL, poisson, products, real_products, stable
 from tests.goldens import GOLDENS

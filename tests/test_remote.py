@@ -20,17 +20,19 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from builder.catalog import from_rows
-from builder.catalog_files import write_catalog
-from builder.errors import ArchiveError, CatalogError, SettingError
-from builder.faults import PERMANENT, TRANSIENT, Faults
-from builder.prepare import prepare, read_manifest
-from builder.records import DetectionId, File
-from builder.selection import Cone, Selection
-from builder.server import ArchiveServer
-from builder.settings import Settings
-from builder.simulation import SimulatedArchive
-from builder.sources import open_source, plan_for
+from builder.archive.catalog import from_rows
+from builder.dataset.catalog_file import write_catalog
+from builder.dataset.layout import read_manifest
+from builder.model.errors import ArchiveError, CatalogError, SettingError
+from builder.model.ids import DetectionId
+from builder.model.records import File
+from builder.model.selection import Cone, Selection
+from builder.model.settings import Settings
+from builder.prepare import prepare
+from builder.simulator.faults import PERMANENT, TRANSIENT, Faults
+from builder.simulator.products import SimulatedArchive
+from builder.simulator.server import ArchiveServer
+from builder.workspace import make_plan, open_workspace
 from tests.impatient import RememberedArchive, impatient, impatient_command
 from tests.runs import Run, command
 from tests.waiting import stays_locked, wait_for
@@ -58,13 +60,13 @@ def port() -> int:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    import builder.card
-    import builder.remote
-    import builder.sources
+    import builder.archive.csc
+    import builder.dataset.card
+    import builder.workspace
 
-    monkeypatch.setattr(builder.card, "draw_pictures", builder.card.draw_pictures)
-    monkeypatch.setattr(builder.remote, "Client", builder.remote.Client)
-    monkeypatch.setattr(builder.sources, "plan", builder.sources.plan)
+    monkeypatch.setattr(builder.dataset.card, "draw_pictures", builder.dataset.card.draw_pictures)
+    monkeypatch.setattr(builder.archive.csc, "Client", builder.archive.csc.Client)
+    monkeypatch.setattr(builder.workspace, "plan", builder.workspace.plan)
     impatient()
 
 
@@ -93,7 +95,7 @@ def test_every_good_detection_is_a_row_and_every_bad_one_a_rejection_with_the_ri
     faults = Faults(1, dict.fromkeys(TRANSIENT, 0.1), PERMANENT_FAULTS, stall_seconds=2)
     with ArchiveServer(archive, port=port, faults=faults) as server:
         settings = Settings(server.url)
-        manifest, _ = prepare(tmp_path / "faulty", settings, cache=tmp_path / "a", workers=2)
+        manifest = prepare(tmp_path / "faulty", settings, cache=tmp_path / "a", workers=2).manifest
         met = Counter(request.fault for request in server.log if request.fault)
         assert set(met) & set(TRANSIENT) == set(TRANSIENT), "the run met every kind of transient fault"
         assert server.max_connections <= 4
@@ -168,8 +170,8 @@ def asked(server: ArchiveServer, start: int) -> set[tuple[str, ...]]:
 
 
 def key_of(detections: tuple[str, ...]) -> str:
-    from builder.catalog import Package
-    from builder.records import Recipe
+    from builder.archive.packages import Package
+    from builder.model.settings import Recipe
 
     ids = tuple(dict.fromkeys(DetectionId.parse(text) for text in detections))
     return f"{Package(0, ids).key('rel2.1', Recipe())}.arrows"
@@ -206,7 +208,7 @@ def test_two_runs_that_share_a_cache_share_the_budget(tmp_path: Path) -> None:
                 tmp_path / str(number),
                 "--archive",
                 server.url,
-                "--min-counts",
+                "--group-counts",
                 5 + number,
                 "--workers",
                 1,
@@ -243,7 +245,7 @@ def test_an_answer_cut_at_the_row_limit_is_asked_for_in_parts_until_it_is_whole(
 ) -> None:
     with ArchiveServer(archive, max_rows=60) as server:
         settings = Settings(server.url)
-        planned = plan_for(open_source(settings, tmp_path), settings)
+        planned = make_plan(open_workspace(settings, tmp_path), settings)
         queries = [request for request in server.log if request.service == "sync"]
     assert len(planned.catalog) == 500
     assert len(queries) > 9
@@ -271,7 +273,7 @@ def test_each_way_to_select_gives_what_a_cut_over_all_rows_gives(
 ) -> None:
     with ArchiveServer(archive) as server:
         settings = Settings(server.url, selection=selection)
-        planned = plan_for(open_source(settings, tmp_path), settings)
+        planned = make_plan(open_workspace(settings, tmp_path), settings)
     expected = sorted((row["obsid"], row["obi"], row["region_id"]) for row in archive.rows if selection.keeps(row))
     found = [(row["obsid"], row["obi"], row["region_id"]) for row in planned.catalog.to_pylist()]
     assert found == expected[: selection.limit]
@@ -287,7 +289,7 @@ def test_names_and_a_list_of_detections_select_just_those(archive: SimulatedArch
             Selection(names=tuple(row["name"] for row in wanted), detections=ids),
         ):
             settings = Settings(server.url, selection=selection)
-            planned = plan_for(open_source(settings, tmp_path), settings)
+            planned = make_plan(open_workspace(settings, tmp_path), settings)
             assert {d for package in planned.packages for d in package.detections} == ids
             assert planned.duplicates == 0
 
@@ -312,7 +314,7 @@ def test_a_mirror_is_downloaded_in_pieces_and_builds_the_same_dataset_offline(
         assert not whole & asked(server, start)
         online = Settings(server.url, selection=Selection(limit=120))
         prepare(tmp_path / "online", online, cache=tmp_path / "cache")
-    offline, _ = prepare(tmp_path / "offline", Settings(str(mirror)), cache=tmp_path / "cache")
+    offline = prepare(tmp_path / "offline", Settings(str(mirror)), cache=tmp_path / "cache").manifest
     assert offline["counts"]["rows"] == read_manifest(tmp_path / "online")["counts"]["rows"]
     one, two = contents(tmp_path / "online"), contents(tmp_path / "offline")
     for name in one:
@@ -537,7 +539,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line_and_costs_nothing_th
 def test_a_catalog_that_does_not_add_up_to_its_own_count_builds_nothing(
     archive: SimulatedArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("builder.remote.count_of", lambda content, origin: 501)
+    monkeypatch.setattr("builder.archive.csc.count_of", lambda content, origin: 501)
     with ArchiveServer(archive) as server, pytest.raises(CatalogError, match="counts 501 rows but answered 500"):
         prepare(tmp_path / "out", Settings(server.url), cache=tmp_path / "cache")
     assert not (tmp_path / "out").exists()
@@ -546,7 +548,7 @@ def test_a_catalog_that_does_not_add_up_to_its_own_count_builds_nothing(
 def test_the_services_own_words_are_shown_when_it_refuses_a_query(
     archive: SimulatedArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("builder.selection._FROM", "FROM csc21.nowhere n")
+    monkeypatch.setattr("builder.model.selection._FROM", "FROM csc21.nowhere n")
     with ArchiveServer(archive) as server, pytest.raises(CatalogError, match=r"the catalog says: .*nowhere"):
         prepare(tmp_path / "out", Settings(server.url), cache=tmp_path / "cache")
 
@@ -558,16 +560,16 @@ def test_release_2_0_is_not_selected_from_the_tables_of_2_1(archive: SimulatedAr
         assert len(server.log) == 0
         write_catalog(tmp_path / "rel20.vot", from_rows(archive.rows[:5]))
         given = Settings(server.url, "rel2.0", str(tmp_path / "rel20.vot"))
-        manifest, _ = prepare(tmp_path / "out", given, cache=tmp_path / "cache")
+        manifest = prepare(tmp_path / "out", given, cache=tmp_path / "cache").manifest
     assert manifest["counts"]["rows"] == 5
 
 
 def test_a_second_download_adds_to_a_mirror_and_asks_again_for_what_was_refused(
     archive: SimulatedArchive, tmp_path: Path
 ) -> None:
-    from builder.archive import Fetched
-    from builder.catalog import Package
-    from builder.mirror import Mirror, MirrorArchive
+    from builder.archive.interface import Fetched
+    from builder.archive.mirror import Mirror, MirrorArchive
+    from builder.archive.packages import Package
 
     first, second = (DetectionId(row["obsid"], row["obi"], row["region_id"]) for row in archive.rows[:2])
     package = Package(0, (first, second))
@@ -575,8 +577,8 @@ def test_a_second_download_adds_to_a_mirror_and_asks_again_for_what_was_refused(
     with ArchiveServer(archive) as server:
         for limit in (5, 2):
             settings = Settings(server.url, selection=Selection(limit=limit))
-            mirror.write_catalog(plan_for(open_source(settings, tmp_path), settings))
-    held = plan_for(open_source(Settings(str(tmp_path / "mirror")), tmp_path), Settings(str(tmp_path / "mirror")))
+            mirror.write_catalog(make_plan(open_workspace(settings, tmp_path), settings))
+    held = make_plan(open_workspace(Settings(str(tmp_path / "mirror")), tmp_path), Settings(str(tmp_path / "mirror")))
     assert len(held.catalog) == 5
     (tmp_path / "a.tar").write_bytes(b"\0" * 10240)
     mirror.add(package, Fetched((tmp_path / "a.tar",), "", {second: "404"}))

@@ -15,15 +15,16 @@ from datasets import load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.errors import ProductError
-from builder.ogip import tables
+from builder.model.errors import ProductError
+from builder.model.ids import DetectionId
+from builder.model.records import Rejection, Response, Spectrum
+from builder.model.selection import Selection
+from builder.model.settings import Recipe, Settings
 from builder.prepare import prepare
-from builder.records import DetectionId, Recipe, Rejection, Response, Spectrum
-from builder.reduction import reduce_products
-from builder.response import read_response
-from builder.selection import Selection
-from builder.settings import Settings
-from builder.verify import verify
+from builder.reduce.ogip import tables
+from builder.reduce.response import read_response
+from builder.reduce.spectrum import reduce_products
+from builder.use.verify import verify
 from chandra_spectra import ChandraSpectra
 from tests import fits_files as ff
 from tests.test_verify import rehash

@@ -23,15 +23,16 @@ from xml.etree import ElementTree
 import pytest
 import requests
 
-from builder.catalog import read_votable, write_votable
-from builder.errors import ArchiveError, SettingError
-from builder.faults import PERMANENT, TRANSIENT, Faults
-from builder.holdings import MirrorHoldings
-from builder.products import KINDS, ProductName, members
-from builder.records import DetectionId, File
-from builder.selection import COLUMNS_QUERIED
-from builder.server import ArchiveServer
-from builder.settings import Settings
+from builder.archive.catalog import read_votable, write_votable
+from builder.archive.csc import COLUMNS_QUERIED
+from builder.archive.products import KINDS, ProductName, members
+from builder.model.errors import ArchiveError, SettingError
+from builder.model.ids import DetectionId
+from builder.model.records import File
+from builder.model.settings import Settings
+from builder.simulator.faults import PERMANENT, TRANSIENT, Faults
+from builder.simulator.holdings import MirrorHoldings
+from builder.simulator.server import ArchiveServer
 
 FROM = (
     "FROM csc21.master_source m, csc21.master_stack_assoc a, csc21.observation_source o, "

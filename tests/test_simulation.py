@@ -15,12 +15,13 @@ from astropy.io import fits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.columns import CATALOG
-from builder.errors import ArchiveError
-from builder.products import ProductName, group_products
-from builder.records import DetectionId, File
-from builder.simulated_sky import absorption_cross_section, source_name
-from builder.simulation import BROAD, CHANNELS, SimulatedArchive
+from builder.archive.products import ProductName, group_products
+from builder.model.columns import CATALOG
+from builder.model.errors import ArchiveError
+from builder.model.ids import DetectionId
+from builder.model.records import File
+from builder.simulator.products import BROAD, CHANNELS, SimulatedArchive
+from builder.simulator.sky import absorption_cross_section, source_name
 from tests.fits_files import stable
 
 NEVER_NULL = ("name", "ra", "dec", "src_cnts_aper_b", "flux_significance_b", "theta", "flux_bb_aper_b", "obsid", "obi")
@@ -321,7 +322,7 @@ def test_sherpa_loads_a_spectrum_with_background_and_responses(ui, archive, plai
 
 def test_sherpas_fold_of_the_true_spectrum_predicts_the_counts(ui, tmp_path):
     """A bright power law, folded by Sherpa through the simulated ARF and RMF, gives the counts of the row."""
-    from builder.simulated_sky import draw_detections, photon_spectrum
+    from builder.simulator.sky import draw_detections, photon_spectrum
 
     archive = SimulatedArchive(300, seed=1, interleaved=0.0)
     truth = draw_detections(300, 1, 90000, 0.0)[:300]

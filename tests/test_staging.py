@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from builder.errors import OutputError
-from builder.staging import beside, recover_folder, staging_folder, workplace
+from builder.files import beside, recover_folder, staging_folder, workplace
+from builder.model.errors import OutputError
 
 
 @contextmanager

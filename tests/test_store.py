@@ -12,11 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.catalog import Package
-from builder.errors import StoreError
-from builder.records import REASONS, DetectionId, Recipe, Rejection, Spectrum
-from builder.reduction import reduce_products
-from builder.store import EBOUNDS_SCHEMA, REJECTIONS_SCHEMA, SPECTRA_SCHEMA, PackageResult, Store, package_result
+from builder.archive.packages import Package
+from builder.model.errors import StoreError
+from builder.model.ids import DetectionId
+from builder.model.records import REASONS, Rejection, Spectrum
+from builder.model.settings import Recipe
+from builder.reduce.spectrum import reduce_products
+from builder.store.packages import (
+    EBOUNDS_SCHEMA,
+    REJECTIONS_SCHEMA,
+    SPECTRA_SCHEMA,
+    PackageResult,
+    Store,
+    package_result,
+)
 from tests import fits_files as ff
 from tests.fits_files import REAL, stable
 
@@ -187,7 +196,7 @@ def test_a_changed_version_of_the_recipe_is_another_store(store: Store, monkeypa
 
 def test_a_file_of_another_format_is_missing_and_not_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.write(PACKAGE, RESULT)
-    monkeypatch.setattr("builder.store._FORMAT", 4)
+    monkeypatch.setattr("builder.store.packages._FORMAT", 4)
     assert PACKAGE not in store and not store.finished([PACKAGE])
 
 

@@ -16,17 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from builder import shards, verify
-from builder.columns import COLUMNS, arrow_schema, columns_of, features
-from builder.errors import OutputError, SettingError
-from builder.hdf5 import HDF5Writer
-from builder.prepare import manifest_digest, prepare, read_manifest
-from builder.records import Recipe
-from builder.rows import public
-from builder.server import ArchiveServer
-from builder.settings import Settings
-from builder.sources import holdings
-from builder.verify import Report
+from builder.dataset import shards
+from builder.dataset.hdf5 import HDF5Writer
+from builder.dataset.layout import manifest_digest, read_manifest
+from builder.dataset.rows import public
+from builder.model.columns import COLUMNS, arrow_schema, columns_of, features
+from builder.model.errors import OutputError, SettingError
+from builder.model.settings import Recipe, Settings
+from builder.prepare import prepare
+from builder.simulator.server import ArchiveServer
+from builder.use import verify
+from builder.use.verify import Report
+from builder.workspace import holdings
 from tests.conftest import command
 
 HDF5 = "chandra_spectra.hdf5"
@@ -101,7 +102,7 @@ def test_other_recipes_are_found_right_and_give_the_same_numbers_again(recipe: R
 def test_shards_and_slices_of_any_size_are_read_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_GROUP_ROWS", 10)
     monkeypatch.setattr(shards, "_SHARD_BYTES", 300_000)
-    monkeypatch.setattr("builder.slices._SLICE", 7)
+    monkeypatch.setattr("builder.dataset.slices._SLICE", 7)
     folder = tmp_path / "out"
     prepare(folder, Settings(archive="embedded"), cache=tmp_path / "cache")
     assert len(list((folder / "data").iterdir())) == 1
