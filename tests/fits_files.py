@@ -245,3 +245,47 @@ def changed_card(data: bytes, keyword: str, value: str, extension: int) -> bytes
             assert len(card) == 80
             return data[:position] + card + data[position + 80 :]
     raise AssertionError(f"no card {keyword}")
+
+
+# --- what tests do to whole files ---
+
+
+def spans(data: bytes) -> list[tuple[int, int, int]]:
+    """Where each header begins, where its data begin, and where they end with their padding."""
+    with fits.open(io.BytesIO(data)) as hdus:
+        found = [hdu.fileinfo() for hdu in hdus]
+        return [(info["hdrLoc"], info["datLoc"], info["datLoc"] + info["datSpan"]) for info in found]
+
+
+def set_cards(data: bytearray, begin: int, end: int, **values: object) -> None:
+    """Change cards of one header in place, where they are there; texts are quoted."""
+    for position in range(begin, end, 80):
+        keyword = bytes(data[position : position + 8]).decode("ascii", "replace").strip()
+        if keyword in values and data[position + 8 : position + 10] == b"= ":
+            value = values[keyword]
+            text = f"'{value:<8}'" if isinstance(value, str) else f"{value:>20}"
+            data[position : position + 80] = f"{keyword:<8}= {text}".ljust(80).encode()
+
+
+def set_sums(data: bytearray, layout: list[tuple[int, int, int]]) -> None:
+    """Make the checksums of every extension right, where it has them (FITS Standard 4.0, appendix J)."""
+    for begin, middle, end in layout:
+        body = int(np.frombuffer(data[middle:end], ">u4").sum(dtype=np.uint64)) % (2**32 - 1)
+        set_cards(data, begin, middle, DATASUM=str(body), CHECKSUM="0" * 16)
+        head = int(np.frombuffer(data[begin:middle], ">u4").sum(dtype=np.uint64))
+        set_cards(data, begin, middle, CHECKSUM=_encoded((2**32 - 1) - (head + body) % (2**32 - 1)))
+
+
+def _encoded(value: int) -> str:
+    """A sum as 16 letters and digits that add up to it when they take the place of as many zeros."""
+    columns = []
+    for byte in value.to_bytes(4, "big"):
+        letters = [byte // 4 + 48 + (byte % 4 if number == 0 else 0) for number in range(4)]
+        while any(not chr(letter).isalnum() for letter in letters):
+            for one in (0, 2):
+                if not all(chr(letter).isalnum() for letter in letters[one : one + 2]):
+                    letters[one] += 1
+                    letters[one + 1] -= 1
+        columns.append(letters)
+    text = "".join(chr(columns[byte][letter]) for letter in range(4) for byte in range(4))
+    return text[-1] + text[:-1]

@@ -114,19 +114,28 @@ GOOD: list[list[tuple[int, list[float]]]] = [[(3, [0.25, 0.5])], [(4, [0.5]), (9
         ({"N_GRP": [1, 3]}, "F_CHAN is cut short"),
         ({"N_GRP": [-1, 2]}, "N_GRP has numbers below 0"),
         ({"N_CHAN": [[2], [1, 9]]}, "MATRIX is cut short"),
-        ({"N_CHAN": [[-2], [1, 1]]}, "a group lies outside"),
-        ({"F_CHAN": [[1024], [4, 9]]}, "a group lies outside"),
-        ({"F_CHAN": [[0], [4, 9]]}, "a group lies outside"),
-        ({"MATRIX": [[0.25, np.nan], [0.5, 0.5]]}, "not finite or below 0"),
-        ({"MATRIX": [[0.25, -0.5], [0.5, 0.5]]}, "not finite or below 0"),
-        ({"ENERG_LO": [2.0, 1.0]}, "do not rise"),
+        ({"N_CHAN": [[-2], [1, 1]]}, "as many values as"),
+        ({"F_CHAN": [[1024], [4, 9]]}, "lies outside"),
+        ({"F_CHAN": [[0], [4, 9]]}, "lies outside"),
+        ({"MATRIX": [[0.25, np.nan], [0.5, 0.5]]}, "which is no probability"),
+        ({"MATRIX": [[0.25, -0.5], [0.5, 0.5]]}, "which is no probability"),
+        ({"ENERG_LO": [2.0, 1.0]}, "energy has a bin"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_matrix_that_contradicts_itself_is_refused(damage: dict[str, Any], words: str, variable: bool) -> None:
     with pytest.raises(ProductError, match=words) as caught:
         read(made(GOOD, variable=variable, **damage))
-    assert caught.value.reason == "unreadable_rmf"
+    assert caught.value.reason in ("unreadable_rmf", "out_of_range", "bad_energies")
+
+
+def test_a_matrix_that_holds_the_area_as_well_is_refused() -> None:
+    """HDUCLAS3, CAL/GEN/92-002a, section 3.1: REDIST is a matrix alone; it would be folded in twice."""
+    content = ff.plain_rmf()
+    assert read(content).matrix.size == 32
+    with pytest.raises(ProductError, match="HDUCLAS3 is 'FULL', not REDIST") as caught:
+        read(ff.changed_card(content, "HDUCLAS3", "'FULL'", 1))
+    assert caught.value.reason == "wrong_type"
 
 
 def test_a_heap_that_is_cut_short_and_a_file_without_a_matrix_are_refused() -> None:

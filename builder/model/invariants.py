@@ -102,8 +102,7 @@ def scalar_faults(exposure: Floats, background_scale: Floats) -> Iterator[Fault]
         ("exposure", exposure, EXPOSURES),
         ("background_scale", background_scale, SCALES),
     ):
-        yield from _found("not_finite", ~np.isfinite(values), f"{name} is {{}}, not a finite number", values)
-        bad = (values < least) | (values > most)
+        bad = ~((values >= least) & (values <= most))  # so that what is no number is bad
         yield from _found("out_of_range", bad, f"{name} is {{}}, not a number of {least:g} to {most:g}", values)
 
 
@@ -126,7 +125,7 @@ def energy_faults(name: str, low: Floats, high: Floats, row: Row = None) -> Iter
     """
     low, high = low.astype(np.float32, copy=False), high.astype(np.float32, copy=False)
     width = high - low
-    bad = ~((low >= 0) & (width > 0) & (high <= MAX_ENERGY))  # so that what is no number is bad
+    bad = ~((low >= 0) & (width > 0) & (high <= MAX_ENERGY))  # as above
     yield from _found("bad_energies", bad, f"{name} has a bin {{}}-{{}} keV", low, high, row=row)
     apart = np.zeros(low.size, dtype=bool)
     apart[1:] = np.abs(low[1:] - high[:-1]) > _SEAM * np.minimum(width[1:], width[:-1])

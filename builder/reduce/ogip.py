@@ -40,6 +40,7 @@ _DESCRIPTOR = {"P": ">i4", "Q": ">i8"}  # length and place in the heap, section 
 _UNSIGNED = {"I": 2**15, "J": 2**31}  # TZERO of whole numbers from 0 up, section 5.2.5
 _MAX_FIELDS = 999  # section 7.3.1
 _NUMBER = re.compile(r"[+-]? *(\d+\.?\d*|\.\d+)([EDed][+-]?\d+)?", re.ASCII)  # sections 4.2.3 and 4.2.4
+_QUOTED = re.compile(r"'((?:[^']|'')*)")  # section 4.2.1: a quote within is doubled
 _UNITS = {
     "ENERG_LO": {"KEV"},
     "ENERG_HI": {"KEV"},
@@ -130,8 +131,8 @@ class Table:
                 raise self._unreadable(f"no keyword {keyword}")
             return default
         value = raw.decode("ascii", "replace").strip()
-        if value.startswith("'"):
-            return value[1:].replace("''", "\0").partition("'")[0].replace("\0", "'").strip()
+        if quoted := _QUOTED.match(value):
+            return quoted[1].replace("''", "'").strip()
         return value.partition("/")[0].strip()
 
     def word(self, keyword: str) -> str | None:
@@ -143,7 +144,7 @@ class Table:
     def number(self, keyword: str, default: float | None = None) -> float:
         """Value of a keyword as a number; `default` or ProductError where it is missing."""
         if default is not None and _key(keyword) not in self.cards:
-            return default
+            return float(default)
         text = self.text(keyword)
         if not _NUMBER.fullmatch(text):  # float() takes more, such as 1_000 and nan
             raise self._unreadable(f"keyword {keyword} is {text!r}, not a number")

@@ -188,9 +188,9 @@ def _source_and_background(found: list[Table], file: ProductFile) -> tuple[Table
     if list(spectra) == ["TOTAL"] and number == 1:
         raise ProductError("no_background", f"{file.name}: no background spectrum")
     if set(spectra) != {"TOTAL", "BKG"} or number != 2:
-        kinds = ", ".join(map(repr, spectra))
+        kinds = ", ".join(map(repr, list(spectra)[:4]))
         raise ProductError(
-            "wrong_type", f"{file.name}: {number} spectra of HDUCLAS2 {kinds}, not one TOTAL and one BKG"
+            "wrong_type", f"{file.name}: HDUCLAS2 of {number} spectra is {kinds}, not one TOTAL, one BKG"
         )
     for table in spectra.values():
         table.check_sums()
@@ -258,8 +258,7 @@ def _data_pha(name: str, table: Table, counts: NDArray[np.int32], energy_scale: 
     }
     for keyword, value in scales.items():
         if not (np.isfinite(value) and value > 0):
-            reason = "out_of_range" if np.isfinite(value) else "not_finite"
-            raise ProductError(reason, f"{table.file}: {keyword.upper()} of {name} is {value}")
+            raise ProductError("out_of_range", f"{table.file}: {keyword.upper()} of {name} is {value}")
     data = DataPHA(name, _CHANNELS, counts.astype(np.float64), **scales)
     data.set_rmf(energy_scale)
     data.set_analysis("energy")
