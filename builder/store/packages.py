@@ -28,7 +28,7 @@ from builder.model.settings import Recipe
 
 __all__ = ["PackageResult", "RemoteStore", "Store", "package_result"]
 
-_FORMAT = 3
+_FORMAT = 4
 """Of a package's file: part of its name, so that a file of another format is missing, not damaged."""
 _MAGIC = f"chandra-spectra package {_FORMAT} ".encode()
 _DERIVED = ("detection_id", "healpix", "split")
@@ -124,10 +124,15 @@ def package_result(detections: tuple[DetectionId, ...], outcomes: Iterable[Spect
 
 
 def _responses(spectra: list[Spectrum]) -> pa.Table:
-    """The distinct responses of a package."""
+    """The distinct responses of a package, or why there is none."""
     distinct = {s.sha256[2]: (s.ebounds_id, s.response) for s in spectra if s.response}
     rows = [
-        (key, grid, *(getattr(response, name) for name in Response.__slots__))
+        (
+            key,
+            grid,
+            *(getattr(response, name, None) for name in Response.__slots__),
+            response if isinstance(response, str) else None,
+        )
         for key, (grid, response) in distinct.items()
     ]
     columns = list(zip(*rows, strict=True)) or [()] * len(RESPONSES_SCHEMA)

@@ -194,8 +194,8 @@ class Calibration:
         Raises
         ------
         SettingError
-            If there are no responses or not this one, it is more than a row, the energies of ARF and RMF differ, or
-            the model gives another number of values.
+            If there are no responses or not this one, it could not be kept, it is more than a row, the energies of ARF
+            and RMF differ, or the model gives another number of values.
         """
         _require(row, ("exposure", "arf", "rmf_sha256"))
         if not isinstance(row["rmf_sha256"], str):
@@ -231,6 +231,8 @@ class Calibration:
         if rmf_sha256 not in self._numbers:
             raise SettingError(f"config responses has no RMF {rmf_sha256}: take responses and rows of one folder")
         row = self._table[self._numbers[rmf_sha256]]
+        if "fault" in row.column_names and (fault := row["fault"][0].as_py()) is not None:
+            raise SettingError(f"the matrix of RMF {rmf_sha256} could not be kept: {fault}")
         lists = {name: row[name].combine_chunks().flatten().to_numpy() for name in _LISTS}
         return lists | {"first_channel": row["first_channel"].to_numpy()}
 

@@ -231,9 +231,10 @@ def check_grids(check: Check, table: pa.Table, file: str) -> Grids:
 
 
 def check_responses(check: Check, rows: pa.RecordBatch, file: str, used: dict[str, str], found: set[str]) -> None:
-    """Every response agrees with itself and has the grid of the rows that use it; its key is added to `found`."""
+    """Every response agrees with itself or says why it is null, and has the grid of its rows; `found` gets its key."""
     for name, column in zip(rows.schema.names, rows.columns, strict=True):
-        if column.null_count or (pa.types.is_list(column.type) and column.flatten().null_count):
+        key = name in ("rmf_sha256", "ebounds_id")
+        if (key and column.null_count) or (pa.types.is_list(column.type) and column.flatten().null_count):
             check.fail(file, f"{name} holds a null")
             return
     for row in examples(pa.Table.from_batches([rows])):
@@ -243,10 +244,18 @@ def check_responses(check: Check, rows: pa.RecordBatch, file: str, used: dict[st
         if grid != used.get(key, grid):
             check.fail(file, key, f"ebounds_id is {grid}, that of its rows is {used[key]}")
         found.add(key)
-        try:
-            Response(**{name: row[name] for name in Response.__slots__})
-        except (ProductError, ValueError, TypeError) as error:
-            check.fail(file, key, str(error))
+        values = {name: row[name] for name in Response.__slots__}
+        nulls = [name for name, value in values.items() if value is None]
+        if row["fault"] is not None:
+            if len(nulls) < len(values):
+                check.fail(file, key, "is not null, though it has a fault")
+        elif nulls:
+            check.fail(file, key, f"{nulls[0]} is null, without a fault")
+        else:
+            try:
+                Response(**values)
+            except (ProductError, ValueError) as error:
+                check.fail(file, key, str(error))
 
 
 def check_channels(check: Check, rows: Rows, grids: Grids) -> None:
