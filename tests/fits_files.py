@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import io
+import json
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,10 @@ from astropy.io import fits
 from hypothesis import HealthCheck, settings
 from numpy.typing import ArrayLike
 
+from builder.archive.catalog import write_votable
+from builder.model.columns import CATALOG
 from builder.model.ids import DetectionId
-from builder.model.records import N_CHANNELS, File, Products
+from builder.model.records import N_CHANNELS, File, ProductFile, Products
 
 DETECTION = DetectionId(123, 1, 7)
 CHANNEL = np.arange(1, N_CHANNELS + 1)
@@ -245,6 +250,32 @@ def changed_card(data: bytes, keyword: str, value: str, extension: int) -> bytes
             assert len(card) == 80
             return data[:position] + card + data[position + 80 :]
     raise AssertionError(f"no card {keyword}")
+
+
+# --- archives of such files ---
+
+
+def mirror(folder: Path, files: dict[DetectionId, Sequence[ProductFile | None]]) -> Path:
+    """A mirror of one package, whose catalog has no more than a selection needs."""
+    (folder / "packages").mkdir(parents=True)
+    with tarfile.open(folder / "packages/0.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for file in (file for of in files.values() for file in of if file is not None):
+            member = tarfile.TarInfo(f"package/{file.name}")
+            member.size = len(file.data)
+            tar.addfile(member, io.BytesIO(file.data))
+    data = (folder / "packages/0.tar").read_bytes()
+    line = {"file": "packages/0.tar", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "packages.jsonl").write_text(
+        json.dumps(line | {"detections": [str(detection) for detection in files]}) + "\n"
+    )
+    rows: list[dict[str, object]] = []
+    for number, detection in enumerate(files):
+        row: dict[str, object] = {column.name: None for column in CATALOG}
+        row |= dict.fromkeys(("src_cnts_aper_b", "flux_significance_b", "flux_bb_aper_b"), 100.0)
+        row |= {"obsid": detection.obsid, "obi": detection.obi, "region_id": detection.region_id, "instrument": "ACIS"}
+        rows.append(row | {"name": f"SIM {number}", "ra": float(number), "dec": 0.0, "theta": 1.0})
+    (folder / "catalog.vot").write_bytes(write_votable(rows))
+    return folder
 
 
 # --- what tests do to whole files ---

@@ -30,7 +30,7 @@ from builder.archive.csc import HttpArchive, _check_tar
 from builder.archive.http import Client, Patience, Slots, one_session
 from builder.archive.interface import forget
 from builder.archive.packages import Package
-from builder.archive.products import members
+from builder.archive.products import MAX_DETECTION_BYTES, MAX_MEMBER_BYTES, members
 from builder.model.errors import ArchiveError, RefusedError, StoreError, TransientError, UnavailableError
 from builder.model.ids import DetectionId
 from tests.fits_files import stable
@@ -484,6 +484,24 @@ def test_more_members_than_were_asked_for_are_refused(serve, tmp_path: Path) -> 
     _, unserved = fetched(server, tmp_path)
     assert "50 files" not in unserved.get(PACKAGE.detections[0], "")
     assert len([entry for entry in server.asked if entry[1].endswith("retrieve")]) == 1
+
+
+def test_a_member_larger_than_any_product_is_refused_as_it_comes(serve, tmp_path: Path) -> None:
+    """Once: asking again is of no use."""
+    large = tarfile.TarInfo("package/" + NAME.format("pha"))
+    large.size = MAX_MEMBER_BYTES + 1
+    claims = large.tobuf() + bytes(1024)
+    server = serve(lambda path, form, number: (200, {}, claims if path.endswith("retrieve") else b"[]"))
+    assert fetched(server, tmp_path) == ([], {})
+    assert services_asked(server) == ["retrieve", "browse"]
+
+
+def test_an_answer_larger_than_its_detections_can_be_is_refused(serve, tmp_path: Path) -> None:
+    server = serve(
+        lambda path, form, number: (200, {}, bytes(MAX_DETECTION_BYTES + 1) if path.endswith("retrieve") else b"[]")
+    )
+    assert fetched(server, tmp_path) == ([], {})
+    assert services_asked(server) == ["retrieve", "browse"]
 
 
 def test_names_in_a_listing_never_become_paths(serve, tmp_path: Path) -> None:

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import functools
 import gzip
-import hashlib
-import io
 import json
 import logging
 import os
 import shutil
-import tarfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -29,10 +26,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from builder.archive.catalog import write_votable
-from builder.model.columns import CATALOG, COLUMNS
+from builder.model.columns import COLUMNS
 from builder.model.ids import DetectionId
-from builder.model.records import REASONS
+from builder.model.records import REASONS, File
 from builder.model.settings import Recipe, Settings
 from builder.prepare import prepare
 from builder.use.verify import verify
@@ -147,8 +143,8 @@ def mutated(case: dict[str, Any], data: bytes, layout: list[tuple[int, int, int]
     return bytes(changed)
 
 
-def served(case: dict[str, Any], detection: DetectionId) -> dict[str, tuple[str, bytes]]:
-    """Name and bytes of the three files as the archive sends them."""
+def served(case: dict[str, Any], detection: DetectionId) -> dict[str, File]:
+    """The three files as the archive sends them."""
     files = {}
     for kind in KINDS:
         data = named(case["base"], kind, detection)
@@ -159,34 +155,8 @@ def served(case: dict[str, Any], detection: DetectionId) -> dict[str, tuple[str,
             data = gzip.compress(data, 1, mtime=0)
         if hit and case["packed"] == "after gzip":
             data = mutated({**case, "sums": "kept"}, data, [(0, len(data) // 2, len(data))])
-        files[kind] = ff.product_name(detection, kind) + ".gz" * (case["packed"] != "plain"), data
+        files[kind] = File(ff.product_name(detection, kind) + ".gz" * (case["packed"] != "plain"), data)
     return files
-
-
-def mirror(folder: Path, files: dict[DetectionId, dict[str, tuple[str, bytes]]]) -> Path:
-    """A mirror of one package."""
-    (folder / "packages").mkdir(parents=True)
-    with tarfile.open(folder / "packages/0.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in (file for of in files.values() for file in of.values()):
-            member = tarfile.TarInfo(f"package/{name}")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    data = (folder / "packages/0.tar").read_bytes()
-    line = {
-        "file": "packages/0.tar",
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "detections": [str(detection) for detection in files],
-    }
-    (folder / "packages.jsonl").write_text(json.dumps(line) + "\n")
-    rows = []
-    for number, detection in enumerate(files):
-        row: dict[str, object] = {column.name: None for column in CATALOG}
-        row |= dict.fromkeys(("src_cnts_aper_b", "flux_significance_b", "flux_bb_aper_b"), 100.0)
-        row |= {"obsid": detection.obsid, "obi": detection.obi, "region_id": detection.region_id, "instrument": "ACIS"}
-        rows.append(row | {"name": f"SIM {number}", "ra": float(number), "dec": 0.0, "theta": 1.0})
-    (folder / "catalog.vot").write_bytes(write_votable(rows))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +222,8 @@ def test_a_row_of_changed_files_is_sherpas_and_verify_takes_it(ui: Any, tmp_path
         root = tmp_path / str(tally["runs"])
         tally["runs"] += 1
         files = {detection: served(case, detection) for detection, case in zip(IDS, some, strict=True)}
-        wanted = Settings(str(mirror(root / "mirror", files)), recipe=recipe, responses=responses)
+        archive = ff.mirror(root / "mirror", {detection: list(of.values()) for detection, of in files.items()})
+        wanted = Settings(str(archive), recipe=recipe, responses=responses)
         prepare(root / "out", wanted, cache=root / "cache")
         assert verify(root / "out", load=False).failures == []
         rejections = pq.read_table(root / "out/rejections.parquet").to_pylist()
@@ -285,7 +256,7 @@ def test_a_row_of_changed_files_is_sherpas_and_verify_takes_it(ui: Any, tmp_path
     assert len(set(tally) & set(REASONS)) > 5
 
 
-def written(folder: Path, files: dict[str, tuple[str, bytes]]) -> dict[str, Path]:
-    for name, data in files.values():
-        (folder / name).write_bytes(data)
-    return {kind: folder / name for kind, (name, _) in files.items()}
+def written(folder: Path, files: dict[str, File]) -> dict[str, Path]:
+    for file in files.values():
+        (folder / file.name).write_bytes(file.data)
+    return {kind: folder / file.name for kind, file in files.items()}

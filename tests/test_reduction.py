@@ -409,6 +409,16 @@ def test_a_keyword_must_have_its_value_where_it_is_there(
     rejected(with_card(place, keyword, wrong), reason, keyword)
 
 
+def test_the_table_of_the_documentation_says_the_same() -> None:
+    page = (Path(__file__).parents[1] / "docs/recipe.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:5] for line in page.splitlines() if line.startswith("| `") and line.count("|") == 5]
+    for keyword, *_, reason, _ in DEMANDED:
+        assert any(f"`{keyword}`" in words and "must be" in done and reason in other for words, _, done, other in rows)
+    for keyword, _ in HARMLESS:
+        name = keyword.rstrip("1").replace("-OBS", "-…")
+        assert any(f"`{name}`" in words and "harmless" in done for words, _, done, _ in rows), keyword
+
+
 @pytest.mark.parametrize("place", ["source", "background"])
 def test_keywords_that_are_harmless_change_nothing(place: str) -> None:
     expected = reduced(products())

@@ -26,7 +26,7 @@ from builder.model.text import one_line
 
 __all__ = ["MAX_INFLATED_BYTES", "Table", "content", "extension", "inflate", "tables"]
 
-MAX_INFLATED_BYTES = 32 * 2**20
+MAX_INFLATED_BYTES = 24 * 2**20
 """No product is nearly as large: an RMF inflates to 2 MB, and with each of 900 x 1024 elements it would be 4 MB."""
 
 _BLOCK = 2880  # FITS Standard 4.0, section 3.1
