@@ -36,7 +36,7 @@ from tests import fits_files as ff
 from tests.fits_files import KINDS, stable
 
 FILES = int(os.environ.get("MUTATED_FILES", "50"))
-PER_RUN = 50
+PER_RUN = min(FILES, 200)
 REAL_20 = Path(__file__).parents[2] / "shared/real"
 IDS = [DetectionId(5001 + number, 0, 7) for number in range(PER_RUN)]
 

@@ -196,7 +196,7 @@ def test_rows_are_the_same_with_and_without_responses_that_cannot_be_kept(tmp_pa
     for keep in (False, True):
         folder = tmp_path / str(keep)
         prepare(folder, Settings(str(archive), responses=keep), cache=tmp_path / "cache")
-        assert verify(folder, load=keep, recheck=1, cache=tmp_path / "again").failures == []
+        assert verify(folder, load=keep, recheck=1, archive=str(archive), cache=tmp_path / "a").failures == []
         found[keep] = pq.read_table(folder / "data").to_pylist()
     assert found[True] == found[False]
     (row,) = load_dataset(str(tmp_path / "True"), "responses", split="train", cache_dir=str(tmp_path / "hf"))
