@@ -295,7 +295,7 @@ def test_a_spectrum_that_contradicts_itself_is_refused(changes: dict[str, Any], 
         spectrum(**changes)
 
 
-def changed(name: str, index: int, value: float) -> dict[str, Any]:
+def changed(name: str, index: int, value: float | np.floating[Any]) -> dict[str, Any]:
     """One value of an array of `spectrum`."""
     array = getattr(spectrum(), name).astype(np.result_type(type(value), getattr(spectrum(), name).dtype))
     array[index] = value
@@ -325,7 +325,11 @@ TINY, HUGE = 1e-50, 1e50  # 0 and infinite in single precision
         ),  # of none in float32
         ("bad_energies", "r", {"ebounds_hi": spectrum().ebounds_hi + 0.003}),  # channels overlap by 3 eV
         ("bad_energies", "r", {"ebounds_hi": spectrum().ebounds_hi - 0.003}),  # or leave gaps
-        ("bad_energies", "a", {"arf_energy_lo": np.float32([4, 3, 2, 1]), "arf_energy_hi": np.float32([5, 4, 3, 2])}),
+        (
+            "bad_energies",
+            "a",
+            {"arf_energy_lo": np.array([4, 3, 2, 1], np.float32), "arf_energy_hi": np.array([5, 4, 3, 2], np.float32)},
+        ),
         ("bad_energies", "a", changed("arf_energy_lo", 2, np.float32("nan"))),
         ("bad_energies", "a", changed("arf_energy_hi", 3, np.float32(4))),
         *(("out_of_range", "a", changed("specresp", 0, np.float32(value))) for value in (-0.001, 1e5)),
@@ -357,7 +361,7 @@ def test_edges_that_differ_by_rounding_are_the_same() -> None:
 
 def response(**changes: Any) -> Response:
     one, energies = np.ones(2, np.int32), np.array([1.0, 2.0])
-    values = {
+    values: dict[str, Any] = {
         "first_channel": 1,
         "energy_lo": energies,
         "energy_hi": energies + 1,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from builder.model.errors import ProductError, SettingError
 from builder.model.ids import DetectionId
-from builder.model.records import Response, Spectrum
+from builder.model.records import File, Products, Response, Spectrum
 from builder.model.selection import Selection
 from builder.model.settings import Recipe, Settings
 from builder.prepare import prepare
@@ -28,7 +28,7 @@ from builder.use.calibration import Calibration
 from builder.use.verify import verify
 from chandra_spectra import ChandraSpectra
 from tests import fits_files as ff
-from tests.test_verify import rehash
+from tests.folders import rehash
 
 NAMES = ("n_grp", "f_chan", "n_chan", "matrix")
 
@@ -66,7 +66,7 @@ def made(
         return fits.Column(title, f"{width}{code}", array=np.array([row + [0] * (width - len(row)) for row in lists]))
 
     energy = np.arange(1, len(groups) + 1, dtype=np.float32)
-    lists = {
+    lists: dict[str, list[list[Any]]] = {
         "F_CHAN": [[begin for begin, _ in of] for of in groups],
         "N_CHAN": [[len(values) for _, values in of] for of in groups],
         "MATRIX": [[value for _, values in of for value in values] for of in groups],
@@ -160,7 +160,7 @@ def test_a_reduction_that_keeps_the_response_gives_the_same_spectrum() -> None:
             assert np.array_equal(getattr(plain, name), getattr(full, name)), name
 
 
-def damaged_matrix(*, summed: bool) -> ff.Products:
+def damaged_matrix(*, summed: bool) -> Products:
     """A real detection whose first N_GRP is 32767, with the checksum of before, or one that fits."""
     products = ff.real_products(DetectionId(4938, 0, 43))
     assert products.rmf is not None
@@ -169,7 +169,7 @@ def damaged_matrix(*, summed: bool) -> ff.Products:
     data[groups : groups + 2] = b"\x7f\xff"
     if summed:
         ff.set_sums(data, layout)
-    return ff.Products(products.detection, products.pha, products.arf, ff.File(products.rmf.name, bytes(data)))
+    return ff.with_file(products, "rmf", File(products.rmf.name, bytes(data)))
 
 
 @pytest.mark.parametrize(("summed", "words"), [(False, "DATASUM of RSP_MATRIX"), (True, "F_CHAN is cut short")])
@@ -248,8 +248,8 @@ def test_a_response_that_several_rows_share_is_stored_once(mirror: Path, tmp_pat
     """Where the catalog serves one RMF for two packages, it is one row."""
     selection = Selection(min_cnts=0, min_sig=0, max_theta=60, limit=3)
     first = prepare(tmp_path / "out", Settings(str(mirror), selection=selection, responses=True), cache=tmp_path)[0]
-    entry = next(file for file in first["files"] if file["path"].startswith("responses/"))
-    assert entry["rows"] == len(set(pq.read_table(tmp_path / "out/counts")["rmf_sha256"].to_pylist()))
+    (rows,) = first.shards("responses", "train").values()
+    assert rows == len(set(pq.read_table(tmp_path / "out/counts")["rmf_sha256"].to_pylist()))
 
 
 def test_verify_finds_a_response_that_is_another_than_in_the_archive(full_sample: Path, tmp_path: Path) -> None:

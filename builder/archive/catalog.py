@@ -15,8 +15,6 @@ import pyarrow as pa
 from builder.model.columns import CATALOG, Column, arrow_schema
 from builder.model.errors import CatalogError
 
-__all__ = ["IDS", "NAMES", "SCHEMA", "VOTABLE_TAG", "count_of", "from_rows", "read_votable", "write_votable"]
-
 SCHEMA = arrow_schema(CATALOG)
 IDS = ("obsid", "obi", "region_id")
 """Columns that name a detection."""
@@ -71,7 +69,7 @@ def read_votable(content: bytes, origin: str, *, whole: bool = True) -> tuple[pa
 
 
 def count_of(content: bytes, origin: str) -> int:
-    """The number in a VOTable of one row and one column, the answer to ``COUNT(*)``; CatalogError if it is not that."""
+    """Read the number in a VOTable of one row and one column, the answer to ``COUNT(*)``; CatalogError otherwise."""
     columns, _ = _columns(content, origin)
     try:
         return int(next(iter(columns.values()), [])[0])
@@ -80,7 +78,7 @@ def count_of(content: bytes, origin: str) -> int:
 
 
 def _columns(content: bytes, origin: str) -> tuple[dict[str, Any], bool]:
-    """The columns of the first table by name in lower case, masked arrays, and whether it was cut at the row limit."""
+    """Read the columns of the first table by lower-case name, as masked arrays, and whether the row limit cut it."""
     from astropy.io import votable
 
     if not re.search(rb"<" + VOTABLE_TAG, content[:4096]):
@@ -105,7 +103,7 @@ def _columns(content: bytes, origin: str) -> tuple[dict[str, Any], bool]:
 
 
 def _points_outside(content: bytes) -> bool:
-    """Whether a STREAM has an address, which astropy would open, be it a file of this machine."""
+    """Tell whether a STREAM has an address, which astropy would open, be it a file of this machine."""
     from astropy.utils.xml.iterparser import get_xml_iterator
 
     if not any(sign in content for sign in (b"STREAM", b"<!ENTITY", b"\0")):  # UTF-16 has the last
@@ -135,12 +133,12 @@ def _flag(text: str) -> bool:
 
 
 def from_rows(rows: Iterable[dict[str, object]]) -> pa.Table:
-    """Rows as dicts to a catalog table; what a row lacks is null."""
+    """Return rows as dicts to a catalog table; what a row lacks is null."""
     return pa.Table.from_pylist(list(rows), schema=SCHEMA)
 
 
 def write_votable(rows: list[dict[str, object]]) -> bytes:
-    """A VOTable of catalog rows, as the service would answer; the same rows give the same bytes.
+    """Make a VOTable of catalog rows, as the service would answer; the same rows give the same bytes.
 
     Parameters
     ----------

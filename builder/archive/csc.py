@@ -9,7 +9,7 @@ import tarfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -34,9 +34,6 @@ from builder.model.ids import DetectionId
 from builder.model.selection import Selection
 from builder.model.settings import DEFAULT_CONNECTIONS
 from builder.model.text import one_line
-
-__all__ = ["HttpArchive"]
-
 
 _FILETYPES = {"pha": "spectrum", "arf": "arf", "rmf": "rmf"}  # the service's words for the products
 _BAND = "b"
@@ -63,19 +60,17 @@ class HttpArchive(Archive):
     release : str
     folder : Path
         Where answers are kept for as long as they are needed, and the locks of the budget.
+    client : Client
+        For this base URL.
     connections : int
         Connections at once, of all processes that share `folder`.
-    client : Client, optional
     """
 
     base: str
     release: str
     folder: Path
+    client: Client
     connections: int = DEFAULT_CONNECTIONS
-    client: Client = field(default=None)  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        self.client = self.client or Client(self.base)
 
     @property
     def identity(self) -> str:
@@ -84,7 +79,7 @@ class HttpArchive(Archive):
 
     @contextlib.contextmanager
     def _slot(self) -> Iterator[tuple[Path, requests.Session]]:
-        """A folder and a session with one connection: they last as long as the place in the budget."""
+        """Give a folder and a session with one connection: they last as long as the place in the budget."""
         with Slots(self.folder, self.connections).take() as folder, one_session() as session:
             yield folder, session
 
@@ -130,7 +125,7 @@ class HttpArchive(Archive):
 
     @staticmethod
     def _middle(table: pa.Table, first: int, last: int) -> int:
-        """Where to divide a range: at the median of the rows that came, where that divides it at all."""
+        """Find the obsid that divides a range: the median of the rows that came, where that divides it at all."""
         obsids = sorted(obsid for obsid in table["obsid"].to_pylist() if first <= obsid < last)
         return int(obsids[len(obsids) // 2]) if obsids else (first + last) // 2
 
@@ -236,7 +231,7 @@ class HttpArchive(Archive):
         return found
 
     def _listed(self, session: requests.Session, folder: Path, detection: DetectionId) -> dict[Product, str]:
-        """The files that the service lists for a detection, by cycle and kind."""
+        """Return the files that the service lists for a detection, by cycle and kind."""
         url = self._package_url([detection]).replace("/retrieve?", "/browse?")
         listing = folder / "browse.json"
         self.client.download(session, url, listing, _check_json, MAX_MEMBER_BYTES)
@@ -249,12 +244,7 @@ class HttpArchive(Archive):
         }
 
     def _single_files(
-        self,
-        session: requests.Session,
-        folder: Path,
-        listed: dict[Product, str],
-        have: set[Product],
-        record: Record,
+        self, session: requests.Session, folder: Path, listed: dict[Product, str], have: set[Product], record: Record
     ) -> list[Path]:
         """Fetch, one by one, the files that are listed but that no package held."""
         found = []
@@ -272,7 +262,7 @@ class HttpArchive(Archive):
 
 
 def _lacking(detections: tuple[DetectionId, ...], have: set[Product]) -> tuple[DetectionId, ...]:
-    """Detections of which a product is missing, of any cycle that has one."""
+    """Return the detections of which a product is missing, of any cycle that has one."""
     cycles: dict[DetectionId, set[DetectionId]] = {}
     for detection, _ in have:
         cycles.setdefault(detection.catalog, set()).add(detection)
@@ -289,7 +279,7 @@ def _start(path: Path, length: int = 512) -> bytes:
 
 
 def _words(path: Path) -> str:
-    """The first words of an answer that is not what was asked for."""
+    """Return the first words of an answer that is not what was asked for."""
     return one_line(_start(path, 200).decode("utf-8", "replace")) or "nothing"
 
 
@@ -303,7 +293,7 @@ def _check_votable(path: Path) -> None:
 
 
 def _check_tar(path: Path, wanted: set[DetectionId], limit: int) -> set[Product]:
-    """The products in a tar, which is whole and holds no more than was asked for."""
+    """Return the products in a tar, which is whole and holds no more than was asked for."""
     start = _start(path)
     empty = len(start) == tarfile.BLOCKSIZE and not start.strip(b"\0")
     if not empty and start[257:262] != b"ustar":

@@ -28,8 +28,6 @@ from builder import __version__
 from builder.model.errors import ArchiveError, RefusedError, StoreError, TransientError, UnavailableError
 from builder.model.settings import DEFAULT_CONNECTIONS
 
-__all__ = ["Client", "Patience", "Slots", "one_session"]
-
 logger = logging.getLogger(__name__)
 
 _LONG = 35.0
@@ -47,7 +45,7 @@ Check = Callable[[Path], None]
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait for an archive.
+    """Limits of the waiting for an archive.
 
     Attributes
     ----------
@@ -65,6 +63,13 @@ class Patience:
     total: float = 900.0
     base: float = 1.0
     longest: float = 120.0
+
+    @classmethod
+    def within(cls, seconds: float) -> Patience:
+        """Give up a request after so many seconds, and wait for no part of it any longer."""
+        usual = cls()
+        connect, read, first = (min(limit, seconds) for limit in (usual.connect, usual.read, usual.first))
+        return cls(connect, read, first, total=seconds)
 
 
 class Slots:
@@ -119,7 +124,7 @@ class Slots:
 
 @contextlib.contextmanager
 def one_session() -> Iterator[requests.Session]:
-    """A session whose connection is closed when the context ends.
+    """Give a session whose connection is closed when the context ends.
 
     Its own ``close`` leaves that to the garbage collector, and the archive would see one connection too many.
     """
@@ -260,7 +265,7 @@ class Client:
         raise ArchiveError(f"{self.host} redirects in a circle")
 
     def _redirected(self, target: str, location: str) -> str:
-        """Where a redirect leads; ArchiveError if that is another host, or nowhere."""
+        """Return the address of a redirect; ArchiveError if it is on another host, or none."""
         try:
             target = urljoin(target, location)
             base, other = urlsplit(self.base), urlsplit(target)
@@ -273,7 +278,7 @@ class Client:
 
 
 def _decoded(response: requests.Response) -> IO[bytes]:
-    """The body as it is meant. Some servers call a gzipped file a file sent in gzip, though none was asked for.
+    """Return the body as it is meant: some servers call a gzipped file a file sent in gzip, though none was asked for.
 
     Not as requests decodes it, which takes a stream that is cut short for whole.
     """
@@ -298,7 +303,7 @@ def _checked(response: requests.Response) -> requests.Response:
 
 
 def _retry_after(value: str) -> float | None:
-    """Seconds to wait, from either form of Retry-After (RFC 9110, section 10.2.3)."""
+    """Return the seconds to wait, from either form of Retry-After (RFC 9110, section 10.2.3)."""
     if value.strip().isascii() and value.strip().isdecimal():
         return float(value)
     try:

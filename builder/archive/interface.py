@@ -1,4 +1,4 @@
-"""Where the catalog and the product files come from: what every archive can do."""
+"""Interface of every archive: the catalog and the product files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from builder.files import file_sha256
 from builder.model.errors import ArchiveError
 from builder.model.ids import DetectionId
 from builder.model.selection import Selection
-
-__all__ = ["Archive", "Fetched", "Record", "forget"]
 
 Record = Callable[[str, Path], None]
 """A function that is called with the address and the file of each answer, while the file is there."""
@@ -48,7 +46,7 @@ class Fetched:
     sha256: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """ArchiveError if a part is not what was kept."""
+        """Raise ArchiveError if a part is not what was kept."""
         for path, expected in zip(self.parts, self.sha256, strict=False):
             try:
                 found = file_sha256(path)

@@ -15,8 +15,6 @@ from builder.model.ids import DetectionId
 from builder.model.records import Rejection
 from builder.model.settings import Recipe
 
-__all__ = ["DETECTION_BYTES", "PACKAGE_SIZE", "Package", "Plan", "plan"]
-
 PACKAGE_SIZE = 50
 """Detections in one request: known to work, about 55 MB of answer."""
 
@@ -40,14 +38,14 @@ class Package:
     detections: tuple[DetectionId, ...]
 
     def key(self, release: str, recipe: Recipe) -> str:
-        """What the package is stored under: it changes with the release, the recipe and any detection."""
+        """Return the key of the package in a store: it changes with the release, the recipe and any detection."""
         words = [release, recipe.key, *map(str, self.detections)]
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a selection comes to.
+    """Detections and packages of a selection.
 
     Attributes
     ----------

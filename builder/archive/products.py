@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import IO, BinaryIO, cast
 
 from builder.model.errors import ArchiveError, RefusedError
 from builder.model.ids import CYCLES, DetectionId
 from builder.model.records import ProductFile, Products
-
-__all__ = [
-    "KINDS",
-    "MAX_DETECTION_BYTES",
-    "MAX_MEMBER_BYTES",
-    "Member",
-    "ProductName",
-    "group_products",
-    "headers",
-    "members",
-]
 
 KINDS = ("pha", "arf", "rmf")
 
@@ -45,7 +35,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ProductName:
-    """What the name of a product file says.
+    """Parts of the name of a product file.
 
     Attributes
     ----------
@@ -93,7 +83,7 @@ class Member:
 
     @property
     def data(self) -> bytes:
-        """Its bytes; ArchiveError if the part has no longer all of them."""
+        """Read its bytes; ArchiveError if the part has no longer all of them."""
         try:
             with self.part.open("rb") as file:
                 file.seek(self.offset)
@@ -120,7 +110,7 @@ class _Frugal:
 
 
 def headers(part: Path) -> Iterator[tarfile.TarInfo]:
-    """The headers of the plain files in a tar, none of which is read; links, folders and sparse files are passed over.
+    """Read the headers of the plain files in a tar, and no file; links, folders and sparse files are passed over.
 
     Nothing in the tar makes this go on for ever or take more memory than its few headers need.
 
@@ -153,7 +143,7 @@ def headers(part: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def members(part: Path) -> Iterator[Member]:
-    """The files in one part of a package: a tar, or a single product file.
+    """List the files in one part of a package: a tar, or a single product file.
 
     Member names are only ever read, never used as paths; links, folders and sparse files are passed over.
 
@@ -167,6 +157,15 @@ def members(part: Path) -> Iterator[Member]:
         return
     for header in headers(part):
         yield Member(header.name.rpartition("/")[2], part, header.offset_data, header.size)
+
+
+def write_tar(stream: IO[bytes], files: Iterable[ProductFile]) -> None:
+    """Write files as one tar, one folder deep as the archive has them, and without times or owners."""
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for file in files:
+            member, data = tarfile.TarInfo(f"package/{file.name}"), file.data
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
 
 
 def group_products(detections: Iterable[DetectionId], files: Iterable[ProductFile]) -> list[Products]:

@@ -14,14 +14,12 @@ from builder.model.ids import DetectionId
 from builder.model.splits import Splits
 from builder.store.packages import PackageResult
 
-__all__ = ["HEALPIX_NSIDE", "examples", "join", "public"]
-
 HEALPIX_NSIDE = 16
 FULL_SCHEMA = arrow_schema(COLUMNS)
 
 
 def healpix(ra: pa.ChunkedArray, dec: pa.ChunkedArray) -> pa.Array:
-    """HEALPix cell (nside 16, nested) of positions in degrees; null where there is no position on the sky."""
+    """Compute the HEALPix cell (nside 16, nested) of positions in degrees; null where there is no position."""
     from astropy import units
     from astropy_healpix import lonlat_to_healpix
 
@@ -33,7 +31,7 @@ def healpix(ra: pa.ChunkedArray, dec: pa.ChunkedArray) -> pa.Array:
 
 
 def join(catalog: pa.Table, package: Package, result: PackageResult, splits: Splits) -> pa.Table:
-    """All columns of a package's spectra, nothing rounded.
+    """Return all columns of a package's spectra, nothing rounded.
 
     Parameters
     ----------
@@ -67,7 +65,7 @@ def join(catalog: pa.Table, package: Package, result: PackageResult, splits: Spl
 
 
 def public(rows: pa.Table, config: str) -> pa.Table:
-    """The columns of one config in their public types, with `struct.field` columns gathered into structs."""
+    """Return the columns of one config in their public types, with `struct.field` columns gathered into structs."""
     arrays: dict[str, pa.Array] = {}
     structs: dict[str, dict[str, pa.Array]] = {}
     for column in columns_of(config):
@@ -84,7 +82,7 @@ def public(rows: pa.Table, config: str) -> pa.Table:
 
 
 def examples(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows of a table one by one, lists as numpy arrays rather than as Python numbers."""
+    """Return the rows of a table one by one, lists as numpy arrays rather than as Python numbers."""
     columns = [_values(table[name].combine_chunks()) for name in table.column_names]
     for values in zip(*columns, strict=True):
         yield dict(zip(table.column_names, values, strict=True))

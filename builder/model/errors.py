@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree.
+"""Errors of the project, as one tree.
 
 ChandraSpectraError       anything this project refuses or cannot do; its text is one clear line
 ├── SettingError          an option or a configuration value is wrong
@@ -17,22 +17,6 @@ ChandraSpectraError       anything this project refuses or cannot do; its text i
 from __future__ import annotations
 
 import importlib
-
-__all__ = [
-    "ArchiveError",
-    "CatalogError",
-    "ChandraSpectraError",
-    "HubError",
-    "MissingExtraError",
-    "OutputError",
-    "ProductError",
-    "RefusedError",
-    "SettingError",
-    "StoreError",
-    "TransientError",
-    "UnavailableError",
-    "require",
-]
 
 
 class ChandraSpectraError(Exception):

@@ -18,20 +18,6 @@ from builder.model.errors import ProductError
 if TYPE_CHECKING:
     from builder.model.settings import Recipe
 
-__all__ = [
-    "MAX_AREA",
-    "MAX_ENERGY",
-    "Fault",
-    "area_faults",
-    "bin_faults",
-    "channel_faults",
-    "count_faults",
-    "demand",
-    "energy_faults",
-    "response_faults",
-    "scalar_faults",
-]
-
 Floats = NDArray[Any]
 Row = NDArray[np.intp] | None
 
@@ -81,7 +67,7 @@ class Fault:
     row: Row = None
 
     def words(self, index: int) -> str:
-        """What is wrong with one of the values."""
+        """Say what is wrong with one of the values."""
         return self.text.format(*(values[index] for values in self.values))
 
 
@@ -97,7 +83,7 @@ def _found(reason: str, bad: NDArray[np.bool_], text: str, *values: Any, row: Ro
 
 
 def scalar_faults(exposure: Floats, background_scale: Floats) -> Iterator[Fault]:
-    """The exposure and the background scale are such as a person could mean; one value a row."""
+    """Demand that the exposure and the background scale are such as a person could mean; one value a row."""
     for name, values, (least, most) in (
         ("exposure", exposure, EXPOSURES),
         ("background_scale", background_scale, SCALES),
@@ -107,12 +93,12 @@ def scalar_faults(exposure: Floats, background_scale: Floats) -> Iterator[Fault]
 
 
 def count_faults(name: str, lowest: NDArray[Any]) -> Iterator[Fault]:
-    """No channel has fewer counts than none; the lowest number of each row."""
+    """Demand that no channel has fewer counts than none, given the lowest number of each row."""
     yield from _found("out_of_range", lowest < 0, f"{name} has {{}}", lowest)
 
 
 def energy_faults(name: str, low: Floats, high: Floats, row: Row = None) -> Iterator[Fault]:
-    """Bins of energy are finite, have a width, and follow each other without gap or overlap.
+    """Demand that bins of energy are finite, have a width, and follow each other without gap or overlap.
 
     Parameters
     ----------
@@ -136,7 +122,7 @@ def energy_faults(name: str, low: Floats, high: Floats, row: Row = None) -> Iter
 
 
 def area_faults(low: Floats, high: Floats, area: Floats, row: Row = None) -> Iterator[Fault]:
-    """An effective area has well-formed energies, and is finite, not negative and not larger than the mirrors."""
+    """Demand well-formed energies, and areas that are finite, not negative and not larger than the mirrors."""
     yield from energy_faults("arf", low, high, row)
     yield from _found("not_finite", ~np.isfinite(area), "arf.specresp is {} cm2 at {} keV", area, low, row=row)
     bad = (area < 0) | (area > MAX_AREA)
@@ -152,7 +138,7 @@ def response_faults(
     matrix: Floats,
     n_channels: int,
 ) -> Iterator[Fault]:
-    """A matrix has well-formed energies, groups within the channels, and elements that are probabilities."""
+    """Demand well-formed energies, groups within the channels, and elements that are probabilities."""
     yield from energy_faults("energy", low, high)
     if first_channel not in (0, 1):  # TLMIN of F_CHAN
         yield Fault("out_of_range", np.array([True]), "the first channel is {}, not 0 or 1", ([first_channel],))
@@ -167,7 +153,7 @@ def response_faults(
 def bin_faults(
     centre: Floats, low: Floats, high: Floats, rate: Floats, error: Floats, row: Row = None
 ) -> Iterator[Fault]:
-    """The bins of a spectrum follow each other, have their centre in the middle, and finite rates with errors."""
+    """Demand that bins follow each other, have their centre in the middle, and finite rates with errors."""
     centre, low, high, rate, error = (
         values.astype(np.float32, copy=False) for values in (centre, low, high, rate, error)
     )
@@ -189,7 +175,7 @@ def channel_faults(
     counts: tuple[NDArray[Any], NDArray[Any]],
     totals: tuple[NDArray[Any], NDArray[Any]],
 ) -> Iterator[Fault]:
-    """The bins are the kept channels, with the least counts in each but the last, and the totals are of just those.
+    """Demand that the bins are the kept channels, with the least counts in each but the last, and the totals of those.
 
     Parameters
     ----------

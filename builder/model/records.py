@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +19,6 @@ from builder.model.invariants import (
     response_faults,
     scalar_faults,
 )
-
-__all__ = [
-    "N_CHANNELS",
-    "REASONS",
-    "File",
-    "ProductFile",
-    "Products",
-    "Rejection",
-    "Response",
-    "Spectrum",
-    "Stage",
-]
 
 N_CHANNELS = 1024
 """PI channels of an ACIS spectrum (TLMIN1 = 1, TLMAX1 = 1024 in the catalog's PHA files)."""
@@ -68,6 +56,14 @@ class File:
 
     name: str
     data: bytes
+
+
+class Trio(NamedTuple):
+    """A text for each of the three files of a detection, such as its name."""
+
+    pha: str
+    arf: str
+    rmf: str
 
 
 class ProductFile(Protocol):
@@ -188,7 +184,7 @@ class Spectrum:
         Effective area in cm2 on its own grid in keV.
     ebounds_lo, ebounds_hi : ndarray of float64, shape (1024,)
         Nominal energy range of each channel, keV (EBOUNDS of the RMF).
-    files, sha256 : tuple of str
+    files, sha256 : Trio
         Names and SHA-256 (of the inflated bytes) of the PHA, ARF and RMF file.
     response : Response or str, optional
         The RMF's matrix where it was asked for, or why it cannot be kept.
@@ -220,8 +216,8 @@ class Spectrum:
     specresp: NDArray[np.float32]
     ebounds_lo: NDArray[np.float64]
     ebounds_hi: NDArray[np.float64]
-    files: tuple[str, str, str]
-    sha256: tuple[str, str, str]
+    files: Trio
+    sha256: Trio
     response: Response | str | None = None
 
     def __post_init__(self) -> None:

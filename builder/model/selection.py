@@ -16,8 +16,6 @@ from builder.model.ids import DetectionId
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["RELEASES", "Cone", "Selection"]
-
 RELEASES = ("rel2.1", "rel2.0", "cur")
 """Version words that the archive knows; ``cur`` may change under you."""
 
@@ -81,7 +79,7 @@ class Cone:
         return cls(ra, dec, radius)
 
     def holds(self, ra: float, dec: float) -> bool:
-        """Whether a position lies within, by its true separation (haversine formula)."""
+        """Tell whether a position lies within, by its true separation (haversine formula)."""
         lat, other = math.radians(self.dec), math.radians(dec)
         half = math.sin(math.radians(ra - self.ra) / 2) ** 2
         chord = math.sin((other - lat) / 2) ** 2 + math.cos(lat) * math.cos(other) * half
@@ -105,7 +103,7 @@ class Cone:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which detections to take: those that pass everything that is given.
+    """Cuts and lists that select detections: all that are given must pass.
 
     Attributes
     ----------
@@ -162,7 +160,7 @@ class Selection:
                 yield name, column, relation, bound
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as they are written beside the data; a list of detections by its number and SHA-256."""
+        """Return the settings as written beside the data; a list of detections by its number and SHA-256."""
         given = {key: value for key, value in dataclasses.asdict(self).items() if value not in (None, (), frozenset())}
         if self.detections:
             text = "\n".join(map(str, sorted(self.detections)))
@@ -170,7 +168,7 @@ class Selection:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
 
     def not_in(self, catalog: pa.Table) -> list[str]:
-        """What is asked for one by one, but of which the catalog's rows hold nothing: sources, observations, ids."""
+        """List sources, observations and ids that are asked for by name, but are not among the catalog's rows."""
         columns = [catalog[name].to_pylist() for name in ("obsid", "obi", "region_id")] if self.detections else []
         return [
             *map(str, sorted(self.detections - {DetectionId(*key) for key in zip(*columns, strict=True)})),
@@ -179,7 +177,7 @@ class Selection:
         ]
 
     def keeps(self, row: dict[str, Any], *, nulls: bool = False) -> bool:
-        """Whether a catalog row passes, as the query's WHERE would decide, and by true separation.
+        """Tell whether a catalog row passes, as the query's WHERE would decide, and by true separation.
 
         Parameters
         ----------
@@ -203,7 +201,7 @@ class Selection:
         )
 
     def queries(self) -> Iterator[str]:
-        """What follows SELECT ... in each query; together they find every row that `keeps`, and few more."""
+        """Yield the part after SELECT ... of each query; together they find every row that `keeps`, and few more."""
         cuts = [f"o.{column} {relation} {bound!r}" for _, column, relation, bound in self._cuts]
         cuts += self.cone.conditions if self.cone else []
         obsids = self.obsids or {detection.obsid for detection in self.detections}

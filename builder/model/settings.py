@@ -1,4 +1,4 @@
-"""What decides the content of a dataset: the archive, the release, the cuts and the recipe."""
+"""Settings that decide the content of a dataset: the archive, the release, the cuts and the recipe."""
 
 from __future__ import annotations
 
@@ -14,17 +14,6 @@ from urllib.parse import urlsplit
 from builder.model.errors import SettingError
 from builder.model.selection import RELEASES, Selection
 from builder.model.splits import Splits
-
-__all__ = [
-    "DEFAULT_ARCHIVE",
-    "DEFAULT_CONNECTIONS",
-    "DEFAULT_CUTS",
-    "DEFAULT_RELEASE",
-    "EMBEDDED",
-    "Recipe",
-    "Settings",
-    "last_part",
-]
 
 DEFAULT_ARCHIVE = "https://cda.cfa.harvard.edu"
 """Base URL of the Chandra Data Archive's services."""
@@ -44,7 +33,7 @@ DEFAULT_CUTS = {"min_cnts": 40.0, "min_sig": 4.0, "max_theta": 10.0}
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a spectrum is reduced.
+    """Settings of the reduction.
 
     Attributes
     ----------
@@ -92,12 +81,12 @@ class Recipe:
                 raise SettingError(f"{name} must be True or False, not {getattr(self, name)!r}")
 
     def as_dict(self) -> dict[str, float | int | bool]:
-        """The settings and the version, as they are written beside the data."""
+        """Return the settings and the version, as they are written beside the data."""
         return {**dataclasses.asdict(self), "version": self.VERSION}
 
     @classmethod
     def from_dict(cls, said: dict[str, Any]) -> Recipe:
-        """The inverse of `as_dict`, whatever the version; TypeError for a setting that is not known."""
+        """Return the inverse of `as_dict`, whatever the version; TypeError for a setting that is not known."""
         return cls(**{name: value for name, value in said.items() if name != "version"})
 
     @property

@@ -16,15 +16,13 @@ from functools import lru_cache
 
 from builder.model.errors import SettingError
 
-__all__ = ["SPLITS", "Splits"]
-
 SPLITS = ("train", "validation", "test")
 """The names, in the order of the shares; a row without a position is `train`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """How rows are divided.
+    """Division of the rows into splits.
 
     Attributes
     ----------

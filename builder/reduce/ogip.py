@@ -24,8 +24,6 @@ from builder.model.errors import ProductError
 from builder.model.records import ProductFile
 from builder.model.text import one_line
 
-__all__ = ["MAX_INFLATED_BYTES", "Table", "content", "extension", "inflate", "tables"]
-
 MAX_INFLATED_BYTES = 24 * 2**20
 """No product is nearly as large: an RMF inflates to 2 MB, and with each of 900 x 1024 elements it would be 4 MB."""
 
@@ -55,7 +53,7 @@ _MATRIX_NAMES = ("MATRIX", "SPECRESP MATRIX")  # EXTNAME, CAL/GEN/92-002, sectio
 
 
 def inflate(file: ProductFile) -> bytes:
-    """The bytes of a FITS file, gunzipped if they are gzipped.
+    """Return the bytes of a FITS file, gunzipped if they are gzipped.
 
     Raises
     ------
@@ -124,7 +122,7 @@ class Table:
         return ProductError(f"unreadable_{self.kind}", f"{self.file}: {message}")
 
     def text(self, keyword: str, default: str | None = None) -> str:
-        """Value of a keyword as text, quotes and padding removed; `default` or ProductError where it is missing."""
+        """Read a keyword as text, without quotes and padding; `default` or ProductError where it is missing."""
         raw = self.cards.get(_key(keyword))
         if raw is None:
             if default is None:
@@ -136,13 +134,13 @@ class Table:
         return value.partition("/")[0].strip()
 
     def word(self, keyword: str) -> str | None:
-        """Value of a keyword that is text; None where it is missing, blank, not text, or cannot be printed."""
+        """Read a keyword that is text; None where it is missing, blank, not text, or cannot be printed."""
         quoted = self.cards.get(_key(keyword), b"").lstrip().startswith(b"'")
         text = self.text(keyword) if quoted else ""
         return text if text and text.isascii() and text.isprintable() else None
 
     def number(self, keyword: str, default: float | None = None) -> float:
-        """Value of a keyword as a number; `default` or ProductError where it is missing."""
+        """Read a keyword as a number; `default` or ProductError where it is missing."""
         if default is not None and _key(keyword) not in self.cards:
             return float(default)
         text = self.text(keyword)
@@ -151,7 +149,7 @@ class Table:
         return float(text.replace("D", "E").replace("d", "e").replace(" ", ""))
 
     def integer(self, keyword: str, default: int | None = None) -> int:
-        """Value of a keyword as a whole number; `default` or ProductError where it is missing."""
+        """Return the value of a keyword as a whole number; `default` or ProductError where it is missing."""
         value = self.number(keyword, default)
         if not value.is_integer():
             raise self._unreadable(f"keyword {keyword} is {value}, not a whole number")
@@ -242,15 +240,15 @@ class Table:
 
     @property
     def _name(self) -> str:
-        """What the extension is called, for messages."""
+        """Name the extension, for messages."""
         return one_line(self.text("EXTNAME", "")) or "an extension"
 
     def column_number(self, name: str) -> int:
-        """The number, from 1, that a column's keywords end in; ProductError where it is missing."""
+        """Return the number, from 1, that a column's keywords end in; ProductError where it is missing."""
         return self._fields(name)[name].number
 
     def _fields(self, *names: str) -> dict[str, _Field]:
-        """The columns with these names, in the order of the names; ProductError if one is missing or scaled."""
+        """Find the columns with these names, in this order; ProductError if one is missing or scaled."""
         found: dict[str, _Field] = {}
         width, offset = self.integer("NAXIS1"), 0
         for index in range(1, self.integer("TFIELDS") + 1):
@@ -276,7 +274,7 @@ class Table:
         return {name: found[name] for name in names}
 
     def _records(self, fields: dict[str, _Field], formats: list[str]) -> NDArray[np.void]:
-        """The main table as records of these columns; ProductError if it is empty or not as long as it says."""
+        """View the main table as records of these columns; ProductError if it is empty or not as long as it says."""
         rows, width = self.integer("NAXIS2"), self.integer("NAXIS1")
         if not rows or rows * width != len(self.data):
             raise self._unreadable(f"{rows} rows of {width} bytes, but {len(self.data)} bytes of data")
@@ -292,25 +290,25 @@ class Table:
 
 
 def _key(keyword: str) -> bytes:
-    """What a card with a value begins with."""
+    """Return what a card with a value begins with."""
     return keyword.encode().ljust(8) + b"= "
 
 
 def _sum(view: memoryview) -> int:
-    """Sum of big-endian 32-bit words; zeros that are cut off at the end add nothing."""
+    """Add up big-endian 32-bit words; zeros that are cut off at the end add nothing."""
     if rest := len(view) % 4:
         return _sum(view[:-rest]) + int.from_bytes(bytes(view[-rest:]).ljust(4, b"\0"))
     return int(np.frombuffer(view, ">u4").sum(dtype=np.uint64))
 
 
 def _native(values: NDArray[np.generic], zero: int) -> NDArray[np.generic]:
-    """The values in native byte order, counted from `zero`."""
+    """Return the values in native byte order, counted from `zero`."""
     native = values.astype(values.dtype.newbyteorder("="))
     return native.astype(np.int64) + zero if zero else native
 
 
 def content(card: Callable[[str, str], object]) -> str:
-    """What an extension holds: SPECTRUM, SPECRESP, RSP_MATRIX, EBOUNDS or something else.
+    """Return the kind of an extension: SPECTRUM, SPECRESP, RSP_MATRIX, EBOUNDS or something else.
 
     The keywords of its OGIP class decide, or, where it has none, its name in any case.
 
@@ -325,7 +323,7 @@ def content(card: Callable[[str, str], object]) -> str:
 
 
 def extension(found: list[Table], what: str, file: str, kind: str) -> Table:
-    """The one table of a file that holds `what`, see `content`, and is what its checksums say.
+    """Return the one table of a file that holds `what`, see `content`, and is what its checksums say.
 
     Raises
     ------
@@ -340,7 +338,7 @@ def extension(found: list[Table], what: str, file: str, kind: str) -> Table:
 
 
 def tables(data: bytes, file: str, kind: str) -> list[Table]:
-    """All binary tables of a FITS file, in its order.
+    """Return all binary tables of a FITS file, in its order.
 
     Raises
     ------

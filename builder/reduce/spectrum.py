@@ -30,12 +30,10 @@ from builder.archive.products import ProductName
 from builder.model.errors import ProductError
 from builder.model.ids import DetectionId
 from builder.model.invariants import Fault, channel_faults, demand, energy_faults
-from builder.model.records import N_CHANNELS, ProductFile, Products, Rejection, Response, Spectrum, Stage
+from builder.model.records import N_CHANNELS, ProductFile, Products, Rejection, Response, Spectrum, Stage, Trio
 from builder.model.settings import Recipe
 from builder.reduce.ogip import Table, content, extension, inflate, tables
 from builder.reduce.response import read_response
-
-__all__ = ["reduce_products"]
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +143,8 @@ def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
         specresp=specresp,
         ebounds_lo=energies[0],
         ebounds_hi=energies[1],
-        files=(pha.name, arf.name, rmf.name),
-        sha256=tuple(hashlib.sha256(data).hexdigest() for data in inflated),  # type: ignore[arg-type]
+        files=Trio(pha.name, arf.name, rmf.name),
+        sha256=Trio(*(hashlib.sha256(data).hexdigest() for data in inflated)),
         response=_response(rmf_tables, rmf.name) if response else None,
     )
     demand(_channel_faults(spectrum, recipe), pha.name)
@@ -165,7 +163,7 @@ def _channel_faults(spectrum: Spectrum, recipe: Recipe) -> Iterator[Fault]:
 
 
 def _response(found: list[Table], file: str) -> Response | str:
-    """The matrix, or why it cannot be kept: which detections become rows does not hang on it."""
+    """Return the matrix, or why it cannot be kept: which detections become rows does not hang on it."""
     try:
         return read_response(found, file)
     except ProductError as error:
@@ -180,7 +178,7 @@ def _present(products: Products, kind: str) -> ProductFile:
 
 
 def _source_and_background(found: list[Table], file: ProductFile) -> tuple[Table, Table]:
-    """The two SPECTRUM extensions. Sherpa would take the background for the source where the first is garbled."""
+    """Find the two SPECTRUM extensions: Sherpa would take the background for the source where the first is garbled."""
     spectra = {table.text("HDUCLAS2", ""): table for table in found if content(table.text) == "SPECTRUM"}
     number = sum(content(table.text) == "SPECTRUM" for table in found)
     if not spectra:
@@ -199,7 +197,7 @@ def _source_and_background(found: list[Table], file: ProductFile) -> tuple[Table
 
 
 def _check_words(table: Table, wanted: dict[str, str]) -> None:
-    """No keyword has another value than it must have where it is there; ProductError names the one that has."""
+    """Raise ProductError for a keyword that is there, but has another value than it must have."""
     for keyword, value in wanted.items():
         if (found := table.text(keyword, value)).upper() != value:
             reason = "wrong_instrument" if keyword in ("TELESCOP", "INSTRUME") else "wrong_type"
@@ -207,7 +205,7 @@ def _check_words(table: Table, wanted: dict[str, str]) -> None:
 
 
 def _check_ids(table: Table, detection: DetectionId, *, complete: bool) -> None:
-    """No keyword of the table names another detection. Unless it is to be `complete`, its file's name may do for it."""
+    """Check that no keyword of the table names another detection; unless `complete`, the file's name may do for it."""
     own = (detection.obsid, detection.obi, detection.region_id)
     try:
         obsid, obi, region_id = (
@@ -287,7 +285,7 @@ def _group(data: DataPHA, counts: NDArray[np.int32], kept: NDArray[np.bool_], le
 
 @lru_cache(maxsize=8)
 def _channel_energies(ebounds_lo: bytes, ebounds_hi: bytes) -> DataRMF:
-    """A response with the channel energies of the RMF and the smallest matrix that Sherpa accepts.
+    """Make a response with the channel energies of the RMF and the smallest matrix that Sherpa accepts.
 
     One grid serves nearly all detections. Sharing it is safe: only a filter on the response changes it, and setting
     the energy range of the data does not filter the response.

@@ -7,12 +7,9 @@ the spot and named ``SIM J…``.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import importlib.util
-import io
 import json
 import shutil
-import tarfile
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +18,10 @@ import numpy as np
 from astropy.io import fits
 
 from builder.archive.catalog import write_votable
-from builder.archive.mirror import CATALOG_FILE, has_tar, read_index
+from builder.archive.mirror import CATALOG_FILE, INDEX_FILE, has_tar, read_index
 from builder.archive.packages import PACKAGE_SIZE
-from builder.archive.products import KINDS
+from builder.archive.products import KINDS, write_tar
+from builder.files import file_sha256
 from builder.model.columns import CATALOG
 from builder.model.errors import ArchiveError, OutputError
 from builder.model.ids import DetectionId
@@ -31,15 +29,10 @@ from builder.model.records import File
 from builder.simulator.products import BROAD, SimulatedArchive
 from builder.simulator.sky import source_name
 
-__all__ = ["EMBEDDED_VERSION", "embedded_rows_and_files", "make_embedded_mirror"]
-
 EMBEDDED_VERSION = 2
 """Raised whenever the embedded archive would hold something else; part of the name of its cache folder."""
 
-_REAL = {
-    DetectionId(4938, 0, 43): "acisf04938_000N002_r0043",
-    DetectionId(7867, 0, 2): "acisf07867_000N001_r0002",
-}
+_REAL = {DetectionId(4938, 0, 43): "acisf04938_000N002_r0043", DetectionId(7867, 0, 2): "acisf07867_000N001_r0002"}
 _SIMULATED_ROWS = 60
 _SEED = 21
 
@@ -47,7 +40,7 @@ Embedded = list[tuple[dict[str, object], list[File]]]
 
 
 def embedded_rows_and_files() -> Embedded:
-    """Catalog rows and product files, in the order of (obsid, obi, region_id).
+    """Return the catalog rows and product files, in the order of (obsid, obi, region_id).
 
     63 rows with 64 spectra: 2 real, 62 simulated of which two are the cycles of one interleaved observation. Two of
     the simulated are damaged on purpose: one's PHA file is cut short, another has no RMF file.
@@ -115,33 +108,16 @@ def _whole(folder: Path) -> bool:
 
 def _write(folder: Path) -> None:
     embedded = embedded_rows_and_files()
-    lines = []
-    for start in range(0, len(embedded), PACKAGE_SIZE):
-        entries = embedded[start : start + PACKAGE_SIZE]
-        name = f"packages/{start // PACKAGE_SIZE:05d}.tar"
-        data = _tar([file for _, files in entries for file in files])
-        (folder / name).write_bytes(data)
-        lines.append(
-            {
-                "file": name,
-                "bytes": len(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
-                "detections": [str(_detection(row)) for row, _ in entries],
-            }
-        )
-    (folder / "packages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "catalog.vot").write_bytes(write_votable([row for row, _ in embedded]))
-
-
-def _tar(files: list[File]) -> bytes:
-    """A tar with its members one folder deep, as the real archive answers, and nothing in it of who made it when."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for file in files:
-            member = tarfile.TarInfo(f"package/{file.name}")
-            member.size = len(file.data)
-            tar.addfile(member, io.BytesIO(file.data))
-    return buffer.getvalue()
+    with (folder / INDEX_FILE).open("w") as index:
+        for start in range(0, len(embedded), PACKAGE_SIZE):
+            entries = embedded[start : start + PACKAGE_SIZE]
+            path = folder / "packages" / f"{start // PACKAGE_SIZE:05d}.tar"
+            with path.open("wb") as stream:
+                write_tar(stream, (file for _, files in entries for file in files))
+            line: dict[str, object] = {"file": f"packages/{path.name}", "bytes": path.stat().st_size}
+            line |= {"sha256": file_sha256(path), "detections": [str(_detection(row)) for row, _ in entries]}
+            index.write(json.dumps(line) + "\n")
+    (folder / CATALOG_FILE).write_bytes(write_votable([row for row, _ in embedded]))
 
 
 def _detection(row: dict[str, object]) -> DetectionId:
@@ -150,7 +126,7 @@ def _detection(row: dict[str, object]) -> DetectionId:
 
 
 def _real(detection: DetectionId, stem: str) -> tuple[dict[str, object], list[File]]:
-    """One of the detections that come with Sherpa: its row holds only what its own files tell.
+    """Return one of the detections that come with Sherpa: its row holds only what its own files tell.
 
     ``theta`` is the angle between the source and the pointing; ``src_cnts_aper_b`` the counts in the channels within
     0.5-7 keV, net of the background, but not corrected for the aperture as the catalog's own number is.
@@ -183,7 +159,7 @@ def _real(detection: DetectionId, stem: str) -> tuple[dict[str, object], list[Fi
 
 
 def _separation(ra1: float, dec1: float, ra2: float, dec2: float) -> float:
-    """Angle between two positions, deg; the haversine formula keeps its precision where the angle is small."""
+    """Compute the angle between two positions, deg; the haversine formula keeps its precision for small ones."""
     (lon1, lat1), (lon2, lat2) = np.radians([(ra1, dec1), (ra2, dec2)])
     chord = np.sin((lat2 - lat1) / 2) ** 2 + np.cos(lat1) * np.cos(lat2) * np.sin((lon2 - lon1) / 2) ** 2
     return float(np.degrees(2.0 * np.arcsin(np.sqrt(chord))))

@@ -1,4 +1,4 @@
-"""What the archive's services answer: TAP and csccli over some holdings, without the wire.
+"""Answers of the archive's services: TAP and csccli over some holdings, without the wire.
 
 The addresses and the habits are those of https://cda.cfa.harvard.edu, as far as its documentation and its public
 clients tell them:
@@ -19,7 +19,7 @@ import tarfile
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from builder.archive.products import ProductName
+from builder.archive.products import ProductName, write_tar
 from builder.archive.votable import write_votable
 from builder.model.errors import ChandraSpectraError, SettingError
 from builder.model.ids import DetectionId
@@ -28,8 +28,6 @@ from builder.model.selection import RELEASES
 from builder.simulator.adql import Catalog
 from builder.simulator.faults import Faults
 from builder.simulator.holdings import Holdings
-
-__all__ = ["Reply", "Services", "error_page", "error_text"]
 
 _VOTABLE = "application/x-votable+xml"
 _KINDS = {"spectrum": "pha", "arf": "arf", "rmf": "rmf"}  # csccli's file types
@@ -139,11 +137,7 @@ class Services:
         if isinstance(asked, str):
             return error_text("retrieve", asked)
         stream = io.BytesIO()
-        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for file in self._files(asked, package=True):
-                member = tarfile.TarInfo(f"package/{file.name}")
-                member.size = len(file.data)
-                tar.addfile(member, io.BytesIO(file.data))
+        write_tar(stream, self._files(asked, package=True))
         return Reply("retrieve", stream.getvalue(), "application/x-tar", detections=_texts(asked))
 
     def _browse(self, parameters: dict[str, str]) -> Reply:
@@ -168,7 +162,7 @@ class Services:
         return error_text("retrieveFile", f"there is no file {filename}", _texts(asked))
 
     def _files(self, asked: Asked, *, package: bool = False) -> list[File]:
-        """The files asked for, as far as there are any."""
+        """Return the files asked for, as far as there are any."""
         kinds: dict[DetectionId, set[str]] = {}
         for detection, kind in asked:
             kinds.setdefault(detection, set()).add(kind)
@@ -182,7 +176,7 @@ class Services:
 
 
 def error_page(service: str, reason: str) -> Reply:
-    """An error as web servers like to put it: an HTML page, with status 200."""
+    """Make an error as web servers like to put it: an HTML page, with status 200."""
     page = (
         f"<!DOCTYPE html>\n<html><head><title>Error</title></head><body><h1>Error</h1><p>{reason}</p></body></html>\n"
     )
@@ -190,12 +184,12 @@ def error_page(service: str, reason: str) -> Reply:
 
 
 def error_text(service: str, reason: str, detections: tuple[str, ...] = ()) -> Reply:
-    """An error as csccli puts it, with status 200."""
+    """Make an error as csccli puts it, with status 200."""
     return Reply(service, f"Error executing query: {reason}\n".encode(), detections=detections)
 
 
 def _packageset(parameters: dict[str, str]) -> Asked | str:
-    """The detections and kinds of file that are asked for, or what is wrong with them."""
+    """Return the detections and kinds of file that are asked for, or what is wrong with them."""
     if parameters.keys() != {"packageset"}:
         return "give packageset and version, and nothing else"
     asked = []
@@ -215,7 +209,7 @@ def _texts(asked: Asked) -> tuple[str, ...]:
 
 
 def _gzipped(file: File) -> File:
-    """The file as the archive serves it; holdings may have it as it is within the installed Sherpa."""
+    """Return the file as the archive serves it; holdings may have it as it is within the installed Sherpa."""
     if file.data.startswith(b"\x1f\x8b"):
         return file
     return File(f"{file.name.removesuffix('.gz')}.gz", gzip.compress(file.data, compresslevel=1, mtime=0))

@@ -1,4 +1,4 @@
-"""What the instrument does to a spectrum: energies of the channels, coarser channels, and the folding of a model."""
+"""Effects of the instrument: energies of the channels, coarser channels, and the folding of a model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 from builder.model.errors import SettingError
 from builder.model.invariants import energy_faults
 from builder.model.records import N_CHANNELS
-
-__all__ = ["Calibration"]
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +51,7 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str, **options: Any) -> Calibration:
-        """The tables of a prepared folder or of a dataset on a hub.
+        """Read the tables of a prepared folder or of a dataset on a hub.
 
         Parameters
         ----------
@@ -84,7 +82,7 @@ class Calibration:
         return self.__dict__ | {"_table": None, "_numbers": {}, "_decoded": {}, "_sound": set()}
 
     def energies(self, ebounds_id: str) -> tuple[Floats, Floats]:
-        """Nominal energies of channels 1 to 1024.
+        """Return the nominal energies of channels 1 to 1024.
 
         Parameters
         ----------
@@ -171,7 +169,7 @@ class Calibration:
         return dict(zip(_REBINNED, (*summed, _mean_area(arf, low, high), low, high), strict=True))
 
     def fold(self, model: Callable[[Floats, Floats], ArrayLike], row: Mapping[str, Any]) -> Floats:
-        """Counts that a model predicts in each channel of the source region, without background.
+        """Compute the counts that a model predicts in each channel of the source region, without background.
 
         ``exposure * sum over energies of RMF(channel, energy) * ARF(energy) * model(energy)`` (OGIP CAL/GEN/92-002),
         as in Sherpa's ``RSPModelPHA``; AREASCAL is 1 in all rows.
@@ -212,7 +210,7 @@ class Calibration:
         return predicted
 
     def _response(self, rmf_sha256: str) -> tuple[Floats, Floats, Floats]:
-        """Energies and matrix of shape (energies, 1024); the last few are kept."""
+        """Return the energies and matrix of shape (energies, 1024); the last few are kept."""
         if rmf_sha256 not in self._decoded:
             response = _decode(self._read(rmf_sha256))
             if len(self._decoded) >= _KEPT:
@@ -278,7 +276,7 @@ def _arf(arf: Mapping[str, ArrayLike]) -> tuple[Floats, Floats, Floats]:
 
 
 def _mean_area(arf: Mapping[str, ArrayLike], low: Floats, high: Floats) -> Floats:
-    """Mean over each range of an area that is constant in each bin of the ARF and 0 outside, cm2."""
+    """Compute the mean over each range of an area that is constant in each bin of the ARF and 0 outside, cm2."""
     arf_low, arf_high, area = _arf(arf)
     overlap = np.minimum.outer(high, arf_high) - np.maximum.outer(low, arf_low)
     mean: Floats = (np.maximum(overlap, 0) @ area) / (high - low)
@@ -286,7 +284,7 @@ def _mean_area(arf: Mapping[str, ArrayLike], low: Floats, high: Floats) -> Float
 
 
 def _decode(row: Mapping[str, NDArray[Any]]) -> tuple[Floats, Floats, Floats]:
-    """Energies and matrix of a row of config ``responses``: groups of CAL/GEN/92-002, written out."""
+    """Return the energies and matrix of a row of config ``responses``: groups of CAL/GEN/92-002, written out."""
     n_energies, n_chan = row["n_grp"].size, row["n_chan"].astype(np.int64)
     energy = np.repeat(np.repeat(np.arange(n_energies), row["n_grp"]), n_chan)
     within = np.arange(n_chan.sum()) - np.repeat(np.cumsum(n_chan) - n_chan, n_chan)

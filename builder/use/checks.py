@@ -1,4 +1,4 @@
-"""What must hold for the rows of a prepared folder, checked a slice at a time.
+"""Rules for the rows of a prepared folder, checked a slice at a time.
 
 Each function takes a `Check`, which collects failures, and the `Rows` of one slice. What the numbers of a row must be
 is said in `builder.model.invariants`, as it is demanded of each row when it is made.
@@ -35,20 +35,6 @@ from builder.model.invariants import (
 from builder.model.records import N_CHANNELS, Response
 from builder.model.settings import Recipe
 from builder.model.splits import Splits
-
-__all__ = [
-    "LIMIT",
-    "Check",
-    "Grids",
-    "check_channels",
-    "check_grids",
-    "check_hdf5",
-    "check_ids",
-    "check_nulls",
-    "check_responses",
-    "check_spectra",
-    "hdf5_columns",
-]
 
 LIMIT = 20
 """Failures that a check lists; the rest are counted."""
@@ -135,7 +121,7 @@ def _differ(one: pa.ChunkedArray, other: pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def check_nulls(check: Check, rows: Rows) -> bool:
-    """No null but in a value of the catalog; returns whether that holds, without which the rest means nothing."""
+    """Check that only values of the catalog are null; return whether that holds: else the rest means nothing."""
     before = check.failed
     for config, table in (("spectra", rows.spectra), ("counts", rows.counts)):
         for name in table.column_names:
@@ -150,7 +136,7 @@ def check_nulls(check: Check, rows: Rows) -> bool:
 
 
 def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str], splits: Splits) -> int:
-    """Ids agree with each other, rise from row to row, name the files, and stand in both configs alike.
+    """Check that ids agree with each other, rise from row to row, name the files, and stand in both configs alike.
 
     Parameters
     ----------
@@ -214,7 +200,7 @@ def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str], split
 
 
 def check_grids(check: Check, table: pa.Table, file: str) -> Grids:
-    """Every channel energy grid has the id of its numbers, once, and rises; returns the grids."""
+    """Check that every channel energy grid has the id of its numbers, once, and rises; return the grids."""
     grids: Grids = {}
     for index in range(len(table)):
         key = table["ebounds_id"][index].as_py()
@@ -231,7 +217,7 @@ def check_grids(check: Check, table: pa.Table, file: str) -> Grids:
 
 
 def check_responses(check: Check, rows: pa.RecordBatch, file: str, used: dict[str, str], found: set[str]) -> None:
-    """Every response agrees with itself or says why it is null, and has the grid of its rows; `found` gets its key."""
+    """Check that every response agrees with itself or says why it is null, and has its rows' grid; add its key."""
     for name, column in zip(rows.schema.names, rows.columns, strict=True):
         key = name in ("rmf_sha256", "ebounds_id")
         if (key and column.null_count) or (pa.types.is_list(column.type) and column.flatten().null_count):
@@ -259,7 +245,7 @@ def check_responses(check: Check, rows: pa.RecordBatch, file: str, used: dict[st
 
 
 def check_channels(check: Check, rows: Rows, grids: Grids) -> None:
-    """Scalars, counts and the effective area are what they must be, and the grid is known."""
+    """Check that scalars, counts and the effective area are what they must be, and that the grid is known."""
     scalars = (rows.spectra[name].to_numpy() for name in ("exposure", "background_scale"))
     check.fail_faults(rows, "spectra", scalar_faults(*scalars))
     table = rows.counts
@@ -279,7 +265,7 @@ def check_channels(check: Check, rows: Rows, grids: Grids) -> None:
 
 
 def check_spectra(check: Check, rows: Rows, recipe: Recipe, grids: Grids) -> None:
-    """The bins cover the kept channels, are as long as n_bins, finite, and hold the counts that are said."""
+    """Check that the bins cover the kept channels, are as long as n_bins, finite, and hold the counts that are said."""
     n_bins = rows.spectra["n_bins"].to_numpy()
     whole = np.ones(len(rows), dtype=bool)
     for name in _BINS:
@@ -311,7 +297,7 @@ def _check_bins(
 
 
 def hdf5_columns(check: Check, file: h5py.File, name: str, rows: int) -> bool:
-    """The HDF5 file has every column with its unit, and as many rows; returns whether it has."""
+    """Check that the HDF5 file has every column with its unit, and as many rows; return whether it has."""
     before = check.failed
     expected = {column.hdf5_name for column in COLUMNS} | {"ebounds"}
     for missing in sorted(expected - set(file)):
@@ -328,7 +314,7 @@ def hdf5_columns(check: Check, file: h5py.File, name: str, rows: int) -> bool:
 
 
 def check_hdf5(check: Check, rows: Rows, file: h5py.File) -> None:
-    """The HDF5 file holds, in each column, the numbers and words of Parquet; doubles where Parquet has them rounded."""
+    """Check that the HDF5 file holds the numbers and words of Parquet; doubles where Parquet has them rounded."""
     for column in COLUMNS:
         table = rows.spectra if "spectra" in column.configs else rows.counts
         dataset = file[column.hdf5_name]
