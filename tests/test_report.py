@@ -534,7 +534,7 @@ def test_a_single_row_without_a_name_and_without_net_counts_has_a_page_too(
     assert page.rows == []
     page.search(detection)
     assert page.column(1) == [detection]
-    assert page.one("#histogram-0").text == "net counts, 0.5–7 keV:no values"  # in two lines
+    assert page.one("#histogram-0").text == "net counts, 0.5-7 keV:no values"  # in two lines
     ticks = page.browser.find_elements(By.CSS_SELECTOR, "#histogram-1 .ytick text")
     assert [tick.text for tick in ticks] == ["0", "1"]
     page.assert_quiet()

@@ -20,9 +20,16 @@ from builder.archive.catalog import VOTABLE_TAG, count_of, from_rows, read_votab
 from builder.archive.http import Client, Slots, one_session
 from builder.archive.interface import Archive, Fetched, Record, forget
 from builder.archive.packages import Package
-from builder.archive.products import KINDS, MAX_MEMBER_BYTES, ProductName
+from builder.archive.products import KINDS, MAX_DETECTION_BYTES, MAX_MEMBER_BYTES, ProductName, headers
 from builder.model.columns import CATALOG
-from builder.model.errors import CatalogError, RefusedError, SettingError, TransientError, UnavailableError
+from builder.model.errors import (
+    ArchiveError,
+    CatalogError,
+    RefusedError,
+    SettingError,
+    TransientError,
+    UnavailableError,
+)
 from builder.model.ids import DetectionId
 from builder.model.selection import Selection
 from builder.model.settings import DEFAULT_CONNECTIONS
@@ -220,7 +227,7 @@ class HttpArchive(Archive):
             nonlocal found
             found = _check_tar(file, wanted, limit)
 
-        self.client.download(session, self._package_url(detections), path, check, limit * MAX_MEMBER_BYTES)
+        self.client.download(session, self._package_url(detections), path, check, MAX_DETECTION_BYTES * len(wanted))
         return found
 
     def _listed(self, session: requests.Session, folder: Path, detection: DetectionId) -> dict[Product, str]:
@@ -292,17 +299,11 @@ def _check_tar(path: Path, wanted: set[DetectionId], limit: int) -> set[Product]
     if not empty and start[257:262] != b"ustar":
         raise TransientError(f"the package service answered {_words(path)!r} instead of a tar file")
     try:
-        with tarfile.open(path, "r:") as tar:
-            members = tar.getmembers()
-            end = tar.offset
-    except Exception as error:  # of a damaged header tarfile raises ValueError, OverflowError, RecursionError and more
-        raise TransientError(f"a package is not a whole tar file: {error}") from error
-    with path.open("rb") as file:
-        file.seek(end)
-        tail = file.read(tarfile.BLOCKSIZE)
-    if len(tail) < tarfile.BLOCKSIZE or tail.strip(b"\0"):
-        raise TransientError("a package does not end as a tar file does")
-    files = [member for member in members if member.isfile() and not member.issparse()]
+        files = list(headers(path))
+    except RefusedError:
+        raise
+    except ArchiveError as error:
+        raise TransientError(str(error)) from error
     if len(files) > limit:
         raise RefusedError(f"a package has {len(files)} files where at most {limit} were asked for")
     found = set()
@@ -310,8 +311,6 @@ def _check_tar(path: Path, wanted: set[DetectionId], limit: int) -> set[Product]
         name = ProductName.parse(member.name)
         if name is not None and name.detection.catalog not in wanted:
             raise TransientError(f"a package holds {member.name!r}, which was not asked for")
-        if member.size > MAX_MEMBER_BYTES:
-            raise RefusedError(f"a package's member {member.name!r} claims {member.size} bytes")
         if name is not None:
             found.add((name.detection, name.kind))
     return found

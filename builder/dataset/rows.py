@@ -94,5 +94,5 @@ def _values(array: pa.Array) -> Any:
         names = [field.name for field in array.type]
         return (dict(zip(names, values, strict=True)) for values in zip(*fields, strict=True))
     if pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type):
-        return (item.values.to_numpy() for item in array)
+        return (item.values.to_numpy() if item.is_valid else None for item in array)
     return array.to_pylist()

@@ -223,8 +223,11 @@ EBOUNDS: tuple[Column, ...] = (
 """The columns of config ``ebounds``."""
 
 
+_KEYS = ("rmf_sha256", "ebounds_id")
+
+
 def _response(name: str, dtype: str, meaning: str, source: str, unit: str = "", length: int | None = RAGGED) -> Column:
-    return Column(name, dtype, meaning, source, unit, length, ("responses",))
+    return Column(name, dtype, meaning, source, unit, length, ("responses",), nullable=name not in _KEYS)
 
 
 RESPONSES: tuple[Column, ...] = (
@@ -242,6 +245,8 @@ RESPONSES: tuple[Column, ...] = (
     _response("n_chan", "int32", "channels of each group", "N_CHAN of the RMF file"),
     _response("matrix", "float32", "probabilities of the groups' channels, one group after the other",
               "MATRIX of the RMF file"),
+    _response("fault", "string", "why the RMF's matrix could not be kept: all but the keys is null then, and this else",
+              "what reading the RMF file met", length=None),
 )  # fmt: skip
 """The columns of config ``responses``."""
 

@@ -20,6 +20,8 @@ def read_response(tables: list[Table], file: str) -> Response:
         ``unreadable_rmf``: there is none, or it contradicts itself.
     """
     table = extension(tables, "RSP_MATRIX", file, "rmf")
+    if (kind := table.text("HDUCLAS3", "REDIST").upper()) != "REDIST":
+        raise ProductError("wrong_type", f"{file}: HDUCLAS3 is {kind!r}, not REDIST: the area may be folded in")
     energy_lo, energy_hi, n_grp = table.columns("ENERG_LO", "ENERG_HI", "N_GRP")
     groups = n_grp.astype(np.int64)
     if np.any(groups < 0):

@@ -23,7 +23,7 @@ from builder.model.ids import DetectionId
 from builder.model.records import Rejection, Response, Spectrum
 from builder.model.settings import Recipe
 
-_FORMAT = 3
+_FORMAT = 4
 """Of a package's file: part of its name, so that a file of another format is missing, not damaged."""
 _MAGIC = f"chandra-spectra package {_FORMAT} ".encode()
 _DERIVED = ("detection_id", "healpix", "split")
@@ -88,7 +88,9 @@ def package_result(detections: tuple[DetectionId, ...], outcomes: Iterable[Spect
         ),
         pa.Table.from_pylist(
             [
-                {"rmf_sha256": key, "ebounds_id": grid, **{name: getattr(response, name) for name in names}}
+                {"rmf_sha256": key, "ebounds_id": grid, "fault": response}
+                if isinstance(response, str)
+                else {"rmf_sha256": key, "ebounds_id": grid, **{name: getattr(response, name) for name in names}}
                 for key, (grid, response) in responses.items()
             ],
             RESPONSES_SCHEMA,

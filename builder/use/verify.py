@@ -470,7 +470,9 @@ def _difference(stored: Any, again: Any) -> str:
     """Describe how a stored value differs from the one that came out again; empty where it does not."""
     if isinstance(stored, bytes):
         stored = stored.decode()
-    if np.array_equal(stored, "" if again is None else again):  # of the measured values only texts may be null
+    if again is None:  # in HDF5 a text that is null is empty
+        return "" if stored is None or np.array_equal(stored, "") else f" is {stored}, the archive's files give none"
+    if np.array_equal(stored, again):
         return ""
     if np.shape(stored) != np.shape(again):
         return f" has {np.size(stored)} values, the archive's files give {np.size(again)}"
