@@ -92,8 +92,9 @@ def test_a_name_that_does_not_load_is_refused_before_the_archive_is_asked(output
 @pytest.mark.parametrize("option", ["cache", "store", "keep_downloads"])
 def test_a_place_that_would_go_with_the_old_folder_is_refused(option: str, tmp_path: Path) -> None:
     inside = tmp_path / "ds" / "mine"
+    options: dict[str, Any] = {option: str(inside) if option == "store" else inside}
     with pytest.raises(SettingError, match="mine lies in the folder to be written"):
-        prepare(tmp_path / "ds", Settings("embedded"), **{option: str(inside) if option == "store" else inside})
+        prepare(tmp_path / "ds", Settings("embedded"), **options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -238,7 +239,7 @@ def test_no_encoding_of_the_terminal_ends_a_command(
 
 def test_a_cache_is_found_by_content_and_not_by_name(mirror: Path, tmp_path: Path, monkeypatch: Any) -> None:
     def cached(archive: str, **options: Any) -> str:
-        return ChandraSpectra(archive=archive, cache_dir=str(tmp_path / "cache"), **options).cache_dir
+        return str(ChandraSpectra(archive=archive, cache_dir=str(tmp_path / "cache"), **options).cache_dir)
 
     monkeypatch.chdir(tmp_path)
     first = cached("mirror")

@@ -239,8 +239,8 @@ def test_what_a_hub_gives_back_verifies_and_is_pushed_again(
     local: bool, sample: Path, hub: Hub, tmp_path: Path
 ) -> None:
     upload(sample, hub)
-    place = {"local_dir": tmp_path / "chandra_spectra"} if local else {"cache_dir": tmp_path}
-    back = Path(snapshot_download(NAME, repo_type="dataset", endpoint=hub.url, **place))  # type: ignore[arg-type]
+    folder, cache = (tmp_path / "chandra_spectra", None) if local else (None, tmp_path)
+    back = Path(snapshot_download(NAME, repo_type="dataset", endpoint=hub.url, local_dir=folder, cache_dir=cache))
     assert (back / ".gitattributes").exists() and (back / ".cache").exists() == local
     assert verify(back, content=False, load=False).failures == []
     assert not upload(back, hub).changed

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import random
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder.archive.interface import Archive
-from builder.archive.packages import PACKAGE_SIZE, Package
 from builder.dataset.layout import CARD_FILE, DATA_FILES, HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Manifest, is_loaded
-from builder.dataset.rows import examples
 from builder.dataset.slices import SLICE_ROWS, order_of, slices
 from builder.files import file_sha256
-from builder.model.columns import COLUMNS, features
-from builder.model.errors import ArchiveError, OutputError, SettingError, StoreError
+from builder.model.columns import features
+from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import REASONS
-from builder.model.settings import Settings
 from builder.model.text import Progress, several, silent
-from builder.store.fill import make
-from builder.store.packages import REJECTIONS_SCHEMA, SPECTRA_SCHEMA, Store
+from builder.store.packages import REJECTIONS_SCHEMA
 from builder.use.checks import (
     Check,
     Grids,
@@ -44,6 +33,8 @@ from builder.use.checks import (
     check_spectra,
     hdf5_columns,
 )
+from builder.use.reading import hindrance, reading, temporary
+from builder.use.recheck import check_again
 from builder.workspace import open_workspace
 
 
@@ -149,71 +140,24 @@ def verify(
     readable = _check_files(files, folder, manifest, edited_card, progress)
     done(files)
     if readable:
-        with _reading(numbers, MANIFEST_FILE):
+        with reading(numbers, MANIFEST_FILE):
             _check_numbers(numbers, folder, manifest)
         readable = not numbers.failed and not numbers.unseen
     done(numbers)
     if readable and content:
-        with _reading(ids, "Parquet"):
+        with reading(ids, "Parquet"):
             _check_content(folder, manifest, rows, slice_rows, progress)
     for check in rows:
         done(check)
     if readable and load:
-        with _reading(loads, "load_dataset"):
+        with reading(loads, "load_dataset"):
             _check_loads(loads, folder, manifest)
     done(loads)
     if readable and recheck:
-        with _reading(again, "the archive's files"):
-            _check_again(again, folder, manifest, settings, source, recheck, seed, progress)
+        with reading(again, "the archive's files"):
+            check_again(again, folder, manifest, settings, source, recheck, seed, progress)
     done(again)
     return Report(shown, (files, numbers, *rows, loads, again))
-
-
-_HINDERED = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-)
-"""Errors of the system that say nothing about the folder: no room, no right, no memory."""
-
-
-def _hindrance(error: BaseException | None) -> str:
-    """Say why something could not be looked at, where that is what an error comes of; else nothing."""
-    while error is not None:
-        if isinstance(error, (ArchiveError, StoreError, OutputError)):
-            return str(error)
-        if isinstance(error, MemoryError):
-            return "no memory"
-        if isinstance(error, OSError) and (error.errno in _HINDERED or "disk space" in str(error)):  # datasets' own
-            return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-        error = error.__cause__ or error.__context__
-    return ""
-
-
-@contextmanager
-def _reading(check: Check, file: str) -> Iterator[None]:
-    """Turn the errors of a damaged file or a strange manifest into a failure, others into what could not be seen.
-
-    Any error: libraries that read a file raise more kinds than they say.
-    """
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001
-        if reason := _hindrance(error):
-            check.unseen = check.unseen or f"{file}: {' '.join(reason.split())}"
-        elif isinstance(error, KeyError):
-            check.fail(file, f"has no {error}")
-        else:
-            check.fail(file, f"cannot be read: {error or type(error).__name__}")
-
-
-@contextmanager
-def _temporary() -> Iterator[Path]:
-    """Give a folder for as long as it is needed; OutputError where none can be made."""
-    try:
-        folder = tempfile.TemporaryDirectory()
-    except OSError as error:
-        raise OutputError(f"no temporary folder: {error.strerror or error}; choose another place by TMPDIR") from error
-    with folder as name:
-        yield Path(name)
 
 
 def _check_files(check: Check, folder: Path, manifest: Manifest, edited_card: bool, progress: Progress) -> bool:
@@ -226,7 +170,7 @@ def _check_files(check: Check, folder: Path, manifest: Manifest, edited_card: bo
         check.fail(MANIFEST_FILE, "is not laid out as it was written")
     if manifest.sha256 != manifest.digest:
         check.fail(MANIFEST_FILE, f"has the SHA-256 {manifest.digest}, it says {manifest.sha256}")
-    with _reading(check, MANIFEST_FILE):
+    with reading(check, MANIFEST_FILE):
         named = {file.path for file in manifest.files}
         check.scope = f"{len(named)} files, {manifest.size / 1e6:,.1f} MB"
         damaged = len(named) != len(manifest.files)
@@ -269,7 +213,7 @@ def _check_numbers(check: Check, folder: Path, manifest: Manifest) -> None:
         known |= set(shards)
         for number, (path, rows) in enumerate(shards.items()):
             equal("name", path, f"{DATA_FILES[config]}/{split}-{number:05d}-of-{len(shards):05d}.parquet")
-            with _reading(check, path):
+            with reading(check, path):
                 parquet = pq.ParquetFile(folder / path)
                 equal("number of rows", parquet.metadata.num_rows, rows, path)
                 if Features.from_arrow_schema(parquet.schema_arrow) != features(config):
@@ -330,7 +274,7 @@ def _check_content(
     rejected = set(pq.read_table(folder / REJECTIONS_FILE)["detection_id"].to_pylist())
     detections = {DetectionId.parse(name).catalog.object_id for name in rejected}
     previous, distinct, used, responses = -1, 0, set[str](), dict[str, str]()
-    with h5py.File(folder / HDF5_FILE) as file, _reading(ids, "Parquet"):
+    with h5py.File(folder / HDF5_FILE) as file, reading(ids, "Parquet"):
         known = _check_ebounds(grids, hdf5, folder, manifest.shards("ebounds", "train"), file)
         comparable = hdf5_columns(hdf5, file, HDF5_FILE, counts.rows)
         for rows in slices(folder, manifest, order_of(folder, manifest), slice_rows):
@@ -342,7 +286,7 @@ def _check_content(
                 check_channels(channels, rows, known)
                 check_spectra(spectra, rows, manifest.recipe, known)
                 if comparable:
-                    with _reading(hdf5, HDF5_FILE):
+                    with reading(hdf5, HDF5_FILE):
                         check_hdf5(hdf5, rows, file)
                 used.update(rows.counts["ebounds_id"].to_pylist())
                 responses.update(
@@ -362,11 +306,11 @@ def _check_content(
 
 def _check_ebounds(check: Check, hdf5: Check, folder: Path, files: dict[str, int], file: h5py.File) -> Grids:
     known: Grids = {}
-    with _reading(check, DATA_FILES["ebounds"]):
+    with reading(check, DATA_FILES["ebounds"]):
         for path in files:
             known |= check_grids(check, pq.read_table(folder / path), path)
     check.scope = several(len(known), "grid")
-    with _reading(hdf5, f"{HDF5_FILE}: ebounds"):
+    with reading(hdf5, f"{HDF5_FILE}: ebounds"):
         group = file["ebounds"]
         stored = zip(group["ebounds_id"].asstr()[:], group["energy_lo"][:], group["energy_hi"][:], strict=True)
         if [(key, low.tolist(), high.tolist()) for key, low, high in stored] != [
@@ -379,7 +323,7 @@ def _check_ebounds(check: Check, hdf5: Check, folder: Path, files: dict[str, int
 def _check_responses(check: Check, folder: Path, files: dict[str, int], used: dict[str, str]) -> None:
     """Check that every response is well-formed, there once, and that of a row with its grid; every row has one."""
     found = set[str]()
-    with _reading(check, DATA_FILES["responses"]):
+    with reading(check, DATA_FILES["responses"]):
         for path in files:
             with pq.ParquetFile(folder / path) as file:
                 for batch in file.iter_batches(10):
@@ -399,11 +343,11 @@ def _check_loads(check: Check, folder: Path, manifest: Manifest) -> None:
         if rows := sum(manifest.shards(config, split).values()):  # datasets loads no split without rows
             wanted.setdefault(config, {})[split] = rows
     for config, expected in wanted.items():
-        with _temporary() as cache, _reading(check, f"config {config}"):
+        with temporary() as cache, reading(check, f"config {config}"):
             try:
                 loaded = load_dataset(str(folder), config, cache_dir=str(cache))
             except Exception as error:
-                if _hindrance(error):
+                if hindrance(error):
                     raise
                 check.fail(f"config {config}", f"load_dataset: {error.__cause__ or error}")
                 continue
@@ -413,70 +357,3 @@ def _check_loads(check: Check, folder: Path, manifest: Manifest) -> None:
             if any(dataset.features != features(config) for dataset in loaded.values()):
                 check.fail(f"config {config}", "load_dataset gives other features")
     check.scope = ", ".join(wanted) or "no rows"
-
-
-def _check_again(
-    check: Check,
-    folder: Path,
-    manifest: Manifest,
-    settings: Settings,
-    source: Archive,
-    number: int,
-    seed: int,
-    progress: Progress,
-) -> None:
-    """Reduce some rows again, by the way that every row goes, and compare with the doubles of the HDF5 file."""
-    total = manifest.counts.rows
-    chosen = sorted(random.Random(seed).sample(range(total), min(number, total)))
-    columns = [column for column in COLUMNS if column.name in SPECTRA_SCHEMA.names]
-    with h5py.File(folder / HDF5_FILE) as file, _temporary() as root:
-        store = Store(root, settings.release, settings.recipe, settings.responses)
-        for start in range(0, len(chosen), PACKAGE_SIZE):
-            rows = {row: DetectionId.parse(file["detection_id"].asstr()[row]) for row in chosen[start:][:PACKAGE_SIZE]}
-            package = Package(0, tuple(dict.fromkeys(detection.catalog for detection in rows.values())))
-            make(package, source, store)
-            result = store.read(package)
-            reasons = {row["detection_id"]: row for row in result.rejections.to_pylist()}
-            measured = {row["object_id"]: row for row in result.spectra.to_pylist()}
-            for row, detection in rows.items():
-                place = (HDF5_FILE, f"{detection} (row {row})")
-                if (expected := measured.get(detection.object_id)) is None:
-                    why = reasons.get(str(detection), {"message": "no files"})["message"]
-                    check.fail(*place, f"is now rejected: {why}")
-                    continue
-                for column in columns:
-                    difference = _difference(file[column.hdf5_name][row], expected[column.name])
-                    if difference:
-                        check.fail(*place, column.hdf5_name + difference)
-            if settings.responses:
-                _check_responses_again(check, folder, list(manifest.shards("responses", "train")), result.responses)
-            progress("recheck", start + len(rows), len(chosen))
-    check.scope = f"{len(chosen):,} of {total:,} rows, from {settings.archive}"
-
-
-def _check_responses_again(check: Check, folder: Path, files: list[str], again: pa.Table) -> None:
-    """Compare responses that were read again, by their keys, with those of the folder."""
-    wanted = {row["rmf_sha256"]: row for row in examples(again)}
-    for path in files:
-        with pq.ParquetFile(folder / path) as file:
-            for batch in file.iter_batches(10):
-                for stored in examples(pa.Table.from_batches([batch])):
-                    for name, value in wanted.get(stored["rmf_sha256"], {}).items():
-                        if difference := _difference(stored[name], value):
-                            check.fail(path, stored["rmf_sha256"], name + difference)
-
-
-def _difference(stored: Any, again: Any) -> str:
-    """Describe how a stored value differs from the one that came out again; empty where it does not."""
-    if isinstance(stored, bytes):
-        stored = stored.decode()
-    if again is None:  # in HDF5 a text that is null is empty
-        return "" if stored is None or np.array_equal(stored, "") else f" is {stored}, the archive's files give none"
-    if np.array_equal(stored, again):
-        return ""
-    if np.shape(stored) != np.shape(again):
-        return f" has {np.size(stored)} values, the archive's files give {np.size(again)}"
-    if not np.shape(stored):
-        return f" is {stored}, the archive's files give {again}"
-    first = np.flatnonzero(stored != np.asarray(again))[0]
-    return f"[{first}] is {stored[first]}, the archive's files give {again[first]}"
