@@ -168,8 +168,8 @@ def test_the_new_folder_is_on_disk_before_the_old_one_goes(tmp_path: Path, monke
 
     output.mkdir()
     monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.add(os.fstat(descriptor).st_ino))
-    monkeypatch.setattr(Path, "replace", watch)
     with staging(output) as folder:
+        monkeypatch.setattr(Path, "replace", watch)  # not before: that the old folder can be moved is tried at once
         (folder / "data").mkdir()
         (folder / "data" / "shard").write_text("new")
     assert moved == ["out", folder.name, ".out.old"]
