@@ -89,8 +89,7 @@ def draw(picture: str, row: dict[str, Any], calibration: Calibration, model: Any
     figure, (top, bottom) = plt.subplots(2, sharex=True, figsize=(6.4, 5), height_ratios=(3, 1), layout="constrained")
     width, middle, steps = high - low, (low + high) / 2, np.append(low, high[-1])
     rate, error = bins["counts"] / width, np.sqrt(bins["counts"]) / width
-    label = f"{row['name']}, {row['detection_id']}"
-    top.errorbar(middle, rate, error, width / 2, fmt="none", ecolor="C0", elinewidth=1, label=label)
+    top.errorbar(middle, rate, error, width / 2, fmt="none", ecolor="C0", elinewidth=1, label=row["name"])
     top.stairs(row["background_scale"] * bins["background_counts"] / width, steps, color="0.6", label="background")
     top.stairs(expected / width, steps, color="C1", label="absorbed power law + background")
     top.set(ylabel="counts / keV", xscale="log", yscale="log", xlim=ENERGIES)
