@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Workspace", "default_cache", "describe", "holdings", "make_plan", "open_workspace"]
 
+_EXPECTED = 20
+"""Detections, from all over the plan, that the archive hears of."""
+
 _NAMED = 5
 """Detections that a warning names."""
 
@@ -118,9 +121,9 @@ def make_plan(workspace: Workspace, settings: Settings) -> Plan:
     if settings.catalog:
         from builder.dataset.catalog_file import read_catalog
 
-        answer = read_catalog(Path(settings.catalog))
+        answer, origin = read_catalog(Path(settings.catalog)), None
     else:
-        answer = workspace.archive.catalog(settings.selection)
+        answer, origin = workspace.archive.catalog(settings.selection)
     nulls = workspace.archive.nulls or bool(settings.catalog)
     batches = answer.to_batches(max_chunksize=1000)  # all rows as dicts at once would take gigabytes
     keep = [settings.selection.keeps(row, nulls=nulls) for batch in batches for row in batch.to_pylist()]
@@ -137,7 +140,10 @@ def make_plan(workspace: Workspace, settings: Settings) -> Plan:
             ", ".join(missing[:_NAMED]),
             ", ..." if len(missing) > _NAMED else "",
         )
-    return plan(kept, limit=settings.selection.limit)
+    planned = plan(kept, limit=settings.selection.limit, origin=origin)
+    ids = [detection for package in planned.packages for detection in package.detections]
+    workspace.archive.expect(ids[:: max(1, len(ids) // _EXPECTED)])
+    return planned
 
 
 def describe(settings: Settings) -> dict[str, Any]:

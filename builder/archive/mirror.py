@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from builder.archive.catalog import read_votable, write_votable
-from builder.archive.interface import Archive, Fetched, Record, forget
+from builder.archive.interface import Answer, Archive, Fetched, Record, forget
 from builder.archive.packages import Package, Plan, plan
 from builder.archive.products import members
 from builder.files import file_sha256, hold
@@ -88,17 +88,17 @@ class MirrorArchive(Archive):
         except OSError as error:
             raise ArchiveError(f"cannot read {self.folder / INDEX_FILE}: {error.strerror}; is it a mirror?") from error
 
-    def catalog(self, selection: Selection, record: Record = forget) -> pa.Table:
+    def catalog(self, selection: Selection, record: Record = forget) -> Answer:
         """See `Archive.catalog`."""
         path = self.folder / CATALOG_FILE
         try:
-            table, overflow = read_votable(path.read_bytes(), str(path))
+            table, overflow = read_votable(path, str(path))
             record(str(path), path)
         except OSError as error:
             raise CatalogError(f"cannot read {path}: {error.strerror}") from error
         if overflow:
             raise CatalogError(f"{path} was cut at the service's row limit; download the mirror again")
-        return table
+        return Answer(table)
 
     @contextmanager
     def fetch(self, package: Package, record: Record = forget) -> Iterator[Fetched]:
@@ -193,7 +193,7 @@ class Mirror:
         catalog = planned.catalog
         try:
             if (self.folder / CATALOG_FILE).exists():
-                held, _ = read_votable((self.folder / CATALOG_FILE).read_bytes(), str(self.folder / CATALOG_FILE))
+                held, _ = read_votable(self.folder / CATALOG_FILE, str(self.folder / CATALOG_FILE))
                 catalog = plan(pa.concat_tables([catalog, held])).catalog
             _replace(self.folder / CATALOG_FILE, write_votable(catalog.to_pylist()))
         except OSError as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable
 
-__all__ = ["Progress", "exposure_text", "is_url", "one_line", "several", "silent", "size_text"]
+__all__ = ["Progress", "exposure_text", "is_url", "one_line", "several", "silent", "size_text", "text_of"]
 
 Progress = Callable[[str, int, int], None]
 """A function that is called with a step, the number of things that are done, and of all."""
@@ -42,3 +43,9 @@ def size_text(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def text_of(page: bytes, length: int = 200) -> str:
+    """The first words of a page of text, HTML or XML, as one line."""
+    text = re.sub(r"(?s)<(script|style)\b.*?</\1\s*>|<[^>]*>", " ", page.decode("utf-8", "replace"))
+    return one_line(html.unescape(text))[:length].strip()

@@ -24,7 +24,7 @@ from builder.archive.votable import write_votable
 from builder.model.errors import ChandraSpectraError, SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import File
-from builder.model.selection import RELEASES
+from builder.model.releases import RELEASES
 from builder.simulator.adql import Catalog
 from builder.simulator.faults import Faults
 from builder.simulator.holdings import Holdings
@@ -34,7 +34,7 @@ __all__ = ["Reply", "Services", "error_page", "error_text"]
 _VOTABLE = "application/x-votable+xml"
 _KINDS = {"spectrum": "pha", "arf": "arf", "rmf": "rmf"}  # csccli's file types
 _FILETYPES = {kind: filetype for filetype, kind in _KINDS.items()}
-_ITEM = re.compile(r"(\d+\.\d+\.\d+)/(\w+)/b")
+_ITEM = re.compile(r"(\d+\.\d+\.\d+)/(\w+)/b?")
 
 Asked = list[tuple[DetectionId, str]]
 
