@@ -8,10 +8,8 @@ so whatever the index names is whole, and a download that is interrupted goes on
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +22,7 @@ import pyarrow as pa
 from builder.archive.catalog import read_votable, write_votable
 from builder.archive.interface import Answer, Archive, Fetched, Record, forget
 from builder.archive.packages import Package, Plan, plan
-from builder.archive.products import members
+from builder.archive.products import members, write_tar
 from builder.files import file_sha256, hold
 from builder.model.errors import ArchiveError, CatalogError, StoreError
 from builder.model.ids import DetectionId
@@ -213,7 +211,7 @@ class Mirror:
         partial = path.with_suffix(".partial")
         try:
             with partial.open("wb") as file:
-                _pack(fetched.parts, file)
+                write_tar(file, (product for part in fetched.parts for product in members(part)))
                 file.flush()
                 os.fsync(file.fileno())
             digest = file_sha256(partial)
@@ -251,13 +249,3 @@ def _replace(path: Path, content: bytes) -> None:
 def _refused(line: dict[str, Any]) -> dict[str, str]:
     """Detections of an index line that the archive refused to serve, to be asked for again, and its words."""
     return dict(line.get("unserved", {}))
-
-
-def _pack(parts: tuple[Path, ...], file: io.BufferedWriter) -> None:
-    """All files of the parts as one tar, members one folder deep and without times or owners."""
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for part in parts:
-            for product in members(part):
-                member = tarfile.TarInfo(f"package/{product.name}")
-                member.size = len(product.data)
-                tar.addfile(member, io.BytesIO(product.data))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from builder.model.errors import ArchiveError
 from builder.model.ids import CYCLES, DetectionId
 from builder.model.records import File, Products
 
-__all__ = ["KINDS", "MAX_MEMBER_BYTES", "ProductName", "group_products", "members"]
+__all__ = ["KINDS", "MAX_MEMBER_BYTES", "ProductName", "group_products", "members", "write_tar"]
 
 KINDS = ("pha", "arf", "rmf")
 
@@ -90,6 +92,15 @@ def members(part: Path) -> Iterator[File]:
         raise
     except Exception as error:  # of a damaged header tarfile raises ValueError, OverflowError, RecursionError and more
         raise ArchiveError(f"{part} is not a whole tar file: {error}") from error
+
+
+def write_tar(stream: IO[bytes], files: Iterable[File]) -> None:
+    """Write files as one tar, one folder deep as the archive has them, and without times or owners."""
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for file in files:
+            member = tarfile.TarInfo(f"package/{file.name}")
+            member.size = len(file.data)
+            tar.addfile(member, io.BytesIO(file.data))
 
 
 def group_products(detections: Iterable[DetectionId], files: Iterable[File]) -> list[Products]:

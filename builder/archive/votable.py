@@ -13,13 +13,13 @@ import pyarrow as pa
 
 from builder.model.columns import CATALOG
 
-__all__ = ["FIELDS", "Field", "StreamError", "VotableReader", "is_null", "write_votable"]
+__all__ = ["StreamError", "VotableReader", "write_votable"]
 
 _BATCH = 4096
 """Rows that are held as Python strings at a time."""
 
 
-class Field(NamedTuple):
+class _Field(NamedTuple):
     """A VOTable column's ``datatype`` (``char`` is of any length) and unit ('' for none)."""
 
     datatype: str
@@ -29,14 +29,14 @@ class Field(NamedTuple):
 _DATATYPES = {"string": "char", "bool": "boolean", "int32": "int", "float32": "double", "float64": "double"}
 
 # Units are declared as FITS writes them; VOTable 1.3 wants them as the CDS does.
-FIELDS = {
-    column.name: Field(_DATATYPES[column.dtype], column.unit.replace(" ", ".").replace("count", "ct"))
+_FIELDS = {
+    column.name: _Field(_DATATYPES[column.dtype], column.unit.replace(" ", ".").replace("count", "ct"))
     for column in CATALOG
 }
 """The catalog's columns as its service declares them."""
 
 
-def is_null(value: object) -> bool:
+def _is_null(value: object) -> bool:
     """Whether a catalog value is missing: None, or a NaN."""
     return value is None or (isinstance(value, (float, np.floating)) and math.isnan(value))
 
@@ -162,7 +162,7 @@ def write_votable(
     Parameters
     ----------
     names : sequence of str
-        The columns, in order. Those not in `FIELDS` get their type from their first value.
+        The columns, in order. Those that the catalog has not get their type from their first value.
     rows : iterable of mapping
         A missing key, None and NaN are written as null.
     overflow : bool
@@ -181,12 +181,12 @@ def write_votable(
     declared, columns = [], []
     for name in names:
         values = [row.get(name) for row in rows]
-        field = FIELDS.get(name) or _inferred(values)
+        field = _FIELDS.get(name) or _inferred(values)
         size = ' arraysize="*"' if field.datatype == "char" else ""
         unit = f" unit={quoteattr(field.unit)}" if field.unit else ""
         declared.append(f'<FIELD name={quoteattr(name)} datatype="{field.datatype}"{size}{unit}/>\n')
         write = _WRITERS[field.datatype]
-        columns.append(["" if is_null(value) else write(value) for value in values])
+        columns.append(["" if _is_null(value) else write(value) for value in values])
     body = "".join(f"<TR><TD>{'</TD><TD>'.join(cells)}</TD></TR>\n" for cells in zip(*columns, strict=True))
     limit = '<INFO name="QUERY_STATUS" value="OVERFLOW"/>\n' if overflow else ""
     return (
@@ -195,11 +195,11 @@ def write_votable(
     ).encode()
 
 
-def _inferred(values: Sequence[object]) -> Field:
-    first = next((value for value in values if not is_null(value)), None)
+def _inferred(values: Sequence[object]) -> _Field:
+    first = next((value for value in values if not _is_null(value)), None)
     if isinstance(first, bool):
-        return Field("boolean")
-    return Field("long" if isinstance(first, int) else "char" if isinstance(first, str) else "double")
+        return _Field("boolean")
+    return _Field("long" if isinstance(first, int) else "char" if isinstance(first, str) else "double")
 
 
 def _double(value: object) -> str:

@@ -7,12 +7,9 @@ the spot and named ``SIM J…``.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import importlib.util
-import io
 import json
 import shutil
-import tarfile
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +18,10 @@ import numpy as np
 from astropy.io import fits
 
 from builder.archive.catalog import write_votable
-from builder.archive.mirror import CATALOG_FILE, has_tar, read_index
+from builder.archive.mirror import CATALOG_FILE, INDEX_FILE, has_tar, read_index
 from builder.archive.packages import PACKAGE_SIZE
-from builder.archive.products import KINDS
+from builder.archive.products import KINDS, write_tar
+from builder.files import file_sha256
 from builder.model.columns import CATALOG
 from builder.model.errors import ArchiveError, OutputError
 from builder.model.ids import DetectionId
@@ -115,33 +113,16 @@ def _whole(folder: Path) -> bool:
 
 def _write(folder: Path) -> None:
     embedded = embedded_rows_and_files()
-    lines = []
-    for start in range(0, len(embedded), PACKAGE_SIZE):
-        entries = embedded[start : start + PACKAGE_SIZE]
-        name = f"packages/{start // PACKAGE_SIZE:05d}.tar"
-        data = _tar([file for _, files in entries for file in files])
-        (folder / name).write_bytes(data)
-        lines.append(
-            {
-                "file": name,
-                "bytes": len(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
-                "detections": [str(_detection(row)) for row, _ in entries],
-            }
-        )
-    (folder / "packages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "catalog.vot").write_bytes(write_votable([row for row, _ in embedded]))
-
-
-def _tar(files: list[File]) -> bytes:
-    """A tar with its members one folder deep, as the real archive answers, and nothing in it of who made it when."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for file in files:
-            member = tarfile.TarInfo(f"package/{file.name}")
-            member.size = len(file.data)
-            tar.addfile(member, io.BytesIO(file.data))
-    return buffer.getvalue()
+    with (folder / INDEX_FILE).open("w") as index:
+        for start in range(0, len(embedded), PACKAGE_SIZE):
+            entries = embedded[start : start + PACKAGE_SIZE]
+            path = folder / "packages" / f"{start // PACKAGE_SIZE:05d}.tar"
+            with path.open("wb") as stream:
+                write_tar(stream, (file for _, files in entries for file in files))
+            line: dict[str, object] = {"file": f"packages/{path.name}", "bytes": path.stat().st_size}
+            line |= {"sha256": file_sha256(path), "detections": [str(_detection(row)) for row, _ in entries]}
+            index.write(json.dumps(line) + "\n")
+    (folder / CATALOG_FILE).write_bytes(write_votable([row for row, _ in embedded]))
 
 
 def _detection(row: dict[str, object]) -> DetectionId:

@@ -24,7 +24,7 @@ from builder.simulator.sky import catalog_rows, draw_detections, effective_area,
 __all__ = ["BROAD", "CHANNELS", "ENERGIES", "SimulatedArchive"]
 
 Floats = NDArray[np.float64]
-Cards = list[tuple[str, object]]
+Cards = dict[str, object]
 
 ENERGIES: Floats = 0.3 + 0.01 * np.arange(901, dtype=np.float64)
 """Edges of the ARF's and RMF's energies, keV (mkacisrmf's ``energy=0.3:9.3:0.01`` in the catalog's files)."""
@@ -39,7 +39,55 @@ _CENTRES = (CHANNELS[:-1] + CHANNELS[1:]) / 2
 _MIDDLES = (ENERGIES[:-1] + ENERGIES[1:]) / 2
 _MISSION_MJD = 50814.0  # MJDREF of Chandra's clock, 1998-01-01 TT
 _DEAD_TIME = 0.987  # DTCOR of the two catalog files that come with Sherpa
-_INSTRUMENT: Cards = [("MISSION", "AXAF"), ("TELESCOP", "CHANDRA"), ("INSTRUME", "ACIS")]
+
+# The cards that all headers have alike.
+_CONSTANT: Cards = {
+    "SIMPLE": True, "BITPIX": 8, "NAXIS": 0, "EXTEND": True, "MISSION": "AXAF", "TELESCOP": "CHANDRA",
+    "INSTRUME": "ACIS", "ORIGIN": "SIMULATED", "CREATOR": "chandra-spectra simulation", "TIMESYS": "TT",
+    "MJDREF": _MISSION_MJD, "TIMEZERO": 0.0, "TIMEUNIT": "s", "GRATING": "NONE", "FILTER": "NONE", "READMODE": "TIMED",
+    "DATAMODE": "FAINT", "OBS_MODE": "POINTING", "DATACLAS": "OBSERVED", "EQUINOX": 2000.0, "RADECSYS": "ICRS",
+    "DTCOR": _DEAD_TIME, "HDUCLASS": "OGIP", "CHANTYPE": "PI", "DETCHANS": N_CHANNELS, "TLMIN1": 1,
+    "TLMAX1": N_CHANNELS, "TLMIN4": 1, "TLMAX4": N_CHANNELS, "PIBINWID": 0.0146, "LO_THRES": 1e-6, "AREASCAL": 1.0,
+    "CORRSCAL": 0.0, "POISSERR": True, "SYS_ERR": 0.0, "QUALITY": 0, "GROUPING": 0, "CORRFILE": "none",
+}  # fmt: skip
+_INSTRUMENT = "MISSION TELESCOP INSTRUME"
+_CLASS = "HDUCLASS HDUCLAS1 HDUCLAS2 HDUVERS"
+_IDS = (
+    f"{_INSTRUMENT} OBS_ID OBI_NUM REGIONID OBJECT ORIGIN CREATOR MJD_OBS DATE-OBS DATE-END TIMESYS MJDREF TIMEZERO "
+    "TIMEUNIT TSTART TSTOP"
+)
+_PLACE = (
+    "DETNAM GRATING FILTER READMODE DATAMODE OBS_MODE DATACLAS CYCLE EQUINOX RADECSYS RA DEC RA_PNT DEC_PNT ROLL_PNT "
+    "ONTIME LIVETIME EXPOSURE DTCOR"
+)
+_SPECTRUM = (
+    "AREASCAL CORRSCAL BACKSCAL CHANTYPE DETCHANS TOTCTS POISSERR SYS_ERR QUALITY GROUPING CORRFILE BACKFILE ANCRFILE "
+    "RESPFILE"
+)
+# Of each table the columns with form and unit, its OGIP classes and version, and its cards in their order.
+_TABLES = {
+    "SPECTRUM": (
+        "CHANNEL 1J channel, PI 1D chan, COUNTS 1J count, COUNT_RATE 1D count/s",
+        {"HDUCLAS1": "SPECTRUM", "HDUVERS": "1.1.0", "HDUCLAS3": "COUNT"},
+        f"{_CLASS} HDUCLAS3 TLMIN1 TLMAX1 {_IDS} {_PLACE} {_SPECTRUM}",
+    ),
+    "GTI": ("START 1D s, STOP 1D s", {}, f"{_INSTRUMENT} MJDREF TIMESYS TIMEUNIT"),
+    "SPECRESP": (
+        "ENERG_LO 1E keV, ENERG_HI 1E keV, SPECRESP 1E cm**2",
+        {"HDUCLAS1": "RESPONSE", "HDUCLAS2": "SPECRESP", "HDUVERS": "1.1.0"},
+        f"{_CLASS} {_IDS} {_PLACE}",
+    ),
+    "RSP_MATRIX": (
+        "ENERG_LO 1E keV, ENERG_HI 1E keV, N_GRP I, F_CHAN PI(2), N_CHAN PI(2), MATRIX PE au",
+        {"HDUCLAS1": "RESPONSE", "HDUCLAS2": "RSP_MATRIX", "HDUVERS": "1.3.0", "HDUCLAS3": "REDIST"},
+        f"{_CLASS} HDUCLAS3 CHANTYPE DETCHANS TLMIN4 TLMAX4 LO_THRES NUMGRP NUMELT {_IDS} {_PLACE}",
+    ),
+    "EBOUNDS": (
+        "CHANNEL 1J channel, E_MIN 1E keV, E_MAX 1E keV",
+        {"HDUCLAS1": "RESPONSE", "HDUCLAS2": "EBOUNDS", "HDUVERS": "1.3.0"},
+        f"{_CLASS} {_INSTRUMENT} GRATING ORIGIN CHANTYPE DETCHANS TLMIN1 TLMAX1 PIBINWID",
+    ),
+}
 
 # Particle background: (keV, counts a channel) and lines (keV, counts), Al K, Si K, Au M, Ni K, Au L; the shapes of the
 # same two detections' background spectra.
@@ -108,19 +156,10 @@ def _response(back_illuminated: int) -> _Response:
             heap += array.astype(kind).tobytes()
     bounds = np.zeros(N_CHANNELS, [("channel", ">i4"), ("low", ">f4"), ("high", ">f4")])
     bounds["channel"], bounds["low"], bounds["high"] = np.arange(1, N_CHANNELS + 1), CHANNELS[:-1], CHANNELS[1:]
-    ebounds = _table(
-        "EBOUNDS", [("CHANNEL", "1J", "channel"), ("E_MIN", "1E", "keV"), ("E_MAX", "1E", "keV")], bounds.tobytes(),
-        N_CHANNELS, [*_hduclass("RESPONSE", "EBOUNDS", "1.3.0"), *_INSTRUMENT, ("GRATING", "NONE"),
-                     ("ORIGIN", "SIMULATED"), ("CHANTYPE", "PI"), ("DETCHANS", N_CHANNELS), ("TLMIN1", 1),
-                     ("TLMAX1", N_CHANNELS), ("PIBINWID", 0.0146)])  # fmt: skip
-    table = _padded(bytes(descriptors + heap), b"\0") + ebounds
+    table = _padded(bytes(descriptors + heap), b"\0") + _table("EBOUNDS", {}, bounds.tobytes(), N_CHANNELS)
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    cards: Cards = [
-        ("PCOUNT", len(heap)),
-        ("NUMGRP", groups),
-        ("NUMELT", int((single > 0).sum())),
-        ("TFORM6", f"PE({longest})"),
-    ]
+    elements = int((single > 0).sum())
+    cards: Cards = {"PCOUNT": len(heap), "NUMGRP": groups, "NUMELT": elements, "TFORM6": f"PE({longest})"}
     return _Response(single.astype(np.float64), cards, table, deflate.compress(table) + deflate.flush())
 
 
@@ -142,7 +181,7 @@ def _padded(data: bytes, fill: bytes) -> bytes:
 
 def _header(cards: Cards) -> bytes:
     lines = []
-    for keyword, value in cards:
+    for keyword, value in cards.items():
         if isinstance(value, bool):
             text = f"{'FT'[value]:>20}"
         elif isinstance(value, (int, np.integer)):
@@ -155,32 +194,19 @@ def _header(cards: Cards) -> bytes:
     return _padded("".join([*lines, "END".ljust(80)]).encode("ascii"), b" ")
 
 
-def _table(
-    name: str,
-    columns: list[tuple[str, str, str]],
-    data: bytes,
-    rows: int,
-    cards: Cards,
-    heap: int = 0,
-    version: int = 1,
-) -> bytes:
-    """A binary table; `data` may be left out where it is appended afterwards, with `heap` bytes of heap."""
-    width = sum({"J": 4, "E": 4, "D": 8, "I": 2, "P": 8}[form.lstrip("1")[0]] for _, form, _ in columns)
-    head: Cards = [
-        ("XTENSION", "BINTABLE"),
-        ("BITPIX", 8),
-        ("NAXIS", 2),
-        ("NAXIS1", width),
-        ("NAXIS2", rows),
-        ("PCOUNT", heap),
-        ("GCOUNT", 1),
-        ("TFIELDS", len(columns)),
-        ("EXTNAME", name),
-        ("EXTVER", version),
-    ]
-    for number, (column, form, unit) in enumerate(columns, start=1):
-        head += [(f"TTYPE{number}", column), (f"TFORM{number}", form)] + ([(f"TUNIT{number}", unit)] if unit else [])
-    return _header(head + cards) + _padded(data, b"\0")
+def _table(name: str, values: Cards, data: bytes, rows: int) -> bytes:
+    """A binary table of `_TABLES`; the data may be appended afterwards, ``PCOUNT`` bytes of heap among them."""
+    columns, classes, cards = _TABLES[name]
+    head: Cards = {"XTENSION": "BINTABLE", "BITPIX": 8, "NAXIS": 2, "NAXIS1": 0, "NAXIS2": rows, "PCOUNT": 0}
+    head |= {"GCOUNT": 1, "TFIELDS": columns.count(",") + 1, "EXTNAME": name, "EXTVER": 1}
+    width = 0
+    for number, column in enumerate(columns.split(", "), start=1):
+        title, form, *unit = column.split()
+        width += {"J": 4, "E": 4, "D": 8, "I": 2, "P": 8}[form.lstrip("1")[0]]
+        head |= {f"TTYPE{number}": title, f"TFORM{number}": form} | {f"TUNIT{number}": word for word in unit}
+    head |= {"NAXIS1": width} | {key: value for key, value in values.items() if key in head}
+    known = _CONSTANT | classes | values
+    return _header(head | {card: known[card] for card in cards.split()}) + _padded(data, b"\0")
 
 
 def _gzip(data: bytes, shared: _Response | None = None) -> bytes:
@@ -193,11 +219,6 @@ def _gzip(data: bytes, shared: _Response | None = None) -> bytes:
         body += shared.deflated
         crc, size = zlib.crc32(shared.table, crc), size + len(shared.table)
     return b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + body + struct.pack("<II", crc, size)
-
-
-def _hduclass(first: str, second: str, version: str, third: str = "") -> Cards:
-    cards: Cards = [("HDUCLASS", "OGIP"), ("HDUCLAS1", first), ("HDUCLAS2", second), ("HDUVERS", version)]
-    return cards + ([("HDUCLAS3", third)] if third else [])
 
 
 class SimulatedArchive:
@@ -281,87 +302,44 @@ def _files(truth: NDArray[np.void], seed: int, cycle: str, share: float) -> list
         f"{datetime(1858, 11, 17, tzinfo=UTC) + timedelta(days=mjd, seconds=after):%Y-%m-%dT%H:%M:%S}"
         for after in (0.0, duration)
     )
-    ids: Cards = [*_INSTRUMENT, ("OBS_ID", str(obsid)), ("OBI_NUM", obi), ("REGIONID", f"{region_id:04d}"),
-                  ("OBJECT", source_name("SIM", float(one["ra"]), float(one["dec"]))), ("ORIGIN", "SIMULATED"),
-                  ("CREATOR", "chandra-spectra simulation"), ("MJD_OBS", mjd),
-                  ("DATE-OBS", begin), ("DATE-END", end),
-                  ("TIMESYS", "TT"), ("MJDREF", _MISSION_MJD), ("TIMEZERO", 0.0), ("TIMEUNIT", "s"),
-                  ("TSTART", start), ("TSTOP", start + duration)]  # fmt: skip
-    place: Cards = [("DETNAM", ("ACIS-0123", "ACIS-7")[back_illuminated]), ("GRATING", "NONE"), ("FILTER", "NONE"),
-                    ("READMODE", "TIMED"), ("DATAMODE", "FAINT"), ("OBS_MODE", "POINTING"), ("DATACLAS", "OBSERVED"),
-                    ("CYCLE", "S" if cycle == "e2" else "P"), ("EQUINOX", 2000.0), ("RADECSYS", "ICRS"),
-                    ("RA", one["ra"]), ("DEC", one["dec"]), ("RA_PNT", one["ra_pnt"]), ("DEC_PNT", one["dec_pnt"]),
-                    ("ROLL_PNT", one["roll"]), ("ONTIME", ontime), ("LIVETIME", exposure),
-                    ("EXPOSURE", exposure), ("DTCOR", _DEAD_TIME)]  # fmt: skip
-    primary = _header([("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True), *ids])
-    gti = _table(
-        "GTI",
-        [("START", "1D", "s"), ("STOP", "1D", "s")],
-        struct.pack(">2d", start, start + ontime),
-        1,
-        [*_INSTRUMENT, ("MJDREF", _MISSION_MJD), ("TIMESYS", "TT"), ("TIMEUNIT", "s")],
-    )
+    place = (("RA", "ra"), ("DEC", "dec"), ("RA_PNT", "ra_pnt"), ("DEC_PNT", "dec_pnt"), ("ROLL_PNT", "roll"))
+    values: Cards = {
+        "OBS_ID": str(obsid),
+        "OBI_NUM": obi,
+        "REGIONID": f"{region_id:04d}",
+        "OBJECT": source_name("SIM", float(one["ra"]), float(one["dec"])),
+        "MJD_OBS": mjd,
+        "DATE-OBS": begin,
+        "DATE-END": end,
+        "TSTART": start,
+        "TSTOP": start + duration,
+        "DETNAM": ("ACIS-0123", "ACIS-7")[back_illuminated],
+        "CYCLE": "S" if cycle == "e2" else "P",
+        **{card: float(one[name]) for card, name in place},
+        "ONTIME": ontime,
+        "LIVETIME": exposure,
+        "EXPOSURE": exposure,
+    }
 
-    def spectrum(kind: str, values: NDArray[np.int64], scale: float, files: list[str], version: int) -> bytes:
+    def spectrum(kind: str, counts: NDArray[np.int64], scale: float, files: list[str], version: int) -> bytes:
         rows = np.zeros(N_CHANNELS, [("channel", ">i4"), ("pi", ">f8"), ("counts", ">i4"), ("rate", ">f8")])
         rows["channel"] = rows["pi"] = np.arange(1, N_CHANNELS + 1)
-        rows["counts"], rows["rate"] = values, values / exposure
-        columns = [
-            ("CHANNEL", "1J", "channel"),
-            ("PI", "1D", "chan"),
-            ("COUNTS", "1J", "count"),
-            ("COUNT_RATE", "1D", "count/s"),
-        ]
-        cards: Cards = [*_hduclass("SPECTRUM", kind, "1.1.0", "COUNT"), ("TLMIN1", 1), ("TLMAX1", N_CHANNELS), *ids,
-                        *place, ("AREASCAL", 1.0), ("CORRSCAL", 0.0), ("BACKSCAL", scale), ("CHANTYPE", "PI"),
-                        ("DETCHANS", N_CHANNELS), ("TOTCTS", int(values.sum())), ("POISSERR", True), ("SYS_ERR", 0.0),
-                        ("QUALITY", 0), ("GROUPING", 0), ("CORRFILE", "none"),
-                        *zip(("BACKFILE", "ANCRFILE", "RESPFILE"), files, strict=True)]  # fmt: skip
-        return _table("SPECTRUM", columns, rows.tobytes(), N_CHANNELS, cards, version=version)
+        rows["counts"], rows["rate"] = counts, counts / exposure
+        own: Cards = {"EXTVER": version, "HDUCLAS2": kind, "BACKSCAL": scale, "TOTCTS": int(counts.sum())}
+        own |= zip(("BACKFILE", "ANCRFILE", "RESPFILE"), files, strict=True)
+        return _table("SPECTRUM", values | own, rows.tobytes(), N_CHANNELS)
 
+    primary = _header({card: (_CONSTANT | values)[card] for card in f"SIMPLE BITPIX NAXIS EXTEND {_IDS}".split()})
     scale = float(one["area"])
     pha_data = (
         primary
         + spectrum("TOTAL", counts, scale, [pha, arf, rmf], 1)
-        + gti
+        + _table("GTI", values, struct.pack(">2d", start, start + ontime), 1)
         + spectrum("BKG", background_counts, scale * float(one["area_ratio"]), ["none"] * 3, 2)
     )
-    kev = [("ENERG_LO", "1E", "keV"), ("ENERG_HI", "1E", "keV")]
-    arf_data = primary + _table(
-        "SPECRESP",
-        [*kev, ("SPECRESP", "1E", "cm**2")],
-        np.stack([ENERGIES[:-1], ENERGIES[1:], area], axis=1).astype(">f4").tobytes(),
-        area.size,
-        [*_hduclass("RESPONSE", "SPECRESP", "1.1.0"), *ids, *place],
-    )
-    sizes = dict(response.cards)
-    rmf_head = primary + _table(
-        "RSP_MATRIX",
-        [
-            *kev,
-            ("N_GRP", "I", ""),
-            ("F_CHAN", "PI(2)", ""),
-            ("N_CHAN", "PI(2)", ""),
-            ("MATRIX", str(sizes["TFORM6"]), "au"),
-        ],
-        b"",
-        area.size,
-        [
-            *_hduclass("RESPONSE", "RSP_MATRIX", "1.3.0", "REDIST"),
-            ("CHANTYPE", "PI"),
-            ("DETCHANS", N_CHANNELS),
-            ("TLMIN4", 1),
-            ("TLMAX4", N_CHANNELS),
-            ("LO_THRES", 1e-6),
-            ("NUMGRP", sizes["NUMGRP"]),
-            ("NUMELT", sizes["NUMELT"]),
-            *ids,
-            *place,
-        ],
-        int(str(sizes["PCOUNT"])),
-    )
+    areas = np.stack([ENERGIES[:-1], ENERGIES[1:], area], axis=1).astype(">f4").tobytes()
     return [
         File(f"{pha}.gz", _gzip(pha_data)),
-        File(f"{arf}.gz", _gzip(arf_data)),
-        File(f"{rmf}.gz", _gzip(rmf_head, response)),
+        File(f"{arf}.gz", _gzip(primary + _table("SPECRESP", values, areas, area.size))),
+        File(f"{rmf}.gz", _gzip(primary + _table("RSP_MATRIX", values | response.cards, b"", area.size), response)),
     ]

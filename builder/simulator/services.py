@@ -19,7 +19,7 @@ import tarfile
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from builder.archive.products import ProductName
+from builder.archive.products import ProductName, write_tar
 from builder.archive.votable import write_votable
 from builder.model.errors import ChandraSpectraError, SettingError
 from builder.model.ids import DetectionId
@@ -139,11 +139,7 @@ class Services:
         if isinstance(asked, str):
             return error_text("retrieve", asked)
         stream = io.BytesIO()
-        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for file in self._files(asked, package=True):
-                member = tarfile.TarInfo(f"package/{file.name}")
-                member.size = len(file.data)
-                tar.addfile(member, io.BytesIO(file.data))
+        write_tar(stream, self._files(asked, package=True))
         return Reply("retrieve", stream.getvalue(), "application/x-tar", detections=_texts(asked))
 
     def _browse(self, parameters: dict[str, str]) -> Reply:
