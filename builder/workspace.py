@@ -23,6 +23,7 @@ from builder.store.packages import RemoteStore, Store
 
 if TYPE_CHECKING:
     from builder.simulator.holdings import Holdings
+    from builder.simulator.replay import Replay
 
 __all__ = ["Workspace", "default_cache", "describe", "holdings", "make_plan", "open_workspace"]
 
@@ -124,6 +125,9 @@ def make_plan(workspace: Workspace, settings: Settings) -> Plan:
         answer, origin = read_catalog(Path(settings.catalog)), None
     else:
         answer, origin = workspace.archive.catalog(settings.selection)
+    if origin is not None and origin.missing:
+        lacking = ", ".join(origin.missing)
+        logger.warning("the catalog at %s does not give %s: null in every row", origin.service, lacking)
     nulls = workspace.archive.nulls or bool(settings.catalog)
     batches = answer.to_batches(max_chunksize=1000)  # all rows as dicts at once would take gigabytes
     keep = [settings.selection.keeps(row, nulls=nulls) for batch in batches for row in batch.to_pylist()]
@@ -158,14 +162,17 @@ def describe(settings: Settings) -> dict[str, Any]:
     return settings.as_dict(digest)
 
 
-def holdings(mirror: str, simulated: int | None, seed: int, cache: Path | None) -> Holdings:
-    """Give the content of a local archive server: a number of simulated detections, or a mirror."""
+def holdings(mirror: str, simulated: int | None, seed: int, cache: Path | None) -> Holdings | Replay:
+    """Give the content of a local archive server: a number of simulated detections, a mirror or a recording."""
     if simulated is not None:
         from builder.simulator.products import SimulatedArchive
 
         return SimulatedArchive(simulated, seed)
     from builder.simulator.holdings import MirrorHoldings
+    from builder.simulator.replay import Replay
 
+    if Path(mirror).is_file():
+        return Replay(Path(mirror))
     archive = open_workspace(Settings(mirror), cache).archive
     if not isinstance(archive, MirrorArchive):
         raise SettingError(f"{mirror} is no mirror: give 'embedded' or a mirror folder")

@@ -514,6 +514,10 @@ def test_what_permanent_faults_do_to_files(kind: str) -> None:
             listed = requests.get(f"{server.url}/csccli/browse", packageset([detection]), timeout=60).json()
             affected = faults.kind_of(detection)
             cycles = 2 if detection == INTERLEAVED else 1
+            if kind == "gone":
+                assert not served
+                assert not listed
+                continue
             if kind == "omitted" or kind.startswith("missing_"):
                 assert len(served) == 2 * cycles
                 assert len(listed) == (3 if kind == "omitted" else 2) * cycles

@@ -19,7 +19,7 @@ from requests.adapters import HTTPAdapter
 from builder.model.errors import StoreError
 from builder.model.settings import DEFAULT_CONNECTIONS
 
-__all__ = ["Slots", "close_connections", "one_session"]
+__all__ = ["Slots", "close_connections", "mount", "one_session"]
 
 _LEAST = 1000
 """Bytes a second that an answer must bring, or it is as good as none."""
@@ -90,13 +90,19 @@ def _empty(folder: Path) -> None:
 @contextlib.contextmanager
 def one_session() -> Iterator[requests.Session]:
     """A session with one connection, which no answer holds for ever, and which is closed when the context ends."""
-    with requests.Session() as session:
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, _Adapter(pool_connections=1, pool_maxsize=1))
-        try:
-            yield session
-        finally:
-            close_connections(session)
+    with requests.Session() as session, mount(session):
+        yield session
+
+
+@contextlib.contextmanager
+def mount(session: requests.Session) -> Iterator[None]:
+    """Let a session have one connection, which is watched, and is closed when the context ends."""
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _Adapter(pool_connections=1, pool_maxsize=1))
+    try:
+        yield
+    finally:
+        close_connections(session)
 
 
 def close_connections(session: requests.Session) -> None:

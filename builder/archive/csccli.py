@@ -24,7 +24,7 @@ from builder.archive.products import KINDS, MAX_MEMBER_BYTES, ProductName
 from builder.model.errors import ArchiveError, RefusedError, StoreError, UnavailableError, WrongAnswerError
 from builder.model.ids import DetectionId
 
-__all__ = ["Collector", "Facts", "PackageService"]
+__all__ = ["BANDS", "FILETYPES", "Collector", "Facts", "PackageService", "parsed_listing"]
 
 logger = logging.getLogger(__name__)
 
@@ -340,7 +340,7 @@ class Collector:
             except ArchiveError as error:
                 failure = failure or error
                 continue
-            found = _parsed(path, product)
+            found = parsed_listing(path, product)
             if found:
                 if facts.band is None:
                     facts.band = band
@@ -427,7 +427,7 @@ class Collector:
         return any(all((key, kind) in there for kind in KINDS) for key in keys)
 
 
-def _parsed(path: Path, product: Product) -> dict[Product, str]:
+def parsed_listing(path: Path, product: Product) -> dict[Product, str]:
     """The files of a detection and a kind in a listing."""
     found = {}
     for entry in json.loads(path.read_bytes()):

@@ -23,7 +23,7 @@ MAX_MEMBER_BYTES = 64 * 2**20
 
 # {instrument}f{obsid}_{obi}N{version}[_{cycle}]_r{region_id}_{kind}3.fits[.gz], CSC file naming convention
 _NAME = re.compile(
-    r"(?P<instrument>[a-z]+)f(?P<obsid>\d{5,6})_(?P<obi>\d{3})N(?P<version>\d{3})"
+    r"(?P<instrument>[a-z]{1,8})f(?P<obsid>\d{5,6})_(?P<obi>\d{3})N(?P<version>\d{3})"
     r"(?:_(?P<cycle>e[12]))?_r(?P<region_id>\d{4})_(?P<kind>pha|arf|rmf)3\.fits(?:\.gz)?",
     re.ASCII,
 )
@@ -94,9 +94,9 @@ def members(part: Path) -> Iterator[File]:
         raise ArchiveError(f"{part} is not a whole tar file: {error}") from error
 
 
-def write_tar(stream: IO[bytes], files: Iterable[File]) -> None:
+def write_tar(stream: IO[bytes], files: Iterable[File], form: int = tarfile.USTAR_FORMAT) -> None:
     """Write files as one tar, one folder deep as the archive has them, and without times or owners."""
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(fileobj=stream, mode="w", format=form) as tar:
         for file in files:
             member = tarfile.TarInfo(f"package/{file.name}")
             member.size = len(file.data)

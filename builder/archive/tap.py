@@ -24,7 +24,7 @@ import requests
 from builder.archive.answers import check_document, check_votable
 from builder.archive.catalog import count_of, from_rows, read_texts, read_votable
 from builder.archive.http import Client, Request
-from builder.archive.interface import Record
+from builder.archive.interface import Record, forget
 from builder.archive.packages import Origin
 from builder.model.columns import CATALOG, Column
 from builder.model.errors import (
@@ -113,8 +113,6 @@ class CatalogService:
         for query in selection.queries(self.release.schema):
             answers += self._whole(query, record)
         missing = tuple(column.name for column in CATALOG if column not in self.columns)
-        if missing:
-            logger.warning("the catalog at %s does not give %s: null in every row", self.address, ", ".join(missing))
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         origin = Origin(self.address, self.release.schema, self.release.version, today, missing)
         return pa.concat_tables(answers), origin
@@ -182,12 +180,11 @@ class CatalogService:
         """Leave out columns that the service does not have; False where there are none to leave out."""
         before = self.columns
         if before == CATALOG:
-            listed = self._listed(record)
+            listed = self.listed_columns(record)
             kept = before
             if listed is not None:
-                kept = tuple(c for c in CATALOG if (_TABLES[c.query[0]], c.name) in listed)
+                kept = tuple(column for column in CATALOG if column.name not in self.not_in(listed))
             if kept == before:
-                listed = None
                 kept = tuple(column for column in CATALOG if column.name in PROVEN)
         else:
             kept = tuple(column for column in before if column.name in PROVEN)
@@ -196,7 +193,7 @@ class CatalogService:
         self.columns = kept
         return kept != before
 
-    def _listed(self, record: Record) -> set[tuple[str, str]] | None:
+    def listed_columns(self, record: Record = forget) -> set[tuple[str, str]] | None:
         """The service's own list of its columns, with their tables; None where it gives none."""
         query = "SELECT table_name, column_name FROM TAP_SCHEMA.columns"
         with contextlib.suppress(ArchiveError), self._answer(query, record, alive=True) as path:
@@ -210,6 +207,11 @@ class CatalogService:
             finally:
                 path.unlink(missing_ok=True)
         return None
+
+    @staticmethod
+    def not_in(listed: set[tuple[str, str]]) -> list[str]:
+        """Columns of the dataset that are not in the service's own list."""
+        return [column.name for column in CATALOG if (_TABLES[column.query[0]], column.name) not in listed]
 
     def _count(self, query: str, record: Record) -> int | None:
         """The service's own number of the rows; None where it does not count."""

@@ -18,9 +18,19 @@ if TYPE_CHECKING:
 
     from builder.archive.packages import Plan
     from builder.model.text import Progress
+    from builder.use.contact import Finding
     from builder.use.verify import Report
 
-__all__ = ["bars", "show_checks", "show_estimate", "show_row", "show_summary", "show_uploaded", "waiting"]
+__all__ = [
+    "bars",
+    "show_checks",
+    "show_estimate",
+    "show_finding",
+    "show_row",
+    "show_summary",
+    "show_uploaded",
+    "waiting",
+]
 
 _PAUSE = 60.0
 """Seconds between two lines of progress."""
@@ -53,6 +63,16 @@ def show_checks(report: Report) -> None:
             print(line)
         if check.failed > len(check.failures):
             print(f"... and {check.failed - len(check.failures):,} more: {check.claim}")
+
+
+def show_finding(finding: Finding) -> None:
+    """One line of a first contact."""
+    from rich.console import Console
+    from rich.text import Text
+
+    mark = Text("✓ ", "green") if finding.good else Text("✗ ", "red")
+    words = f"{finding.asked}: {one_line(finding.came)}" + (f"  ({finding.seconds:.1f} s)" if finding.seconds else "")
+    Console(highlight=False, markup=False, soft_wrap=True).print(mark + Text(words))
 
 
 def show_summary(folder: Path, manifest: dict[str, Any], fresh: bool | None) -> None:
