@@ -19,13 +19,12 @@ from builder.files import check_place, file_sha256, open_url
 from builder.model.errors import OutputError, SettingError
 from builder.model.settings import DEFAULT_CONNECTIONS, EMBEDDED, Settings
 from builder.model.text import is_url
-from builder.store.packages import RemoteStore, Store
+from builder.store.packages import Store
 
 if TYPE_CHECKING:
+    from builder.archive.http import Patience
     from builder.simulator.holdings import Holdings
     from builder.simulator.replay import Replay
-
-__all__ = ["Workspace", "default_cache", "describe", "holdings", "make_plan", "open_workspace"]
 
 _EXPECTED = 20
 """Detections, from all over the plan, that the archive hears of."""
@@ -41,7 +40,7 @@ class Workspace:
     """An archive, from which packages come, and a store, in which finished ones are kept."""
 
     archive: Archive
-    store: Store | RemoteStore
+    store: Store
 
 
 def default_cache() -> Path:
@@ -54,7 +53,11 @@ def default_cache() -> Path:
 
 
 def open_workspace(
-    settings: Settings, cache: Path | None = None, connections: int = DEFAULT_CONNECTIONS, store: str | None = None
+    settings: Settings,
+    cache: Path | None = None,
+    connections: int = DEFAULT_CONNECTIONS,
+    store: str | None = None,
+    patience: Patience | None = None,
 ) -> Workspace:
     """Open the archive and the store that the settings name.
 
@@ -67,6 +70,8 @@ def open_workspace(
         Connections at once, of all runs that share `cache`.
     store : str, optional
         Folder or fsspec URL for finished packages, in place of one in the cache.
+    patience : Patience, optional
+        How long to wait for an archive over HTTP.
 
     Raises
     ------
@@ -78,7 +83,7 @@ def open_workspace(
     check_place(store or "")
     cache = (cache or default_cache()).absolute()  # paths go to workers, which may be in another folder
     try:
-        archive = _open_archive(settings, cache, connections)
+        archive = _open_archive(settings, cache, connections, patience)
     except OSError as error:
         raise OutputError(f"cannot use the cache {cache}: {error.strerror}; choose another with --cache") from error
     # Two archives may hold different files under the same ids.
@@ -86,12 +91,12 @@ def open_workspace(
     kept = (settings.release, settings.recipe, settings.responses)
     if store and "://" in store:
         open_url(store, SettingError)
-        return Workspace(archive, RemoteStore(f"{store.rstrip('/')}/{identity}", *kept))
+        return Workspace(archive, Store(f"{store.rstrip('/')}/{identity}", *kept))
     root = Path(store).expanduser().absolute() if store else cache / "store"
     return Workspace(archive, Store(root / identity, *kept))
 
 
-def _open_archive(settings: Settings, cache: Path, connections: int) -> Archive:
+def _open_archive(settings: Settings, cache: Path, connections: int, patience: Patience | None) -> Archive:
     if settings.archive == EMBEDDED:
         from builder.simulator.embedded import EMBEDDED_VERSION, make_embedded_mirror
 
@@ -100,8 +105,11 @@ def _open_archive(settings: Settings, cache: Path, connections: int) -> Archive:
         return MirrorArchive(folder, settings.release, nulls=True)
     if settings.archive.startswith(("http://", "https://")):
         from builder.archive.csc import HttpArchive
+        from builder.archive.http import Client, Patience
 
-        return HttpArchive(settings.archive.rstrip("/"), settings.release, cache / "downloads", connections)
+        base = settings.archive.rstrip("/")
+        client = Client(base, patience or Patience())
+        return HttpArchive(base, settings.release, cache / "downloads", client, connections)
     folder = Path(settings.archive).expanduser().absolute()
     if (folder / CATALOG_FILE).is_file() or (settings.catalog and (folder / INDEX_FILE).is_file()):
         return MirrorArchive(folder, settings.release)

@@ -13,8 +13,6 @@ import pytest
 
 from tests.runs import command
 
-__all__ = ["command"]
-
 _CACHE = tempfile.mkdtemp(prefix="chandra-spectra-tests-")
 # Before anything imports datasets or huggingface_hub, which read these once.
 os.environ.update(
@@ -90,6 +88,12 @@ def whole_mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "mirror"
     make_embedded_mirror(folder)
     return folder
+
+
+@pytest.fixture
+def folder(sample: Path, tmp_path: Path) -> Path:
+    """A copy of the sample that a test may damage."""
+    return Path(shutil.copytree(sample, tmp_path / "chandra_spectra"))
 
 
 @pytest.fixture

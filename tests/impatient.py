@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from builder.model.ids import DetectionId
 from builder.model.records import File
@@ -24,20 +25,27 @@ class RememberedArchive(SimulatedArchive):
         return self._remembered(detection)
 
 
-def impatient(read: float = 1) -> None:
-    """Change this process: short pauses, small packages, and no pictures, which take longer than all the rest."""
-    import builder.archive.csc
+def changes(read: float = 1) -> list[tuple[ModuleType, str, object]]:
+    """Short pauses, small packages, and no pictures, which take longer than all the rest: module, name and value."""
+    import builder.archive.http
     import builder.cli.run
     import builder.dataset.card
     import builder.workspace
-    from builder.archive.http import Client, Patience
+    from builder.archive.http import Patience
     from builder.archive.packages import plan
 
-    patience = Patience(connect=2, read=read, base=0.01, longest=0.05)
-    builder.archive.csc.Client = functools.partial(Client, patience=patience)  # type: ignore[misc]
-    builder.workspace.plan = functools.partial(plan, size=10)
-    builder.cli.run._PATIENCE = 1
-    builder.dataset.card.draw_pictures = lambda folder, shards, scalars: []
+    return [
+        (builder.archive.http, "Patience", functools.partial(Patience, connect=2, read=read, base=0.01, longest=0.05)),
+        (builder.workspace, "plan", functools.partial(plan, size=10)),
+        (builder.cli.run, "_PATIENCE", 1),
+        (builder.dataset.card, "draw_pictures", lambda folder, shards, scalars: []),
+    ]
+
+
+def impatient(read: float = 1) -> None:
+    """Make these changes in this process."""
+    for change in changes(read):
+        setattr(*change)
 
 
 def impatient_command(*words: object) -> list[str]:

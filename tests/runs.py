@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import subprocess
@@ -9,8 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-
-__all__ = ["Run", "command"]
+from typing import Any
 
 # Importing these takes a process two seconds, and most tests of the command no more than that; forking takes nothing.
 # A bare start and a bare end are tested in test_hub, from prepare to push, and by what is killed or interrupted.
@@ -91,6 +91,24 @@ def _main(
     from builder.cli.run import main
 
     main()
+
+
+def python(code: str, *words: object, cwd: Path | None = None, stdin: str = "", **environment: str) -> Any:
+    """Run code in a bare process; gives the last line that it prints, which is JSON."""
+    # pyarrow's threads, left from streaming, now and then abort the interpreter's own way out.
+    code += "\nimport os, sys\nsys.stdout.flush()\nos._exit(0)\n"
+    run = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        input=stdin,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def command(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

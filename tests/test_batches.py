@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,10 @@ from datasets import Dataset, load_dataset
 
 from builder.model.errors import MissingExtraError, SettingError
 from builder.use.batches import collate
+from tests.runs import python
 
 LOADERS = """
-import hashlib, json, os, sys
+import hashlib, json, sys
 from datasets import load_dataset
 from torch.utils.data import DataLoader
 from chandra_spectra import collate
@@ -42,8 +41,6 @@ for config in ("spectra", "counts"):
 mapped = load_dataset(sys.argv[1], split="train")
 found["three shards"] = read(mapped.to_iterable_dataset(num_shards=3).with_format("torch"))
 print(json.dumps(found))
-sys.stdout.flush()
-os._exit(0)  # pyarrow's threads, left from streaming, now and then abort the interpreter's own way out
 """
 FORMS = [None, "numpy", "torch"]
 
@@ -51,10 +48,8 @@ FORMS = [None, "numpy", "torch"]
 @pytest.fixture(scope="module")
 def loaded(sample: Path) -> dict[str, Any]:
     """What DataLoader(num_workers=2) gives for each config, format and way of reading."""
-    command = [sys.executable, "-c", LOADERS, str(sample)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    found: dict[str, Any] = python(LOADERS, sample)
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -182,7 +182,7 @@ def test_folding_is_that_of_sherpa(folding: Calibration, counts: Dataset, detect
 
 def test_folding_takes_a_function_and_a_row_in_any_format(folding: Calibration, counts: Dataset) -> None:
     def flat(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        return 1e-4 * (high - low)
+        return np.asarray(1e-4 * (high - low))
 
     plain = folding.fold(flat, counts[0])
     for form in ("numpy", "torch"):

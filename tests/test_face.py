@@ -42,7 +42,7 @@ def test_each_public_name_is_a_function_or_a_class_with_a_docstring(name: str) -
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'prepared'"):
-        _ = builder.prepared  # type: ignore[attr-defined]
+        _ = builder.prepared
 
 
 @pytest.mark.parametrize("first", ["import builder.prepare", "from builder import Settings", "import chandra_spectra"])

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from builder import workspace
-from builder.archive import csc
-from builder.archive.http import Client, Patience
+from builder.archive.http import Patience
 from builder.archive.packages import Origin, plan
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
@@ -26,6 +25,7 @@ from tests.impatient import RememberedArchive
 
 NUMBER, SIZE = 60, 5
 FAULTS = Faults(4, {}, {"gone": 0.05})
+QUICK = Patience(connect=2, total=20, base=0.01, longest=0.05)
 SLOW = ("slow-count", "slow-join", "slow-ranges")
 
 
@@ -57,22 +57,22 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     habits: Iterable[str] = (),
     faults: Faults = FAULTS,
-    **patience: float,
+    patience: Patience = QUICK,
 ) -> Outcome:
     """Plan and make all packages, as `prepare` does before it writes a folder."""
-    quick = Patience(connect=2, total=20, base=0.01, longest=0.05)
-    monkeypatch.setattr(csc, "Client", functools.partial(Client, patience=replace(quick, **patience)))
     monkeypatch.setattr(workspace, "plan", functools.partial(plan, size=SIZE))
     with ArchiveServer(archive, faults=faults, habits=habits) as server:
         settings = Settings(server.url)
-        opened = workspace.open_workspace(settings, folder)
+        opened = workspace.open_workspace(settings, folder, patience=patience)
         planned = workspace.make_plan(opened, settings)
         fill(planned.packages, opened.archive, opened.store)
         assert server.max_connections <= 4
         log = list(server.log)
     found = [result for _, result in results(planned.packages, opened.archive, opened.store)]
     lines = [line for result in found for line in result.rejections.to_pylist()]
-    rejected = {DetectionId.parse(line["detection_id"]).catalog: (line["reason"], line["message"]) for line in lines}
+    rejected: dict[DetectionId | str, tuple[str, str]] = {
+        DetectionId.parse(line["detection_id"]).catalog: (line["reason"], line["message"]) for line in lines
+    }
     rows = {
         package.detections[row]
         for package, result in zip(planned.packages, found, strict=True)
@@ -88,8 +88,8 @@ def test_each_habit_gives_every_good_detection_a_row_at_few_requests(
     habit: str, archive: SimulatedArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     habits = {habit, "fewer-columns"} if habit == "status-400" else {habit}
-    short = {"read": 1, "query": 1.5} if habit in SLOW else {}
-    outcome = run(archive, tmp_path, monkeypatch, habits, **short)
+    patience = replace(QUICK, read=1, query=1.5) if habit in SLOW else QUICK
+    outcome = run(archive, tmp_path, monkeypatch, habits, patience=patience)
     bad = {one for one in ids(archive) if FAULTS.permanent_of(one)}
     assert len(bad) == 2
     assert outcome.rows == ids(archive) - bad

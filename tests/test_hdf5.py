@@ -32,10 +32,10 @@ def value(column: Column, rng: np.random.Generator, length: int) -> Any:
     if pa.types.is_boolean(kind):
         return bool(rng.integers(2))
     if pa.types.is_integer(kind):
-        found = rng.integers(0, 2**31 - 1, size)
-        return int(found) if size is None else found.astype(kind.to_pandas_dtype())
-    found = rng.normal(size=size)
-    return float(found) if size is None else found.astype(kind.to_pandas_dtype())
+        integers = rng.integers(0, 2**31 - 1, size)
+        return int(integers) if size is None else integers.astype(kind.to_pandas_dtype())
+    floats = rng.normal(size=size)
+    return float(floats) if size is None else floats.astype(kind.to_pandas_dtype())
 
 
 def table(rows: int, seed: int = 1, length: int | None = None, nulls: bool = False) -> pa.Table:

@@ -257,7 +257,7 @@ def test_a_gap_before_the_heap_is_passed_over_and_no_list_begins_before_it() -> 
     ids=lambda value: value if isinstance(value, str) else " ".join(value.values()),
 )
 def test_a_table_holds_what_its_class_says_or_else_its_name(cards: dict[str, str], found: str) -> None:
-    assert content(cards.get) == found  # type: ignore[arg-type]
+    assert content(cards.get) == found
 
 
 def test_a_word_is_text_or_nothing() -> None:

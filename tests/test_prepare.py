@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -11,9 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
 import h5py
@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from builder.archive.mirror import MirrorArchive
-from builder.archive.packages import Package, Plan
+from builder.archive.packages import Package
 from builder.dataset.catalog_file import read_catalog, write_catalog
-from builder.dataset.layout import read_manifest
+from builder.dataset.layout import Manifest
 from builder.model.columns import COLUMNS, columns_of
 from builder.model.errors import ArchiveError, ChandraSpectraError, OutputError, SettingError
 from builder.model.ids import DetectionId
@@ -34,9 +34,9 @@ from builder.model.settings import Settings
 from builder.prepare import _rejected, prepare
 from builder.store.packages import package_result
 from builder.workspace import default_cache, make_plan, open_workspace
-from tests.conftest import command
+from tests.folders import contents
 from tests.goldens import GOLDENS
-from tests.runs import Run
+from tests.runs import Run, command, python
 
 EMBEDDED = Settings(archive="embedded")
 
@@ -44,25 +44,15 @@ EMBEDDED = Settings(archive="embedded")
 def load(folder: Path, *arguments: str, **options: object) -> datasets.Dataset:
     """`load_dataset("chandra_spectra")` in the folder's parent, with an empty cache."""
     code = (
-        "import json, os, sys; from datasets import load_dataset\n"
+        "import json, sys; from datasets import load_dataset\n"
         "args, options = json.loads(sys.argv[1])\n"
         "d = load_dataset('chandra_spectra', *args, split='train', **options)\n"
         "d = d.with_format('numpy') if not options.get('streaming') else d\n"
         "rows = [(r.get('detection_id', r.get('ebounds_id')), sorted(r)) for r in d]\n"
-        "print(json.dumps(rows), flush=True)\n"
-        "os._exit(0)  # pyarrow's threads, left from streaming, now and then abort the interpreter's own way out\n"
+        "print(json.dumps(rows))\n"
     )
     cache = folder.parent / f"cache-{time.monotonic_ns()}"
-    run = subprocess.run(
-        [sys.executable, "-c", code, json.dumps([arguments, options])],
-        cwd=folder.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HOME": str(cache)},
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return python(code, json.dumps([arguments, options]), cwd=folder.parent, HF_HOME=str(cache))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -140,20 +130,20 @@ def test_only_real_detections_carry_a_catalog_name_and_nothing_of_them_is_invent
 
 
 def test_rows_and_rejections_add_up_to_the_selected(sample: Path) -> None:
-    counts = read_manifest(sample)["counts"]
+    counts = Manifest.read(sample).counts
     rejections = pq.read_table(sample / "rejections.parquet").to_pylist()
-    assert counts["selected"] == counts["rows"] + counts["rejected"] == 64
+    assert counts.selected == counts.rows + counts.rejected == 64
     assert sorted(row["reason"] for row in rejections) == ["damaged_gzip", "missing_rmf"]
     assert all(row["message"] and row["url"] for row in rejections)
 
 
 def test_the_manifest_names_every_file_with_its_size_and_checksum(sample: Path) -> None:
-    manifest = read_manifest(sample)
-    named = {file["path"] for file in manifest["files"]} | {"manifest.json"}
+    manifest = Manifest.read(sample)
+    named = {file.path for file in manifest.files} | {"manifest.json"}
     assert named == {str(path.relative_to(sample)) for path in sample.rglob("*") if path.is_file()}
-    for file in manifest["files"]:
-        content = (sample / file["path"]).read_bytes()
-        assert (file["bytes"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    for file in manifest.files:
+        content = (sample / file.path).read_bytes()
+        assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
 def test_two_runs_in_different_folders_give_the_same_bytes(sample: Path, tmp_path: Path) -> None:
@@ -161,10 +151,7 @@ def test_two_runs_in_different_folders_give_the_same_bytes(sample: Path, tmp_pat
     for path in (path.relative_to(sample) for path in sample.rglob("*") if path.is_file()):
         if path.name != "manifest.json":
             assert (tmp_path / "again" / path).read_bytes() == (sample / path).read_bytes(), path
-    first = read_manifest(sample)
-    for manifest in (first, other):
-        del manifest["created"], manifest["seconds"]
-    assert first == other
+    assert replace(Manifest.read(sample), created=other.created, seconds=other.seconds) == other
 
 
 def test_a_finished_folder_is_left_alone(sample: Path) -> None:
@@ -185,24 +172,26 @@ def test_other_settings_do_not_overwrite_without_force(mirror: Path, tmp_path: P
     assert (output / "manifest.json").read_bytes() == before
     manifest, done = prepare(output, other, cache=tmp_path / "cache", force=True)
     assert done
-    assert manifest["settings"]["release"] == "rel2.0"
+    assert manifest.settings["release"] == "rel2.0"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "mirror", "out"]
 
 
 def test_a_run_that_fails_leaves_the_old_folder_whole_and_nothing_else(mirror: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     prepare(output, EMBEDDED)
-    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    before = contents(output)
     tar = sorted((mirror / "packages").iterdir())[-1]
     tar.write_bytes(tar.read_bytes()[:-5000])
     with pytest.raises(ArchiveError, match=r"bytes instead of"):
         prepare(output, Settings(archive=str(mirror)), cache=tmp_path / "cache", force=True)
-    assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert before == contents(output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mirror", "out"]
 
 
-def die_at(name: str) -> None:
-    pytest.MonkeyPatch().setattr(name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+def die_at(module: str, name: str) -> None:
+    *owner, name = name.split(".")
+    place = functools.reduce(getattr, owner, importlib.import_module(module))
+    setattr(place, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def test_a_run_that_is_killed_leaves_the_old_folder_and_the_next_one_completes_it(
@@ -211,29 +200,32 @@ def test_a_run_that_is_killed_leaves_the_old_folder_and_the_next_one_completes_i
     """Before a package is kept, before the folder is begun and amid it; the swap is in test_staging."""
     output, cache = tmp_path / "out", tmp_path / "cache"
     shutil.copytree(sample, output)
-    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    before = contents(output)
     words = ("prepare", output, "--archive", mirror, "--cache", cache, "--force", "--workers", 1)
-    for name in ("store.Store.write", "prepare.staging_folder", "prepare.HDF5Writer.append", "prepare.manifest_digest"):
-        assert Run(*words, change=partial(die_at, f"builder.{name}")).wait().returncode == -signal.SIGKILL
-        assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    for module, name in (
+        ("builder.store.packages", "Store.write"),
+        ("builder.prepare", "staging_folder"),
+        ("builder.dataset.hdf5", "HDF5Writer.append"),
+        ("builder.dataset.layout", "Manifest.write"),
+    ):
+        assert Run(*words, change=functools.partial(die_at, module, name)).wait().returncode == -signal.SIGKILL
+        assert before == contents(output)
     assert len(list(tmp_path.glob(".out.*"))) == 1
     result = command(*words)
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "mirror", "out"]
-    assert read_manifest(output)["settings"]["archive"] == "mirror"
+    assert Manifest.read(output).settings["archive"] == "mirror"
 
 
 def test_a_disk_that_is_full_as_the_folder_is_written_is_one_line_and_the_old_folder_stays(
-    sample: Path, tmp_path: Path
+    folder: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "out"
-    shutil.copytree(sample, output)
-    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    before = contents(tmp_path)
     script = f'ulimit -f 300; exec {sys.executable} -m builder.cli prepare "$0" --archive embedded --force'
-    result = subprocess.run(["bash", "-c", script, output], capture_output=True, text=True, check=False)
+    result = subprocess.run(["bash", "-c", script, folder], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
     assert "cannot write" in result.stderr and "what was there before is kept" in result.stderr
-    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert before == contents(tmp_path)
 
 
 def test_a_folder_moved_away_amid_the_swap_is_brought_back(tmp_path: Path) -> None:
@@ -320,42 +312,35 @@ def test_force_never_replaces_a_folder_with_somebody_elses_manifest(tmp_path: Pa
 
 
 @pytest.mark.parametrize("option", ["force", "retry_rejected"])
-def test_what_somebody_else_put_into_the_folder_is_not_replaced_with_it(
-    option: str, sample: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    shutil.copytree(sample, output)
+def test_what_somebody_else_put_into_the_folder_is_not_replaced_with_it(option: str, folder: Path) -> None:
     for name in (".git/HEAD", "data/notes.txt", "notes"):
-        (output / name).parent.mkdir(exist_ok=True)
-        (output / name).write_text("mine")
-        with pytest.raises(OutputError, match=rf"{output / name} would be lost with the old folder: move it away"):
-            prepare(output, EMBEDDED, **{option: True})
-        assert (output / name).read_text() == "mine"
-        (output / name).unlink()
-    assert prepare(output, EMBEDDED, **{option: True}).fresh
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+        with pytest.raises(OutputError, match=rf"{folder / name} would be lost with the old folder: move it away"):
+            prepare(folder, EMBEDDED, force=option == "force", retry_rejected=option == "retry_rejected")
+        assert (folder / name).read_text() == "mine"
+        (folder / name).unlink()
+    assert prepare(folder, EMBEDDED, force=option == "force", retry_rejected=option == "retry_rejected").fresh
 
 
 def test_a_folder_with_a_damaged_manifest_is_replaced_by_force_unless_it_holds_what_is_no_part_of_one(
-    sample: Path, tmp_path: Path
+    folder: Path,
 ) -> None:
-    output = tmp_path / "out"
-    shutil.copytree(sample, output)
-    (output / "manifest.json").write_text("{")
-    (output / "notes").write_text("mine")
+    (folder / "manifest.json").write_text("{")
+    (folder / "notes").write_text("mine")
     with pytest.raises(OutputError, match="notes would be lost"):
-        prepare(output, EMBEDDED, force=True)
-    (output / "notes").unlink()
+        prepare(folder, EMBEDDED, force=True)
+    (folder / "notes").unlink()
     with pytest.raises(OutputError, match=r"damaged: .*--force"):
-        prepare(output, EMBEDDED)
-    assert prepare(output, EMBEDDED, force=True).fresh
+        prepare(folder, EMBEDDED)
+    assert prepare(folder, EMBEDDED, force=True).fresh
 
 
-def test_a_shard_that_was_cut_short_is_not_taken_for_finished(sample: Path, tmp_path: Path) -> None:
-    shutil.copytree(sample, tmp_path / "out")
-    (shard,) = (tmp_path / "out" / "data").iterdir()
+def test_a_shard_that_was_cut_short_is_not_taken_for_finished(folder: Path) -> None:
+    (shard,) = (folder / "data").iterdir()
     os.truncate(shard, 1000)
     with pytest.raises(OutputError, match=rf"{shard} is not what the manifest says: .*--force"):
-        prepare(tmp_path / "out", EMBEDDED)
+        prepare(folder, EMBEDDED)
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +359,7 @@ def test_an_output_that_is_a_link_is_replaced_where_it_points_to(tmp_path: Path)
     for force in (False, True):
         prepare(tmp_path / "out", EMBEDDED, force=force)
     assert (tmp_path / "out").is_symlink()
-    assert read_manifest(tmp_path / "scratch")["counts"]["rows"] == 62
+    assert Manifest.read(tmp_path / "scratch").counts.rows == 62
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scratch"]
 
 
@@ -415,20 +400,16 @@ def test_a_catalog_file_that_changed_is_not_taken_for_finished(mirror: Path, tmp
         )
 
 
-def test_a_catalog_that_changes_while_it_is_built_from_is_not_taken_for_finished(
-    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_catalog_that_changes_while_it_is_built_from_is_not_taken_for_finished(mirror: Path, tmp_path: Path) -> None:
     rows = read_catalog(mirror / "catalog.vot")
     settings = Settings(str(mirror), catalog=str(tmp_path / "catalog.parquet"))
     write_catalog(tmp_path / "catalog.parquet", rows)
 
-    def plan_and_change(*arguments: Any) -> Plan:
-        planned = make_plan(*arguments)
+    def change(*progress: object) -> None:
         write_catalog(tmp_path / "catalog.parquet", rows.slice(0, 10))
-        return planned
 
-    monkeypatch.setattr("builder.prepare.make_plan", plan_and_change)
-    prepare(tmp_path / "out", settings, cache=tmp_path / "c")
+    manifest = prepare(tmp_path / "out", settings, cache=tmp_path / "c", progress=change).manifest
+    assert manifest.counts.detections == len(rows)
     with pytest.raises(OutputError, match="another catalog"):
         prepare(tmp_path / "out", settings, cache=tmp_path / "c")
 

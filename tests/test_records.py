@@ -300,7 +300,7 @@ def test_a_spectrum_that_contradicts_itself_is_refused(changes: dict[str, Any], 
 
 def response(**changes: Any) -> Response:
     one, energies = np.ones(2, np.int32), np.array([1.0, 2.0])
-    values = {
+    values: dict[str, Any] = {
         "first_channel": 1,
         "energy_lo": energies,
         "energy_hi": energies + 1,

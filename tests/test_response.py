@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from builder.model.errors import ProductError
 from builder.model.ids import DetectionId
-from builder.model.records import Rejection, Response, Spectrum
+from builder.model.records import File, Rejection, Response, Spectrum
 from builder.model.selection import Selection
 from builder.model.settings import Recipe, Settings
 from builder.prepare import prepare
@@ -27,7 +27,7 @@ from builder.reduce.spectrum import reduce_products
 from builder.use.verify import verify
 from chandra_spectra import ChandraSpectra
 from tests import fits_files as ff
-from tests.test_verify import rehash
+from tests.folders import rehash
 
 NAMES = ("n_grp", "f_chan", "n_chan", "matrix")
 
@@ -65,7 +65,7 @@ def made(
         return fits.Column(title, f"{width}{code}", array=np.array([row + [0] * (width - len(row)) for row in lists]))
 
     energy = np.arange(1, len(groups) + 1, dtype=np.float32)
-    lists = {
+    lists: dict[str, list[list[Any]]] = {
         "F_CHAN": [[begin for begin, _ in of] for of in groups],
         "N_CHAN": [[len(values) for _, values in of] for of in groups],
         "MATRIX": [[value for _, values in of for value in values] for of in groups],
@@ -157,7 +157,7 @@ def test_an_unreadable_matrix_rejects_only_where_it_is_kept() -> None:
     assert products.rmf is not None
     data = bytearray(products.rmf.data)
     data[groups : groups + 2] = b"\x7f\xff"
-    damaged = ff.Products(products.detection, products.pha, products.arf, ff.File(products.rmf.name, bytes(data)))
+    damaged = ff.with_file(products, "rmf", File(products.rmf.name, bytes(data)))
     assert isinstance(reduce_products(damaged, Recipe()), Spectrum)
     rejection = reduce_products(damaged, Recipe(), response=True)
     assert isinstance(rejection, Rejection)
@@ -206,8 +206,8 @@ def test_a_response_that_several_rows_share_is_stored_once(mirror: Path, tmp_pat
     """Where the catalog serves one RMF for two packages, it is one row."""
     selection = Selection(min_cnts=0, min_sig=0, max_theta=60, limit=3)
     first = prepare(tmp_path / "out", Settings(str(mirror), selection=selection, responses=True), cache=tmp_path)[0]
-    entry = next(file for file in first["files"] if file["path"].startswith("responses/"))
-    assert entry["rows"] == len(set(pq.read_table(tmp_path / "out/counts")["rmf_sha256"].to_pylist()))
+    (rows,) = first.shards("responses", "train").values()
+    assert rows == len(set(pq.read_table(tmp_path / "out/counts")["rmf_sha256"].to_pylist()))
 
 
 def test_verify_finds_a_response_that_is_another_than_in_the_archive(full_sample: Path, tmp_path: Path) -> None:

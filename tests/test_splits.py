@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from builder.archive.catalog import from_rows
 from builder.dataset.catalog_file import read_catalog, write_catalog
-from builder.dataset.layout import read_manifest
+from builder.dataset.layout import Manifest
 from builder.dataset.rows import healpix
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
@@ -31,9 +31,9 @@ from builder.prepare import prepare
 from builder.simulator.products import SimulatedArchive
 from builder.use.verify import verify
 from chandra_spectra import ChandraSpectra
-from tests.conftest import command
-from tests.fits_files import stable
-from tests.test_verify import rehash
+from tests.fits_files import detection, stable
+from tests.folders import rehash
+from tests.runs import command
 
 SHARES = (
     st.integers(0, 100)
@@ -177,7 +177,7 @@ def test_hdf5_stays_in_the_catalogs_order_and_tells_the_split(full_sample: Path)
 def test_load_dataset_gives_the_splits_and_the_card_their_sizes(full_sample: Path, tmp_path: Path) -> None:
     loaded = load_dataset(str(full_sample), cache_dir=str(tmp_path))
     assert list(loaded) == list(SPLITS)
-    files = {file["path"]: file["rows"] for file in read_manifest(full_sample)["files"]}
+    files = {file.path: file.rows for file in Manifest.read(full_sample).files}
     text = (full_sample / "README.md").read_text(encoding="utf-8")
     for split, share in zip(SPLITS, (80, 10, 10), strict=True):
         assert set(loaded[split]["split"]) == {split}
@@ -207,11 +207,7 @@ def test_the_builder_gives_the_splits_of_the_folder(full_sample: Path, tmp_path:
 def test_a_split_whose_detections_are_all_rejected_is_left_out_by_the_builder(mirror: Path, tmp_path: Path) -> None:
     """90018.1.25 has no RMF file in the sample, and of these three it alone lies in a cell of the test split."""
     chosen = {DetectionId(4938, 0, 43), DetectionId(7867, 0, 2), DetectionId(90018, 1, 25)}
-    rows = [
-        row
-        for row in read_catalog(mirror / "catalog.vot").to_pylist()
-        if DetectionId(row["obsid"], row["obi"], row["region_id"]) in chosen
-    ]
+    rows = [row for row in read_catalog(mirror / "catalog.vot").to_pylist() if detection(row) in chosen]
     known = {"theta": 1, "flux_significance_b": 9, "flux_bb_aper_b": 1e-13}
     write_catalog(mirror / "catalog.vot", from_rows(row | known for row in rows))
     builder = ChandraSpectra(archive=str(mirror), min_cnts=0, splits="source", cache_dir=str(tmp_path / "cache"))
@@ -264,14 +260,13 @@ def test_verify_finds_a_row_that_stands_in_the_files_of_another_split(folder: Pa
         one, other = pq.read_table(train), pq.read_table(test)
         pq.write_table(pa.concat_tables([one, other.slice(0, 1)]), train)
         pq.write_table(other.slice(1), test)
-    rehash(
-        folder,
-        lambda manifest: [
-            file.update(rows=pq.read_metadata(folder / file["path"]).num_rows)
-            for file in manifest["files"]
-            if file["path"].startswith(("data/", "counts/"))
-        ],
-    )
+
+    def count(manifest: dict[str, Any]) -> None:
+        for file in manifest["files"]:
+            if file["path"].startswith(("data/", "counts/")):
+                file["rows"] = pq.read_metadata(folder / file["path"]).num_rows
+
+    rehash(folder, count)
     assert verify(folder, load=False).failed
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pytest
 
 from builder.dataset import shards
 from builder.dataset.hdf5 import HDF5Writer
-from builder.dataset.layout import manifest_digest, read_manifest
+from builder.dataset.layout import Manifest
 from builder.dataset.rows import public
 from builder.model.columns import COLUMNS, arrow_schema, columns_of, features
 from builder.model.errors import OutputError, SettingError
@@ -28,7 +27,8 @@ from builder.simulator.server import ArchiveServer
 from builder.use import verify
 from builder.use.verify import Report
 from builder.workspace import holdings
-from tests.conftest import command
+from tests.folders import rehash
+from tests.runs import command
 
 HDF5 = "chandra_spectra.hdf5"
 SHARDS = {
@@ -39,26 +39,8 @@ FILES = (*SHARDS.values(), HDF5, "rejections.parquet", "README.md")
 ROW, DETECTION = 7, "90001.0.35"
 
 
-@pytest.fixture
-def folder(sample: Path, tmp_path: Path) -> Path:
-    """A copy of the sample that a test may damage."""
-    return Path(shutil.copytree(sample, tmp_path / "chandra_spectra"))
-
-
 def content(folder: Path, **options: Any) -> Report:
     return verify.verify(folder, load=False, **options)
-
-
-def rehash(folder: Path, change: Callable[[dict[str, Any]], None] = lambda manifest: None) -> None:
-    """Write the manifest anew, so that the checksums fit whatever the folder holds."""
-    manifest = read_manifest(folder)
-    for file in manifest["files"]:
-        data = (folder / file["path"]).read_bytes()
-        file.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    change(manifest)
-    manifest["sha256"] = manifest_digest(manifest)
-    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    (folder / "manifest.json").write_text(text, encoding="utf-8")
 
 
 def other(value: Any) -> Any:
@@ -102,18 +84,17 @@ def test_other_recipes_are_found_right_and_give_the_same_numbers_again(recipe: R
 def test_shards_and_slices_of_any_size_are_read_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_GROUP_ROWS", 10)
     monkeypatch.setattr(shards, "_SHARD_BYTES", 300_000)
-    monkeypatch.setattr("builder.dataset.slices._SLICE", 7)
     folder = tmp_path / "out"
     prepare(folder, Settings(archive="embedded"), cache=tmp_path / "cache")
     assert len(list((folder / "data").iterdir())) == 1
-    assert content(folder).failures == []
+    assert content(folder, slice_rows=7).failures == []
     path = folder / "counts" / "train-00001-of-00002.parquet"
     table = pq.read_table(path)
     rows = table.to_pylist()
     detection, rows[3]["phi"] = rows[3]["detection_id"], 1.5
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
     rehash(folder)
-    failures = content(folder).failures
+    failures = content(folder, slice_rows=7).failures
     assert any(line.startswith(f"counts/{path.name}: {detection} (row 5") for line in failures), failures
 
 
@@ -397,9 +378,32 @@ def test_counts_that_do_not_add_up_are_found(key: str, folder: Path) -> None:
     assert any("manifest.json" in line for line in content(folder).failures)
 
 
-def test_a_manifest_without_a_part_is_a_failure_and_no_traceback(folder: Path) -> None:
-    rehash(folder, lambda manifest: manifest.pop("counts"))
-    assert content(folder).failures == ["manifest.json: has no 'counts'"]
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest.pop("counts"),
+        lambda manifest: manifest["files"][3].pop("bytes"),
+        lambda manifest: manifest["settings"].pop("splits"),
+        lambda manifest: manifest["settings"].update(splits="by moonlight"),
+        lambda manifest: manifest.update(files=7),
+    ],
+)
+def test_a_manifest_of_another_version_is_one_clear_line(
+    change: Callable[[dict[str, Any]], object], folder: Path
+) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(OutputError, match=rf"^{path} is damaged or of another version: .*again with --force$"):
+        content(folder)
+
+
+def test_a_manifest_with_a_part_that_this_version_does_not_know_is_read(folder: Path) -> None:
+    path = folder / "manifest.json"
+    manifest = Manifest.read(folder)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": "blue"}))
+    assert Manifest.read(folder) == manifest
 
 
 def test_many_failures_are_counted_and_the_first_listed(folder: Path) -> None:

@@ -22,8 +22,6 @@ from builder.model.errors import RefusedError, TransientError, WrongAnswerError
 from builder.model.ids import DetectionId
 from builder.model.text import text_of
 
-__all__ = ["Contents", "Product", "check_document", "check_listing", "check_product", "check_votable", "judge_tar"]
-
 Product = tuple[DetectionId, str]
 """A detection, of one cycle where it has two, and the kind of file."""
 

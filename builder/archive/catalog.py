@@ -20,18 +20,6 @@ from builder.model.columns import CATALOG, Column, arrow_schema
 from builder.model.errors import CatalogError, QueryError
 from builder.model.text import text_of
 
-__all__ = [
-    "IDS",
-    "NAMES",
-    "SCHEMA",
-    "VOTABLE_TAG",
-    "count_of",
-    "from_rows",
-    "read_texts",
-    "read_votable",
-    "write_votable",
-]
-
 SCHEMA = arrow_schema(CATALOG)
 IDS = ("obsid", "obi", "region_id")
 """Columns that name a detection."""

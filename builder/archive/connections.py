@@ -19,8 +19,6 @@ from requests.adapters import HTTPAdapter
 from builder.model.errors import StoreError
 from builder.model.settings import DEFAULT_CONNECTIONS
 
-__all__ = ["Slots", "close_connections", "mount", "one_session"]
-
 _LEAST = 1000
 """Bytes a second that an answer must bring, or it is as good as none."""
 

@@ -23,8 +23,6 @@ from builder.model.releases import release_of
 from builder.model.selection import Selection
 from builder.model.settings import DEFAULT_CONNECTIONS
 
-__all__ = ["HttpArchive"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -39,21 +37,21 @@ class HttpArchive(Archive):
     release : str
     folder : Path
         Where answers are kept for as long as they are needed, and the locks of the budget.
+    client : Client
+        For this base URL.
     connections : int
         Connections at once, of all processes that share `folder`.
-    client : Client, optional
     """
 
     base: str
     release: str
     folder: Path
+    client: Client
     connections: int = DEFAULT_CONNECTIONS
-    client: Client = field(default=None)  # type: ignore[assignment]
     _facts: Facts = field(default_factory=lambda: Facts(uuid.uuid4().hex))
     _others: tuple[DetectionId, ...] = ()
 
     def __post_init__(self) -> None:
-        self.client = self.client or Client(self.base)
         if not release_of(self.release).known:
             logger.warning(
                 "release %s is not known to this version: its service and tables are taken to be named as those of the "

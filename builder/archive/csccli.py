@@ -24,8 +24,6 @@ from builder.archive.products import KINDS, MAX_MEMBER_BYTES, ProductName
 from builder.model.errors import ArchiveError, RefusedError, StoreError, UnavailableError, WrongAnswerError
 from builder.model.ids import DetectionId
 
-__all__ = ["BANDS", "FILETYPES", "Collector", "Facts", "PackageService", "parsed_listing"]
-
 logger = logging.getLogger(__name__)
 
 FILETYPES = {"pha": "spectrum", "rmf": "rmf", "arf": "arf"}

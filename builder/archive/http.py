@@ -36,8 +36,6 @@ from builder.model.errors import (
 )
 from builder.model.text import text_of
 
-__all__ = ["Client", "Patience", "Request"]
-
 logger = logging.getLogger(__name__)
 
 _LONG = 35.0
@@ -90,6 +88,13 @@ class Patience:
     total: float = 900.0
     base: float = 1.0
     longest: float = 120.0
+
+    @classmethod
+    def within(cls, seconds: float) -> Patience:
+        """Give up a request after so many seconds, and wait for no part of it any longer."""
+        usual = cls()
+        connect, read, first = (min(limit, seconds) for limit in (usual.connect, usual.read, usual.first))
+        return cls(connect, read, seconds, first, total=seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,6 @@ from builder.model.records import Rejection
 from builder.model.settings import Recipe
 from builder.model.text import one_line
 
-__all__ = ["DETECTION_BYTES", "PACKAGE_SIZE", "Origin", "Package", "Plan", "plan"]
-
 PACKAGE_SIZE = 50
 """Detections in one request: known to work, about 55 MB of answer."""
 

@@ -21,10 +21,8 @@ import urllib3
 
 from builder import __version__
 from builder.archive.connections import mount
-from builder.files import beside
+from builder.files import write_whole
 from builder.model.errors import ArchiveError
-
-__all__ = ["Recorded", "RecordedSession", "read_recording", "recorded_session", "write_recording"]
 
 _KEPT = frozenset(
     {"content-type", "content-encoding", "content-length", "location", "retry-after", "transfer-encoding"}
@@ -118,17 +116,14 @@ def write_recording(path: Path, base: str, entries: list[Recorded]) -> None:
         "creator": {"name": "chandra-spectra", "version": __version__},
         "entries": [_entry(base, entry) for entry in entries],
     }
-    with beside(path) as partial:
+    with write_whole(path) as partial:
         partial.write_text(json.dumps({"log": log}, indent=1) + "\n", encoding="utf-8")
 
 
 def _entry(base: str, entry: Recorded) -> dict[str, Any]:
     return {
         "time": round(1000 * entry.seconds),
-        "request": {
-            "method": entry.verb,
-            "url": f"{base}{entry.path}?{urlencode(entry.parameters)}",
-        },
+        "request": {"method": entry.verb, "url": f"{base}{entry.path}?{urlencode(entry.parameters)}"},
         "response": {
             "status": entry.status,
             "headers": [{"name": name, "value": value} for name, value in entry.headers.items()],

@@ -27,18 +27,9 @@ from builder.archive.http import Client, Request
 from builder.archive.interface import Record, forget
 from builder.archive.packages import Origin
 from builder.model.columns import CATALOG, Column
-from builder.model.errors import (
-    ArchiveError,
-    CatalogError,
-    QueryError,
-    RefusedError,
-    TooSlowError,
-    UnavailableError,
-)
+from builder.model.errors import ArchiveError, CatalogError, QueryError, RefusedError, TooSlowError, UnavailableError
 from builder.model.releases import Release
 from builder.model.selection import Selection
-
-__all__ = ["CatalogService"]
 
 logger = logging.getLogger(__name__)
 

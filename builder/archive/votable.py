@@ -13,8 +13,6 @@ import pyarrow as pa
 
 from builder.model.columns import CATALOG
 
-__all__ = ["StreamError", "VotableReader", "write_votable"]
-
 _BATCH = 4096
 """Rows that are held as Python strings at a time."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,28 +14,21 @@ from builder.cli.app import (
     RECIPE,
     Archive,
     Cache,
-    ConeText,
     Connections,
-    Detections,
     Interrupted,
-    Limit,
-    MaxTheta,
-    MinCnts,
-    MinSig,
-    Names,
-    Obsids,
+    Patience,
     Release,
     app,
     end,
     local,
-    selection_of,
+    selects,
 )
 from builder.cli.terminal import bars, show_estimate, show_summary, show_uploaded, waiting
 from builder.model.settings import DEFAULT_ARCHIVE, DEFAULT_CONNECTIONS, DEFAULT_RELEASE, Recipe
-from builder.prepare import Prepared
 from builder.simulator.habits import HABITS
 
 if TYPE_CHECKING:
+    from builder.archive import http
     from builder.model.settings import Settings
 
 _RECIPE = Recipe()
@@ -49,6 +41,7 @@ _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else o
     epilog="Examples:  chandra-spectra prepare --archive embedded   |   "
     "chandra-spectra prepare bright --min-cnts 4000 --min-sig 80 --max-theta 1"
 )
+@selects
 def prepare(
     output: Annotated[
         str | None,
@@ -56,14 +49,7 @@ def prepare(
     ] = None,
     archive: Archive = DEFAULT_ARCHIVE,
     release: Release = DEFAULT_RELEASE,
-    min_cnts: MinCnts = None,
-    min_sig: MinSig = None,
-    max_theta: MaxTheta = None,
-    cone: ConeText = None,
-    names: Names = None,
-    obsids: Obsids = None,
-    detections: Detections = None,
-    limit: Limit = None,
+    selection: Any = None,
     energy_min: Annotated[
         float, typer.Option(rich_help_panel=RECIPE, help="Lower end of the kept energies, keV.")
     ] = _RECIPE.energy_min,
@@ -91,6 +77,7 @@ def prepare(
         ),
     ] = _CORES,
     connections: Connections = DEFAULT_CONNECTIONS,
+    patience: Patience = None,
     cache: Cache = None,
     force: Annotated[bool, typer.Option("--force", help="Replacement of a folder that has other settings.")] = False,
     retry_rejected: Annotated[
@@ -134,7 +121,6 @@ def prepare(
     from builder.model.settings import Settings
     from builder.model.splits import Splits
 
-    selection = selection_of(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
     recipe = Recipe(energy_min, energy_max, group_counts, subtract, group)
     settings = Settings(
         str(file_path or archive), release, str(cat_file or ""), selection, recipe, Splits.parse(splits), with_responses
@@ -145,23 +131,29 @@ def prepare(
                 "--shard only fills the store: not with --dask, --keep-downloads, --retry-rejected, --output-file or "
                 "--force"
             )
-        _fill_share(settings, shard, cache=cache, workers=workers, connections=connections, store=store)
+        _fill_share(
+            settings,
+            shard,
+            cache=cache,
+            workers=workers,
+            connections=connections,
+            store=store,
+            patience=_patience(patience),
+        )
         return
     where = output or str(output_file.with_suffix("") if output_file else "chandra_spectra")
     check_place(where)
-    folder = where if "://" in where else Path(where)
-    if output_file and isinstance(folder, str):
+    at_url = "://" in where
+    if output_file and at_url:
         raise SettingError("--output-file copies from a folder of this machine: not with an OUTPUT that is a URL")
     if dask:  # what goes wrong there ends the run with one line, and needs no tracebacks before it
         for handler in logging.getLogger().handlers:
             handler.addFilter(lambda record: not record.name.startswith("distributed"))
     with bars() as progress:
         from builder.prepare import copy_hdf5, prepare
-        from builder.remote_output import prepare_remote
 
-        make: Callable[..., Prepared] = prepare_remote if isinstance(folder, str) else prepare
-        manifest, fresh = make(
-            folder,
+        manifest, fresh = prepare(
+            where,
             settings,
             cache=cache,
             workers=workers,
@@ -171,22 +163,28 @@ def prepare(
             keep_downloads=keep_downloads,
             store=store,
             dask=dask,
+            patience=_patience(patience),
             progress=progress,
         )
         if output_file:
-            copy_hdf5(Path(folder), output_file)
-    if isinstance(folder, str):
-        show_uploaded(folder.rstrip("/"), manifest, fresh)
+            copy_hdf5(Path(where), output_file)
+    if at_url:
+        show_uploaded(where.rstrip("/"), manifest, fresh)
     else:
-        show_summary(folder, manifest, fresh)
-    counts = manifest["counts"]
-    share = 100 * counts["rejected"] / counts["selected"]
+        show_summary(Path(where), manifest, fresh)
+    share = 100 * manifest.counts.rejected / manifest.counts.selected
     if share > max_rejected:
         end(
             f"{share:.1f} % of the selected spectra are rejected, more than {max_rejected:g} %: see "
-            f"{str(folder).rstrip('/')}/rejections.parquet; --retry-rejected asks again for missing or damaged files",
+            f"{where.rstrip('/')}/rejections.parquet; --retry-rejected asks again for missing or damaged files",
             3,
         )
+
+
+def _patience(seconds: float | None) -> http.Patience | None:
+    from builder.archive.http import Patience
+
+    return None if seconds is None else Patience.within(seconds)
 
 
 def _fill_share(settings: Settings, shard: str, **options: Any) -> None:
@@ -203,20 +201,15 @@ def _fill_share(settings: Settings, shard: str, **options: Any) -> None:
 
 
 @app.command(epilog="Example:  chandra-spectra catalog bright.parquet --min-cnts 4000 --min-sig 80 --max-theta 1")
+@selects
 def catalog(
     output: Annotated[Path, typer.Argument(callback=local, help="File to write: .vot, .parquet or .hdf5.")],
     archive: Archive = DEFAULT_ARCHIVE,
     release: Release = DEFAULT_RELEASE,
-    min_cnts: MinCnts = None,
-    min_sig: MinSig = None,
-    max_theta: MaxTheta = None,
-    cone: ConeText = None,
-    names: Names = None,
-    obsids: Obsids = None,
-    detections: Detections = None,
-    limit: Limit = None,
+    selection: Any = None,
     bandwidth: Annotated[float, typer.Option(min=0.001, help="Bandwidth for the estimate of time, MB/s.")] = 5.0,
     connections: Connections = DEFAULT_CONNECTIONS,
+    patience: Patience = None,
     cache: Cache = None,
 ) -> None:
     """Write the selection to a file, and say what its download would come to."""
@@ -224,37 +217,30 @@ def catalog(
     from builder.model.settings import Settings
 
     check_ending(output)
-    selection = selection_of(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
     settings = Settings(archive, release, selection=selection)
     with waiting("asking the catalog"):
         from builder.workspace import make_plan, open_workspace
 
-        planned = make_plan(open_workspace(settings, cache, connections), settings)
+        planned = make_plan(open_workspace(settings, cache, connections, patience=_patience(patience)), settings)
         write_catalog(output, planned.catalog)
     show_estimate(planned, bandwidth)
     print(f"written to {output}")
 
 
 @app.command(epilog="Example:  chandra-spectra download mirror --min-cnts 4000 --min-sig 80 --max-theta 1")
+@selects
 def download(
     mirror: Annotated[
         Path | None, typer.Argument(callback=local, help="Mirror folder to write or to complete.")
     ] = None,
     archive: Archive = DEFAULT_ARCHIVE,
     release: Release = DEFAULT_RELEASE,
-    min_cnts: MinCnts = None,
-    min_sig: MinSig = None,
-    max_theta: MaxTheta = None,
-    cone: ConeText = None,
-    names: Names = None,
-    obsids: Obsids = None,
-    detections: Detections = None,
-    limit: Limit = None,
+    selection: Any = None,
     connections: Connections = DEFAULT_CONNECTIONS,
+    patience: Patience = None,
     cache: Cache = None,
     output_file: Annotated[
-        Path | None,
-        typer.Option(callback=local, help="Second place for the catalog: .vot, .parquet or .hdf5."),
+        Path | None, typer.Option(callback=local, help="Second place for the catalog: .vot, .parquet or .hdf5.")
     ] = None,
     file_path: Annotated[Path | None, typer.Option(callback=local, help="Mirror folder, the same as MIRROR.")] = None,
 ) -> None:
@@ -271,14 +257,13 @@ def download(
         raise SettingError("give the mirror folder to write: chandra-spectra download MIRROR")
     if output_file:
         check_ending(output_file)
-    selection = selection_of(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
     settings = Settings(archive, release, selection=selection)
     with bars() as progress:
         from builder.archive.mirror import open_mirror
         from builder.store.fill import counter, download
         from builder.workspace import make_plan, open_workspace
 
-        source = open_workspace(settings, cache, connections)
+        source = open_workspace(settings, cache, connections, patience=_patience(patience))
         planned = make_plan(source, settings)
         if output_file:
             write_catalog(output_file, planned.catalog)
@@ -306,8 +291,7 @@ def serve_archive(
         typer.Option(metavar="KIND=RATE", help="Kind of a fault and its rate, such as 503=0.1; may be repeated."),
     ] = None,
     habit: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help=f"Way of answering; may be repeated: {', '.join(HABITS)}."),
+        list[str] | None, typer.Option(metavar="NAME", help=f"Way of answering; may be repeated: {', '.join(HABITS)}.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the simulation and of the faults.")] = 0,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Row limit of the catalog.")] = None,

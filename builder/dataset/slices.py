@@ -6,19 +6,16 @@ import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from builder.dataset.layout import HDF5_FILE, parts_of, rows_of
+from builder.dataset.layout import HDF5_FILE, Manifest
 from builder.model.splits import SPLITS
 
-__all__ = ["order_of", "slices"]
-
-_SLICE = 500
+SLICE_ROWS = 500
 """Rows in hand at once, about 20 MB."""
 
 
@@ -63,15 +60,15 @@ class Rows:
 class _Reader:
     """Reads the rows of one split of a config, so many at a time whatever the shards' bounds."""
 
-    def __init__(self, folder: Path, shards: dict[str, int]) -> None:
-        self._tables = self._read(folder, shards)
+    def __init__(self, folder: Path, shards: dict[str, int], size: int) -> None:
+        self._tables = self._read(folder, shards, size)
         self._waiting: list[pa.Table] = []
 
     @staticmethod
-    def _read(folder: Path, shards: dict[str, int]) -> Iterator[pa.Table]:
+    def _read(folder: Path, shards: dict[str, int], size: int) -> Iterator[pa.Table]:
         for path in shards:
             with pq.ParquetFile(folder / path) as file:
-                for batch in file.iter_batches(_SLICE):
+                for batch in file.iter_batches(size):
                     yield pa.Table.from_batches([batch]).flatten()
 
     def take(self, number: int) -> pa.Table:
@@ -83,26 +80,27 @@ class _Reader:
         return table.slice(0, number)
 
 
-def slices(folder: Path, manifest: dict[str, Any], order: NDArray[np.int64]) -> Iterator[Rows]:
-    """The rows of both configs, `_SLICE` at a time, in the catalog's order.
+def slices(folder: Path, manifest: Manifest, order: NDArray[np.int64], size: int = SLICE_ROWS) -> Iterator[Rows]:
+    """The rows of both configs, `size` at a time, in the catalog's order.
 
     Parameters
     ----------
     folder : Path
-    manifest : dict
+    manifest : Manifest
     order : ndarray of int64
         For each row the number of the split in whose files it stands.
+    size : int
     """
     begins: dict[tuple[str, str], list[tuple[int, str]]] = {("hdf5", ""): [(0, HDF5_FILE)]}
     readers: dict[tuple[str, str], _Reader] = {}
-    for config, split in parts_of(manifest):
-        shards = rows_of(manifest, config, split)
+    for config, split in manifest.parts:
+        shards = manifest.shards(config, split)
         starts = np.cumsum([0, *shards.values()]).tolist()
         begins[config, split] = list(zip(starts, shards, strict=False))
-        readers[config, split] = _Reader(folder, shards)
+        readers[config, split] = _Reader(folder, shards, size)
     done = dict.fromkeys(SPLITS, 0)
-    for start in range(0, len(order), _SLICE):
-        codes = order[start : start + _SLICE]
+    for start in range(0, len(order), size):
+        codes = order[start : start + size]
         sorted_rows = np.argsort(codes, kind="stable")  # as they come from the files, one split after the other
         tables: dict[str, list[pa.Table]] = {"spectra": [], "counts": []}
         position = np.empty(len(codes), dtype=np.int64)
@@ -117,11 +115,11 @@ def slices(folder: Path, manifest: dict[str, Any], order: NDArray[np.int64]) -> 
         yield Rows(start, spectra, counts, [SPLITS[code] for code in codes], position, begins)
 
 
-def order_of(folder: Path, manifest: dict[str, Any]) -> NDArray[np.int64]:
+def order_of(folder: Path, manifest: Manifest) -> NDArray[np.int64]:
     """For each row, in the catalog's order, the number of the split in whose files it stands: by its object_id."""
     ids, codes = [], []
     for code, split in enumerate(SPLITS):
-        for path in rows_of(manifest, "spectra", split):
+        for path in manifest.shards("spectra", split):
             column = pq.read_table(folder / path, columns=["object_id"])["object_id"].fill_null(0)
             ids.append(column.to_numpy())
             codes.append(np.full(len(column), code))

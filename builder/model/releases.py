@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from builder.model.errors import SettingError
 
-__all__ = ["RELEASES", "Release", "release_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Release:

@@ -16,7 +16,6 @@ from builder.model.ids import DetectionId
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Cone", "Selection"]
 
 _LIST = 100
 """Names or observations in one query: the service drops the connection on very long lists."""

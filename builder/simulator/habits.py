@@ -9,8 +9,6 @@ from collections.abc import Iterable
 
 from builder.model.errors import SettingError
 
-__all__ = ["HABITS", "MISSING_COLUMNS", "SILENT_ROWS", "check_habits"]
-
 HABITS = {
     "get-only": "retrieve takes GET; POST is answered 405",
     "post-only": "retrieve takes POST; GET is answered 405",

@@ -6,7 +6,7 @@ import tarfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from builder.archive.catalog import read_votable
 from builder.archive.mirror import CATALOG_FILE, read_index
@@ -15,14 +15,12 @@ from builder.model.errors import ArchiveError
 from builder.model.ids import DetectionId
 from builder.model.records import File
 
-__all__ = ["Holdings", "MirrorHoldings"]
-
 
 class Holdings(Protocol):
     """A catalog and its files, to be asked from several threads at once."""
 
     @property
-    def rows(self) -> Sequence[dict[str, object]]:
+    def rows(self) -> Sequence[dict[str, Any]]:
         """The catalog, one row a detection, by bare column name; None is null."""
 
     def files(self, detection: DetectionId) -> list[File]:
@@ -51,7 +49,7 @@ class MirrorHoldings:
         self._tars = {
             DetectionId.parse(text).catalog: line["file"] for line in read_index(folder) for text in line["detections"]
         }
-        self.rows: list[dict[str, object]] = table.to_pylist()
+        self.rows: list[dict[str, Any]] = table.to_pylist()
         self._members: dict[str, dict[DetectionId, list[tuple[str, int, int]]]] = {}
         self._lock = threading.Lock()
 

@@ -12,6 +12,7 @@ import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,6 @@ from builder.model.errors import ArchiveError
 from builder.model.ids import DetectionId
 from builder.model.records import N_CHANNELS, File
 from builder.simulator.sky import catalog_rows, draw_detections, effective_area, photon_spectrum, source_name
-
-__all__ = ["BROAD", "CHANNELS", "ENERGIES", "SimulatedArchive"]
 
 Floats = NDArray[np.float64]
 Cards = dict[str, object]
@@ -249,7 +248,7 @@ class SimulatedArchive:
     def __init__(self, n: int, seed: int = 0, first_obsid: int = 90000, interleaved: float = 0.02) -> None:
         self.seed = seed
         truth = draw_detections(n, seed, first_obsid, interleaved)
-        self.rows = catalog_rows(truth, n, seed)
+        self.rows: list[dict[str, Any]] = catalog_rows(truth, n, seed)
         self._truth = truth[:n]
 
     @cached_property

@@ -8,8 +8,6 @@ from pathlib import Path
 from builder.archive.recording import Recorded, read_recording
 from builder.simulator.reply import Reply
 
-__all__ = ["Replay"]
-
 
 class Replay:
     """A recording of ``chandra-spectra check --save``.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from http import HTTPStatus
 
-__all__ = ["Reply", "error_page", "error_text"]
-
 
 @dataclass(frozen=True, slots=True)
 class Reply:

@@ -35,8 +35,6 @@ from builder.simulator.replay import Replay
 from builder.simulator.reply import Reply, error_page, error_text
 from builder.simulator.services import Services
 
-__all__ = ["ArchiveServer", "Request"]
-
 logger = logging.getLogger(__name__)
 
 _HOST = "127.0.0.1"

@@ -29,8 +29,6 @@ from builder.simulator.holdings import Holdings
 from builder.simulator.reply import Reply, error_page, error_text
 from builder.simulator.tap import TapService, with_bad_row
 
-__all__ = ["Services"]
-
 _KINDS = {"spectrum": "pha", "arf": "arf", "rmf": "rmf"}  # csccli's file types
 _FILETYPES = {kind: filetype for filetype, kind in _KINDS.items()}
 _ITEM = re.compile(r"(\d+\.\d+\.\d+)/(\w+)/(b?)")

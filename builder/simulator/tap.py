@@ -16,8 +16,6 @@ from builder.simulator.adql import Catalog
 from builder.simulator.habits import MISSING_COLUMNS, SILENT_ROWS
 from builder.simulator.reply import Reply
 
-__all__ = ["TapService", "with_bad_row"]
-
 _VOTABLE = "application/x-votable+xml"
 _LIST = re.compile(r"\s*SELECT\s+table_name\s*,\s*column_name\s+FROM\s+TAP_SCHEMA\.columns\s*", re.IGNORECASE)
 _COUNT = re.compile(r"\s*SELECT\s+COUNT\b", re.IGNORECASE)
@@ -40,12 +38,7 @@ class TapService:
     """
 
     def __init__(
-        self,
-        release: Release,
-        catalog: Catalog,
-        habits: frozenset[str],
-        max_rows: int | None,
-        error_status: int,
+        self, release: Release, catalog: Catalog, habits: frozenset[str], max_rows: int | None, error_status: int
     ) -> None:
         self.release, self.habits, self.max_rows = release, habits, max_rows
         self.error_status = 400 if "status-400" in habits else error_status

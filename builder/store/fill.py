@@ -27,24 +27,21 @@ from builder.model.errors import ChandraSpectraError, SettingError, StoreError, 
 from builder.model.records import Rejection, Spectrum
 from builder.model.settings import DEFAULT_CONNECTIONS
 from builder.model.text import Progress
-from builder.store.packages import PackageResult, RemoteStore, Store, package_result
-
-__all__ = ["AnyStore", "counter", "dask_executor", "download", "fill", "fill_by", "make", "reduce_package", "results"]
+from builder.store.packages import PackageResult, Store, package_result
 
 logger = logging.getLogger(__name__)
 
-AnyStore = Store | RemoteStore
-Reduce = Callable[[Package, Fetched, AnyStore], None]
+Reduce = Callable[[Package, Fetched, Store], None]
 Done = Callable[[Package], None]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3), in glibc's malloc.h; the latter's greatest value is 32 MiB."""
 
-_PATIENCE = 70
+_LAG = 70
 """Seconds for which a network file system may go on saying that a file is not there: NFS up to 60 (acdirmax)."""
 
 
-def reduce_package(package: Package, fetched: Fetched, store: AnyStore) -> None:
+def reduce_package(package: Package, fetched: Fetched, store: Store) -> None:
     """Reduce the files of a package and keep the result in the store.
 
     Raises
@@ -73,7 +70,7 @@ def reduce_package(package: Package, fetched: Fetched, store: AnyStore) -> None:
 
 
 def make(
-    package: Package, archive: Archive, store: AnyStore, reduce: Reduce = reduce_package, mirror: Mirror | None = None
+    package: Package, archive: Archive, store: Store, reduce: Reduce = reduce_package, mirror: Mirror | None = None
 ) -> None:
     """Fetch, reduce and store one package, and keep its files in `mirror` where one is given."""
     with archive.fetch(package) as fetched:
@@ -82,7 +79,7 @@ def make(
         reduce(package, fetched, store)
 
 
-def results(packages: Iterable[Package], archive: Archive, store: AnyStore) -> Iterator[tuple[Package, PackageResult]]:
+def results(packages: Iterable[Package], archive: Archive, store: Store) -> Iterator[tuple[Package, PackageResult]]:
     """Every package's result, in the order given: read from the store, or made where it is missing or damaged."""
     for package in packages:
         try:
@@ -98,7 +95,7 @@ def results(packages: Iterable[Package], archive: Archive, store: AnyStore) -> I
 def fill(
     packages: Iterable[Package],
     archive: Archive,
-    store: AnyStore,
+    store: Store,
     *,
     workers: int = 1,
     connections: int = DEFAULT_CONNECTIONS,
@@ -152,15 +149,17 @@ def fill_by(
     executor: Executor,
     packages: Iterable[Package],
     archive: Archive,
-    store: AnyStore,
+    store: Store,
     *,
     again: frozenset[Package] = frozenset(),
+    lag: int = _LAG,
     done: Done = lambda package: None,
 ) -> None:
     """`fill`, with every package made by a worker of an executor, such as that of a Dask cluster.
 
     Each worker fetches, reduces and writes to the store, which it must share, as it must the cache with the locks of
-    the connections; nothing but the word that it is done comes back.
+    the connections; nothing but the word that it is done comes back. This process must see what was written within
+    `lag` seconds.
 
     Raises
     ------
@@ -182,13 +181,13 @@ def fill_by(
             raise ChandraSpectraError(
                 f"the workers could not make a package: {reason}; run the same command again to go on"
             ) from error
-        _check_shared(futures[future], store)
+        _check_shared(futures[future], store, lag)
         done(futures[future])
 
 
-def _check_shared(package: Package, store: AnyStore) -> None:
+def _check_shared(package: Package, store: Store, lag: int) -> None:
     """ChandraSpectraError where this process does not see what a worker has written."""
-    for _ in range(_PATIENCE):
+    for _ in range(lag):
         if package in store:
             return
         time.sleep(1)
@@ -315,7 +314,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _reduce_in(reducer: Executor, package: Package, fetched: Fetched, store: AnyStore) -> None:
+def _reduce_in(reducer: Executor, package: Package, fetched: Fetched, store: Store) -> None:
     try:
         reducer.submit(reduce_package, package, fetched, store).result()
     except BrokenProcessPool as error:

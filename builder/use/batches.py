@@ -10,8 +10,6 @@ import numpy as np
 from builder.model.columns import COLUMNS
 from builder.model.errors import SettingError, require
 
-__all__ = ["collate"]
-
 _NULL = -1
 """In integers and booleans, as in the HDF5 file."""
 

@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 from builder.model.errors import SettingError
 from builder.model.records import N_CHANNELS
 
-__all__ = ["Calibration"]
-
 Floats = NDArray[np.float64]
 
 _KEPT = 8

@@ -33,8 +33,6 @@ from builder.model.selection import Selection
 from builder.model.settings import DEFAULT_CONNECTIONS, Settings
 from builder.model.text import size_text
 
-__all__ = ["Finding", "check_archive"]
-
 _OBSID = 4938
 """An observation that all releases have: one of the two whose files come with Sherpa is of it."""
 
