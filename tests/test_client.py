@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import re
 import tarfile
 import threading
@@ -27,7 +28,7 @@ from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
 from builder.archive import connections as client_module
-from builder.archive.answers import check_votable, judge_tar
+from builder.archive.answers import check_listing, check_votable, judge_tar
 from builder.archive.catalog import from_rows, write_votable
 from builder.archive.connections import Slots, one_session
 from builder.archive.csc import HttpArchive
@@ -40,7 +41,9 @@ from builder.model.errors import ArchiveError, CatalogError, RefusedError, Store
 from builder.model.ids import DetectionId
 from builder.model.settings import Settings
 from builder.prepare import prepare
+from builder.simulator.faults import Faults
 from builder.simulator.products import SimulatedArchive
+from builder.simulator.server import ArchiveServer
 from tests.fits_files import stable
 from tests.tars import tar_bytes
 from tests.waiting import stays_locked, wait_for
@@ -791,3 +794,82 @@ def test_a_damaged_tar_is_an_error_of_the_archive_and_nothing_else(
         judge_tar(path, True, {DetectionId(1, 0, 1)}, 6, 10**6)
     with contextlib.suppress(ArchiveError):
         list(members(path))
+
+
+# What an answer may not take
+
+
+@pytest.mark.parametrize("kind", ["drip", "drip_headers", "continue"])
+def test_an_answer_that_never_ends_is_a_failure_like_others(kind: str, tmp_path: Path) -> None:
+    """The socket's timeout begins again with each byte."""
+    archive = SimulatedArchive(1)
+    detection = DetectionId.of(archive.rows[0])
+    assert detection is not None
+    faults = Faults(1, {kind: 1.0}, stall_seconds=60)  # of three tries the third is spared
+    with ArchiveServer(archive, faults=faults) as server, one_session() as session:
+        client = Client(server.url, Patience(read=0.5, base=0.01))
+        request = Request(
+            f"{server.url}/csccli/browse?version=rel2.1&packageset={detection}/arf/", check_listing, 10**6
+        )
+        for _ in range(2):
+            with pytest.raises(TransientError, match=r"no answer in time|lost"):
+                client.ask(session, request, tmp_path / "file")
+        client.ask(session, request, tmp_path / "file")
+    assert json.loads((tmp_path / "file").read_bytes())
+
+
+# Whose failure it is
+
+
+def test_an_outage_in_the_middle_of_a_run_rejects_nothing_and_ends_it(serve: Serve, tmp_path: Path) -> None:
+    def answer(path: str, form: str, number: int) -> Answer:
+        return (200, {}, tar_of(**GOOD)) if number == 1 else (404, {}, b"moved")
+
+    server = serve(answer)
+    archive = open_archive(server, tmp_path)
+    with archive.fetch(PACKAGE):
+        pass
+    other = Package(0, tuple(DetectionId(2, 0, region) for region in range(20)))
+    with pytest.raises(UnavailableError, match=r"refuses whatever it is asked for.*moved.*go on"), archive.fetch(other):
+        pass
+
+
+def test_a_run_that_waited_for_the_service_goes_on_when_it_is_back(serve: Serve, tmp_path: Path) -> None:
+    names = {name.replace("f00001", "f00002"): data for name, data in GOOD.items()}
+
+    def answer(path: str, form: str, number: int) -> Answer:
+        if 1 < number < 12:
+            return 404, {}, b"moved"
+        return 200, {}, tar_of(**(names if "2.0.1%2F" in form else GOOD))
+
+    archive = open_archive(serve(answer), tmp_path)
+    with archive.fetch(PACKAGE):
+        pass
+    with archive.fetch(Package(0, (DetectionId(2, 0, 1),))) as result:
+        assert result.unserved == {}
+        assert {file.name for part in result.parts for file in members(part)} == names.keys()
+
+
+@pytest.mark.parametrize("status", [403, 500, 503])
+def test_a_detection_of_which_the_service_says_no_while_it_serves_others_is_a_rejection(
+    status: int, serve: Serve, tmp_path: Path
+) -> None:
+    def answer(path: str, form: str, number: int) -> Answer:
+        asked = re.findall(r"1\.0\.\d", form)
+        return (status, {}, b"not for you") if "1.0.2" in asked else (200, {}, tar_of(**GOOD))
+
+    package = Package(0, (DetectionId(1, 0, 1), DetectionId(1, 0, 2)))
+    parts, unserved = fetched(serve(answer), tmp_path, package)
+    assert parts
+    assert unserved.keys() == {package.detections[1]}
+    assert f"status {status}" in unserved[package.detections[1]]
+    assert "not for you" in unserved[package.detections[1]]
+
+
+def test_what_is_learnt_of_the_service_reaches_the_workers(serve: Serve, tmp_path: Path) -> None:
+    server = serve(lambda path, form, number: (200, {}, tar_of(**GOOD)) if "&" in form else (405, {}, b""))
+    archive = open_archive(server, tmp_path)
+    archive._facts.verb = "POST"
+    there = pickle.loads(pickle.dumps(archive._facts))
+    assert there.verb == "POST"
+    assert pickle.loads(pickle.dumps(archive._facts)) is there, "one for all tasks of a run in a process"

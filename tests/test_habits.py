@@ -122,6 +122,15 @@ def test_what_the_service_says_of_a_detection_that_it_does_not_have_is_in_its_re
     assert all(reason == "not_served" and words[habit] in said for reason, said in outcome.rejected.values())
 
 
+def test_a_redirect_to_another_name_of_the_host_opens_no_connection_beside_the_first(
+    archive: SimulatedArchive, tmp_path: Path
+) -> None:
+    with ArchiveServer(archive, habits=["alias"]) as server:
+        settings = Settings(server.url)
+        workspace.make_plan(workspace.open_workspace(settings, tmp_path, connections=1), settings)
+        assert server.max_connections == 1
+
+
 def test_an_unknown_habit_is_refused(archive: SimulatedArchive) -> None:
     with pytest.raises(SettingError, match="unknown habit 'gzip': choose from"):
         ArchiveServer(archive, habits=["gzip"])

@@ -153,8 +153,8 @@ def _origin(catalog: dict[str, Any]) -> str:
     if "service" not in catalog:
         return ""
     asked = (
-        f"\nThe catalog was asked on {catalog['retrieved']} at <{catalog['service']}>, schema `{catalog['schema']}`; the "
-        f"files are of version `{catalog['version']}`.\n"
+        f"\nThe catalog was asked on {catalog['retrieved']} at <{catalog['service']}>, schema `{catalog['schema']}`; "
+        f"the files are of version `{catalog['version']}`.\n"
     )
     if not catalog["missing"]:
         return asked
