@@ -57,7 +57,7 @@ CITATION = """\
 
 @dataclass(eq=False)
 class ChandraSpectraConfig(datasets.BuilderConfig):
-    """What to build.
+    """Configuration of the builder.
 
     Attributes
     ----------

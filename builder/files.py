@@ -86,8 +86,14 @@ def hold(path: Path, output: Path | str) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def workplace(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that is this run's until the block ends; what a killed run left of its own is removed.
+def workplace(output: Path, name: Path | str = "") -> Iterator[Path]:
+    """Give a folder beside `output` that is this run's until the block ends; remove what a killed run left.
+
+    Parameters
+    ----------
+    output : Path
+    name : Path or str, optional
+        For the messages, where `output` stands for something else, such as a URL.
 
     Raises
     ------
@@ -95,24 +101,25 @@ def workplace(output: Path) -> Iterator[Path]:
         If the file system refuses, or another run is writing the same output.
     """
     place = output.with_name(f".{output.name}.{uuid.uuid4().hex}.incomplete")
+    name = name or output
     with contextlib.ExitStack() as stack:
         try:
             _make_parents(output, stack)
             place.mkdir()
             stack.callback(shutil.rmtree, place, ignore_errors=True)
             # Not before: until then it is as good as left by a killed run.
-            stack.enter_context(hold(place / _LOCK, output))
+            stack.enter_context(hold(place / _LOCK, name))
             # Held first, so that of two runs that begin at once one finds the other.
             for left in output.parent.iterdir():
                 if left != place and re.fullmatch(rf"\.{re.escape(output.name)}\.[0-9a-f]+\.incomplete", left.name):
-                    _remove_left(left, output)
+                    _remove_left(left, name)
             _recover(output)
         except OSError as error:
-            raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+            raise OutputError(f"cannot write {name}: {error.strerror or error}") from error
         yield place
 
 
-def _remove_left(place: Path, output: Path) -> None:
+def _remove_left(place: Path, output: Path | str) -> None:
     """Remove what a killed run left, unless it is another user's, or the file system cannot tell that it is dead."""
     removed = False
     with contextlib.suppress(OSError), hold(place / _LOCK, output) as held:
@@ -137,7 +144,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _flush(*paths: Path) -> None:
-    """Have files, and the names in folders, on disk."""
+    """Flush files, and the names in folders, to disk."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -151,7 +158,7 @@ def _flush(*paths: Path) -> None:
 
 @contextlib.contextmanager
 def staging_folder(output: Path, place: Path) -> Iterator[Path]:
-    """A folder in the `workplace` that takes the place of `output` when the block ends well.
+    """Give a folder in the `workplace` that takes the place of `output` when the block ends well.
 
     Raises
     ------
@@ -178,7 +185,7 @@ def staging_folder(output: Path, place: Path) -> Iterator[Path]:
 def write_whole(
     path: Path, error: type[ChandraSpectraError] = OutputError, *, advice: str = "", aside: Path | None = None
 ) -> Iterator[Path]:
-    """A file that takes the place of `path` when the block ends well, flushed before; else it is removed.
+    """Return a file that takes the place of `path` when the block ends well, flushed before; else it is removed.
 
     What a killed run left of the same file is removed, too. Of two runs that write it at once the last one's stays.
 
@@ -212,13 +219,13 @@ def write_whole(
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal, read piece by piece; OSError if it cannot be read."""
+    """Compute SHA-256 of a file in hexadecimal, read piece by piece; OSError if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_place(place: str) -> None:
-    """SettingError for a URL that lacks a slash: it would be taken for a folder of that name."""
+    """Raise SettingError for a URL that lacks a slash: it would be taken for a folder of that name."""
     if re.match(r"\w+:/(?!/)", place):
         raise SettingError(f"{place!r} is neither a folder nor a URL such as s3://bucket/folder")
 
@@ -282,17 +289,8 @@ class Folder:
         place = f"{self.place}/{name}" if name else f"{self.place}"
         return reported(self.error, f"cannot {verb} {place}", self.advice if verb == "write" else "")
 
-    def names(self) -> set[str]:
-        """Names of the files, by one listing and nothing asked of each."""
-        with self._failing("read"):
-            if isinstance(self.place, Path):
-                found = self.place.iterdir() if self.place.exists() else ()
-                return {path.name for path in found}
-            fs, root = self._open()
-            return {path.rpartition("/")[2] for path in fs.find(root)}
-
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file by its path below the folder, by one listing."""
+        """Return the bytes of each file by its path below the folder, by one listing."""
         fs, root = self._open()
         with self._failing("read"):
             found = fs.find(root, detail=True)
@@ -345,23 +343,3 @@ class Folder:
         fs, root = self._open()
         with self._failing("remove", name):
             fs.rm_file(f"{root}/{name}")
-
-
-@contextlib.contextmanager
-def upload_place(cache: Path, url: str) -> Iterator[Path]:
-    """A folder below the cache for what is to be uploaded, this run's own until the block ends.
-
-    Raises
-    ------
-    OutputError
-        If the file system refuses, or another run is writing to the same URL.
-    """
-    place = cache / "uploads" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    with contextlib.ExitStack() as stack:
-        with reported(OutputError, f"cannot use {place}"):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(hold(place.with_suffix(".lock"), url))
-            stack.callback(shutil.rmtree, place, ignore_errors=True)
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir()
-        yield place

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import shutil
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,16 +25,7 @@ from builder.dataset.layout import (
     named_files,
 )
 from builder.dataset.write import upload_folder, write_folder
-from builder.files import (
-    Folder,
-    check_place,
-    open_url,
-    recover_folder,
-    staging_folder,
-    upload_place,
-    workplace,
-    write_whole,
-)
+from builder.files import Folder, check_place, open_url, recover_folder, staging_folder, workplace
 from builder.model.errors import OutputError, SettingError, StoreError
 from builder.model.settings import DEFAULT_CONNECTIONS, Settings
 from builder.model.text import Progress, silent
@@ -191,12 +182,6 @@ def prepare_share(
     return len(packages)
 
 
-def copy_hdf5(folder: Path, path: Path) -> None:
-    """Give the canonical HDF5 file of a prepared folder under another name; OutputError if it cannot be written."""
-    with write_whole(path) as partial:
-        shutil.copyfile(folder / HDF5_FILE, partial)
-
-
 def _target(output: Path | str) -> Folder:
     """Give the folder that is meant; SettingError for a URL at which there can be none."""
     text = str(output)
@@ -214,16 +199,17 @@ def _target(output: Path | str) -> Folder:
 
 @contextlib.contextmanager
 def _place(there: Folder, cache: Path | None) -> Iterator[Path]:
-    """Where to prepare: the folder itself, or one to upload from, for as long as it is needed."""
+    """Give the folder to prepare in: the output itself, or one to upload from, for as long as it is needed."""
     if isinstance(there.place, Path):
         yield there.place
     else:
-        with upload_place(cache or default_cache(), there.place) as place:
+        name = hashlib.sha256(there.place.encode()).hexdigest()[:16]
+        with workplace((cache or default_cache()) / "uploads" / name, there.place) as place:
             yield place / "chandra_spectra"
 
 
 def _rejected(planned: Plan, workspace: Workspace) -> frozenset[Package]:
-    """The finished packages that hold rejections which other files may change."""
+    """Return the finished packages that hold rejections which other files may change."""
     found = set()
     for package in workspace.store.finished(planned.packages):
         with contextlib.suppress(StoreError):  # one that is damaged is made anyway
@@ -233,7 +219,7 @@ def _rejected(planned: Plan, workspace: Workspace) -> frozenset[Package]:
 
 
 def _finished(there: Folder, sizes: dict[str, int], described: dict[str, Any], force: bool) -> Manifest | None:
-    """The manifest of a folder that is what is asked for, None where there is work to do."""
+    """Return the manifest of a folder that is what is asked for, None where there is work to do."""
     if not sizes:
         return None
     if MANIFEST_FILE not in sizes:
@@ -257,7 +243,7 @@ def _finished(there: Folder, sizes: dict[str, int], described: dict[str, Any], f
 
 
 def _check_own(folder: Path) -> None:
-    """OutputError where a folder that will be replaced holds a file that is not its own."""
+    """Raise OutputError where a folder that will be replaced holds a file that is not its own."""
     try:
         own = {MANIFEST_FILE, *(file.path for file in Manifest.read(folder).files)}
     except OutputError:  # damaged: what has the places of its own files is taken for them

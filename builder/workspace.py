@@ -44,7 +44,7 @@ class Workspace:
 
 
 def default_cache() -> Path:
-    """Folder for the store and downloads: ``$CHANDRA_SPECTRA_CACHE``, else ``chandra_spectra`` in the user's cache."""
+    """Return the folder for store and downloads: ``$CHANDRA_SPECTRA_CACHE``, or one in the user's cache."""
     if chosen := os.environ.get("CHANDRA_SPECTRA_CACHE"):
         if is_url(chosen):
             raise SettingError(f"CHANDRA_SPECTRA_CACHE is the URL {chosen}: name a folder; --store takes a URL")

@@ -41,7 +41,7 @@ def absorbed_power_law(low: Any, high: Any, nh: float, index: float, log_norm: f
 
 
 def fit_row(row: dict[str, Any], calibration: Calibration) -> tuple[Any, Any]:
-    """The best parameters, and what they predict in each channel with the background."""
+    """Fit the parameters, and predict the counts in each channel with the background."""
     low, high = calibration.energies(row["ebounds_id"])
     kept = (high > ENERGIES[0]) & (low < ENERGIES[1])  # as Sherpa: all channels that reach into the range
     background = row["background_scale"] * row["background_counts"]

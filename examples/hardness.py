@@ -35,7 +35,7 @@ class Hardness(nn.Module):
         self.of_mean = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 1), nn.Tanh())
 
     def forward(self, spectrum: dict[str, torch.Tensor]) -> torch.Tensor:
-        """A number in -1..1 for each spectrum; padding and bins below zero weigh nothing."""
+        """Predict a number in -1..1 for each spectrum; padding and bins below zero weigh nothing."""
         weight = (spectrum["flux"] * (spectrum["ene_high_bin"] - spectrum["ene_low_bin"])).clamp(min=0)
         weight = weight / weight.sum(dim=1, keepdim=True)
         log_energy = torch.where(spectrum["mask"], spectrum["ene_center_bin"], 1.0).log()
@@ -57,7 +57,7 @@ def loader(data: Any) -> DataLoader[Any]:
 
 @torch.no_grad()
 def predict(model: nn.Module, batches: DataLoader[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The catalog's values and the model's."""
+    """Compare the catalog's values with the model's."""
     pairs = [(batch["hard_hs"], model(batch["spectrum"])) for batch in batches]
     known, found = zip(*pairs, strict=True)
     return torch.cat(known), torch.cat(found)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import io
+import json
+import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +18,10 @@ from astropy.io import fits
 from hypothesis import HealthCheck, settings
 from numpy.typing import ArrayLike
 
+from builder.archive.catalog import write_votable
+from builder.model.columns import CATALOG
 from builder.model.ids import DetectionId
-from builder.model.records import N_CHANNELS, File, Products
+from builder.model.records import N_CHANNELS, File, ProductFile, Products
 
 DETECTION = DetectionId(123, 1, 7)
 CHANNEL = np.arange(1, N_CHANNELS + 1)
@@ -257,3 +262,73 @@ def changed_card(data: bytes, keyword: str, value: str, extension: int) -> bytes
             assert len(card) == 80
             return data[:position] + card + data[position + 80 :]
     raise AssertionError(f"no card {keyword}")
+
+
+# --- archives of such files ---
+
+
+def mirror(folder: Path, files: dict[DetectionId, Sequence[ProductFile | None]]) -> Path:
+    """A mirror of one package, whose catalog has no more than a selection needs."""
+    (folder / "packages").mkdir(parents=True)
+    with tarfile.open(folder / "packages/0.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for file in (file for of in files.values() for file in of if file is not None):
+            member = tarfile.TarInfo(f"package/{file.name}")
+            member.size = len(file.data)
+            tar.addfile(member, io.BytesIO(file.data))
+    data = (folder / "packages/0.tar").read_bytes()
+    line = {"file": "packages/0.tar", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "packages.jsonl").write_text(
+        json.dumps(line | {"detections": [str(detection) for detection in files]}) + "\n"
+    )
+    rows: list[dict[str, object]] = []
+    for number, detection in enumerate(files):
+        row: dict[str, object] = {column.name: None for column in CATALOG}
+        row |= dict.fromkeys(("src_cnts_aper_b", "flux_significance_b", "flux_bb_aper_b"), 100.0)
+        row |= {"obsid": detection.obsid, "obi": detection.obi, "region_id": detection.region_id, "instrument": "ACIS"}
+        rows.append(row | {"name": f"SIM {number}", "ra": float(number), "dec": 0.0, "theta": 1.0})
+    (folder / "catalog.vot").write_bytes(write_votable(rows))
+    return folder
+
+
+# --- what tests do to whole files ---
+
+
+def spans(data: bytes) -> list[tuple[int, int, int]]:
+    """Where each header begins, where its data begin, and where they end with their padding."""
+    with fits.open(io.BytesIO(data)) as hdus:
+        found = [hdu.fileinfo() for hdu in hdus]
+        return [(info["hdrLoc"], info["datLoc"], info["datLoc"] + info["datSpan"]) for info in found]
+
+
+def set_cards(data: bytearray, begin: int, end: int, **values: object) -> None:
+    """Change cards of one header in place, where they are there; texts are quoted."""
+    for position in range(begin, end, 80):
+        keyword = bytes(data[position : position + 8]).decode("ascii", "replace").strip()
+        if keyword in values and data[position + 8 : position + 10] == b"= ":
+            value = values[keyword]
+            text = f"'{value:<8}'" if isinstance(value, str) else f"{value:>20}"
+            data[position : position + 80] = f"{keyword:<8}= {text}".ljust(80).encode()
+
+
+def set_sums(data: bytearray, layout: list[tuple[int, int, int]]) -> None:
+    """Make the checksums of every extension right, where it has them (FITS Standard 4.0, appendix J)."""
+    for begin, middle, end in layout:
+        body = int(np.frombuffer(data[middle:end], ">u4").sum(dtype=np.uint64)) % (2**32 - 1)
+        set_cards(data, begin, middle, DATASUM=str(body), CHECKSUM="0" * 16)
+        head = int(np.frombuffer(data[begin:middle], ">u4").sum(dtype=np.uint64))
+        set_cards(data, begin, middle, CHECKSUM=_encoded((2**32 - 1) - (head + body) % (2**32 - 1)))
+
+
+def _encoded(value: int) -> str:
+    """A sum as 16 letters and digits that add up to it when they take the place of as many zeros."""
+    columns = []
+    for byte in value.to_bytes(4, "big"):
+        letters = [byte // 4 + 48 + (byte % 4 if number == 0 else 0) for number in range(4)]
+        while any(not chr(letter).isalnum() for letter in letters):
+            for one in (0, 2):
+                if not all(chr(letter).isalnum() for letter in letters[one : one + 2]):
+                    letters[one] += 1
+                    letters[one + 1] -= 1
+        columns.append(letters)
+    text = "".join(chr(columns[byte][letter]) for letter in range(4) for byte in range(4))
+    return text[-1] + text[:-1]

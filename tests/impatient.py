@@ -38,7 +38,7 @@ def changes(read: float = 1) -> list[tuple[ModuleType, str, object]]:
         (builder.archive.http, "Patience", functools.partial(Patience, connect=2, read=read, base=0.01, longest=0.05)),
         (builder.workspace, "plan", functools.partial(plan, size=10)),
         (builder.cli.run, "_PATIENCE", 1),
-        (builder.dataset.card, "draw_pictures", lambda folder, shards, scalars: []),
+        (builder.dataset.card, "draw_pictures", lambda folder, scalars: []),
     ]
 
 

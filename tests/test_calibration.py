@@ -285,9 +285,34 @@ def test_the_tables_are_loaded_whole(sample: Path, option: dict[str, Any]) -> No
         Calibration.load(str(sample), **option)
 
 
-def test_a_grid_that_does_not_rise_is_refused() -> None:
-    with pytest.raises(SettingError, match="grid x do not rise"):
-        Calibration([{"ebounds_id": "x", "energy_lo": [1.0, 0.5], "energy_hi": [1.5, 1.0]}])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        ([1.0, 0.5], [1.5, 1.0]),
+        ([0.5, 1.0], [0.5, 1.5]),
+        ([0.5, 1.0], [1.0, np.nan]),
+        ([0.5, 1.0], [1.1, 1.5]),
+        ([0.5, 1.0], [0.9, 1.5]),
+    ],
+    ids=["falling", "no width", "no number", "overlap", "gap"],
+)
+def test_a_bad_grid_is_refused_where_it_is_used_and_not_where_a_folder_is_loaded(
+    low: list[float], high: list[float]
+) -> None:
+    good = {"ebounds_id": "good", "energy_lo": [0.5, 1.0], "energy_hi": [1.0, 1.5]}
+    calibration = Calibration([good, {"ebounds_id": "bad", "energy_lo": low, "energy_hi": high}])
+    assert calibration.energies("good")[0].tolist() == [0.5, 1.0]
+    with pytest.raises(SettingError, match="channel grid bad: the grid has a bin"):
+        calibration.energies("bad")
+
+
+def test_a_response_that_could_not_be_kept_says_why(full_sample: Path, counts: Dataset) -> None:
+    responses = load_dataset(str(full_sample), "responses", split="train")
+    row = responses[0]
+    null = dict.fromkeys(row) | {name: row[name] for name in ("rmf_sha256", "ebounds_id")}
+    table = Dataset.from_list([null | {"fault": "its matrix is damaged"}], features=responses.features)
+    with pytest.raises(SettingError, match="could not be kept: its matrix is damaged"):
+        Calibration([], table).fold(np.subtract, counts[0] | {"rmf_sha256": row["rmf_sha256"]})
 
 
 def test_importing_the_module_imports_neither_torch_nor_sherpa() -> None:

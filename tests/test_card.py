@@ -31,8 +31,9 @@ from builder.cli.run import app
 from builder.dataset import card as card_module
 from builder.dataset.card import selection_words, write_card
 from builder.dataset.layout import DATA_FILES, Counts, Entry, Manifest
-from builder.dataset.pictures import SCALARS, draw_pictures, energy_axis
+from builder.dataset.pictures import draw_pictures, energy_axis
 from builder.dataset.shards import ShardWriter
+from builder.dataset.summary import SCALARS
 from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, configs_with, features, markdown
 from builder.model.ids import DetectionId
 from builder.model.records import REASONS
@@ -385,9 +386,10 @@ def test_what_the_card_points_to_is_there(sample: Path, full_sample: Path) -> No
 
 
 def test_the_users_own_style_does_not_enter(sample: Path, tmp_path: Path) -> None:
-    scalars = pq.read_table(shards(sample)[0], columns=list(SCALARS))
+    scalars = pq.read_table(shards(sample)[0]).select(SCALARS)
+    shutil.copytree(sample / "data", tmp_path / "data")
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "figure.dpi": 30, "lines.linewidth": 9}):
-        pictures = draw_pictures(tmp_path, shards(sample), scalars)
+        pictures = draw_pictures(tmp_path, scalars)
         assert matplotlib.rcParams["font.size"] == 30
     assert [Path(picture.path).stem for picture in pictures] == PICTURES
     for picture in pictures:
@@ -405,20 +407,21 @@ def test_the_users_own_style_does_not_enter(sample: Path, tmp_path: Path) -> Non
 def test_what_there_is_nothing_to_show_of_is_left_out(
     sample: Path, tmp_path: Path, missing: list[str], drawn: list[str]
 ) -> None:
-    scalars = pq.read_table(shards(sample)[0], columns=list(SCALARS))
+    scalars = pq.read_table(shards(sample)[0]).select(SCALARS)
+    shutil.copytree(sample / "data", tmp_path / "data")
     for name in missing:
         column = scalars.schema.get_field_index(name)
         scalars = scalars.set_column(column, name, pa.nulls(len(scalars), scalars[name].type))
-    pictures = draw_pictures(tmp_path, shards(sample), scalars)
+    pictures = draw_pictures(tmp_path, scalars)
     assert [Path(picture.path).stem for picture in pictures] == drawn
 
 
 def test_rows_of_the_gallery_are_found_in_any_shard_and_row_group(sample: Path, tmp_path: Path) -> None:
     table = pq.read_table(shards(sample)[0])
-    paths = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
-    for path, part in zip(paths, (table.slice(0, 40), table.slice(40)), strict=True):
-        pq.write_table(part, path, row_group_size=7)
-    draw_pictures(tmp_path, paths, table.select(SCALARS))
+    (tmp_path / "data").mkdir()
+    for name, part in (("0.parquet", table.slice(0, 40)), ("1.parquet", table.slice(40))):
+        pq.write_table(part, tmp_path / "data" / name, row_group_size=7)
+    draw_pictures(tmp_path, table.select(SCALARS))
     assert (tmp_path / "images/spectra.png").read_bytes() == (sample / "images/spectra.png").read_bytes()
 
 
@@ -426,9 +429,10 @@ def test_names_in_the_gallery_are_written_as_they_are_whatever_they_hold(sample:
     table = pq.read_table(shards(sample)[0]).slice(0, 3)
     place = table.schema.get_field_index("name")
     drawn = []
+    (tmp_path / "data").mkdir()
     for names in ([r"a$b_{c}^\frac$ x", "of\ntwo lines", None], [r"a$b_{c}^\frac$ x", "of two lines", ""]):
-        pq.write_table(table.set_column(place, "name", pa.array(names)), tmp_path / "0.parquet")
-        draw_pictures(tmp_path, [tmp_path / "0.parquet"], table.select(SCALARS))
+        pq.write_table(table.set_column(place, "name", pa.array(names)), tmp_path / "data" / "0.parquet")
+        draw_pictures(tmp_path, table.select(SCALARS))
         drawn.append((tmp_path / "images/spectra.png").read_bytes())
     assert drawn[0] == drawn[1]
 
@@ -444,7 +448,8 @@ def test_an_energy_axis_has_numbers_whatever_its_range(low: float, high: float) 
 
 
 def test_values_that_are_no_numbers_or_out_of_range_do_no_harm(sample: Path, tmp_path: Path) -> None:
-    scalars = pq.read_table(shards(sample)[0], columns=list(SCALARS)).slice(0, 4)
+    scalars = pq.read_table(shards(sample)[0]).select(SCALARS).slice(0, 4)
+    shutil.copytree(sample / "data", tmp_path / "data")
     for name, values in {
         "theta": [float("nan"), 0.0, float("inf"), None],
         "src_cnts_aper_b": [-3.0, 0.0, 1e9, None],
@@ -452,7 +457,7 @@ def test_values_that_are_no_numbers_or_out_of_range_do_no_harm(sample: Path, tmp
     }.items():
         column = scalars.schema.get_field_index(name)
         scalars = scalars.set_column(column, name, pa.array(values, scalars[name].type))
-    assert len(draw_pictures(tmp_path, shards(sample), scalars)) >= 3
+    assert len(draw_pictures(tmp_path, scalars)) >= 3
 
 
 def test_without_matplotlib_there_are_no_pictures_and_one_line_says_so(

@@ -35,7 +35,7 @@ from builder.archive.csc import HttpArchive
 from builder.archive.http import Client, Patience, Request
 from builder.archive.interface import forget
 from builder.archive.packages import Package
-from builder.archive.products import MAX_MEMBER_BYTES, members
+from builder.archive.products import MAX_DETECTION_BYTES, MAX_MEMBER_BYTES, members
 from builder.archive.tap import _middle
 from builder.model.errors import ArchiveError, CatalogError, RefusedError, StoreError, TransientError, UnavailableError
 from builder.model.ids import DetectionId
@@ -534,6 +534,15 @@ def test_a_member_too_large_is_refused_before_anything_reads_it(more: int, serve
     assert parts == ([] if more else ["0.tar"])
     assert unserved.keys() == (set(PACKAGE.detections) if more else set())
     assert services_asked(server) == (["retrieve", "browse", "browse"] if more else ["retrieve"])
+
+
+def test_an_answer_larger_than_its_detections_can_be_is_refused(serve: Serve, tmp_path: Path) -> None:
+    """Before it is on the disk: 50 detections could take 19 GB."""
+    large = gzip.compress(bytes(MAX_DETECTION_BYTES + 1), 1)
+    encoded = {"Content-Encoding": "gzip"}
+    server = serve(lambda path, form, number: (200, encoded, large) if path.endswith("/retrieve") else (200, {}, b"[]"))
+    assert fetched(server, tmp_path) == ([], {})
+    assert services_asked(server) == ["retrieve", "browse", "browse"]
 
 
 def test_names_in_a_listing_never_become_paths(serve: Serve, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import warnings
 import zlib
 from typing import Any
 
@@ -156,6 +157,84 @@ def test_fortran_exponents_and_quoted_numbers(text: str, value: float) -> None:
     assert only(ff.changed_card(content, "NUMBER", text, 1)).number("NUMBER") == value
 
 
+@pytest.mark.parametrize("text", ["1_000", "nan", "inf", "0x10", "1 2", "1e", "", "1.5.2", "T"])
+def test_what_is_no_number_in_fits_is_none(text: str) -> None:
+    """Though Python takes some of it for one."""
+    content = ff.fits_bytes(ff.table("T", [fits.Column("X", "J", array=[1])], NUMBER=1))
+    refused("unreadable_pha", "not a number", only(ff.changed_card(content, "NUMBER", text, 1)), "number", "NUMBER")
+
+
+def test_a_card_is_known_by_its_keyword_and_its_equals_sign_as_astropy_knows_it() -> None:
+    """Without ``= `` it has no value; in lower case, which FITS does not allow, it is read all the same."""
+    content = ff.fits_bytes(ff.table("T", [fits.Column("X", "J", array=[1])], NUMBER=7))
+    for card in (b"NUMBER  = ", b"nUMBER  = ", b"NUMBER    ", b"NUMBER  =7"):
+        changed = content.replace(b"NUMBER  = ", card)
+        with fits.open(io.BytesIO(changed)) as hdus, warnings.catch_warnings(action="ignore"):
+            found = hdus[1].header.get("NUMBER", -1)
+        assert only(changed).number("NUMBER", -1) == (7 if found == 7 else -1)
+        assert (found == 7) == card.endswith(b"= ")
+
+
+# --- the checksums of a file ---
+
+
+def summed(**cards: Any) -> bytes:
+    """A table with right checksums, as astropy writes them, and an image, which has none."""
+    hdu = ff.table(
+        "T", [fits.Column("X", "J", array=np.arange(900)), fits.Column("Y", "5A", array=["a"] * 900)], **cards
+    )
+    hdu.add_checksum()
+    return ff.fits_bytes(hdu, fits.ImageHDU(np.ones((5, 5))))
+
+
+def test_right_checksums_of_the_real_files_and_of_astropys_are_right() -> None:
+    only(summed()).check_sums()
+    for stem in REAL.values():
+        for kind in KINDS:
+            found = tables((ff.REAL_FOLDER / f"{stem}_{kind}3.fits").read_bytes(), "f", kind)
+            for table in found:
+                assert table.text("CHECKSUM") and table.text("DATASUM")
+                table.check_sums()
+
+
+@stable(150)
+@given(place=st.floats(0, 1, exclude_max=True), mask=st.integers(1, 255))
+def test_any_changed_byte_of_an_extension_is_found_by_its_checksums(place: float, mask: int) -> None:
+    """Or it is one that says where the extension begins or ends, or what its checksums are."""
+    content = bytearray(summed())
+    with fits.open(io.BytesIO(content)) as hdus:
+        begin, end = hdus[1].fileinfo()["hdrLoc"], hdus[2].fileinfo()["hdrLoc"]
+    content[begin + int(place * (end - begin))] ^= mask
+    try:
+        found = tables(bytes(content), "some_file", "pha")
+    except ProductError as error:
+        assert error.reason == "unreadable_pha"  # noqa: PT017
+        return
+    for table in found:
+        if table.text("CHECKSUM", ""):
+            refused("damaged_fits", "is not that of its", table, "check_sums")
+
+
+@pytest.mark.parametrize("keyword", ["DATASUM", "CHECKSUM"])
+def test_one_checksum_is_enough_and_a_blank_one_says_nothing(keyword: str) -> None:
+    content = summed().replace(b"A" * 20, b"A" * 20)
+    other = {"DATASUM": "CHECKSUM", "CHECKSUM": "DATASUM"}[keyword]
+    blank = ff.changed_card(content, other, "''", 1)
+    if keyword == "DATASUM":  # to blank a card is to change the header, and CHECKSUM is of that as well
+        only(blank).check_sums()
+    neither = ff.changed_card(blank, keyword, "'        '", 1)
+    only(neither).check_sums()
+    damage = len(content) - 3 * 2880 - 10  # in the table's data
+    damaged = blank[:damage] + b"\x55" + blank[damage + 1 :]
+    refused("damaged_fits", keyword, only(damaged), "check_sums")
+    only(neither[:damage] + b"\x55" + neither[damage + 1 :]).check_sums()
+
+
+@pytest.mark.parametrize("value", ["'-5'", "'x'", "'1.5'", "-1", "T"])
+def test_a_sum_that_is_none_is_damage(value: str) -> None:
+    refused("damaged_fits", "DATASUM", only(ff.changed_card(summed(), "DATASUM", value, 1)), "check_sums")
+
+
 def refused(reason: str, words: str, table: Table, method: str, *arguments: Any) -> None:
     with pytest.raises(ProductError, match=words) as caught:
         getattr(table, method)(*arguments)
@@ -265,6 +344,25 @@ def test_a_word_is_text_or_nothing() -> None:
     assert [table.word(keyword) for keyword in ("WORD", "BLANK", "NUMBER", "FLAG", "NOT")] == ["NONE", *[None] * 4]
 
 
+@pytest.mark.parametrize("letter", [b"\x00", b"\x07", b"\x1b", b"\x7f", b"\x80", b"\xe9", b"\xff"])
+def test_a_word_with_what_cannot_be_printed_is_nothing(letter: bytes) -> None:
+    """FITS allows the printable characters of ASCII (FITS Standard 4.0, section 4.2.1)."""
+    content = ff.fits_bytes(ff.table("T", [fits.Column("X", "J", array=[1])], WORD="ACIS-7"))
+    assert only(content).word("WORD") == "ACIS-7"
+    assert only(content.replace(b"ACIS-7", b"ACIS" + letter + b"7")).word("WORD") is None
+
+
+def test_a_column_there_twice_or_in_another_unit_is_refused() -> None:
+    """Sherpa reads energies as keV whatever the unit is."""
+    columns = [fits.Column("E_MIN", "E", array=[1.0], unit="keV"), fits.Column("Y", "E", array=[1.0], unit="eV")]
+    content = ff.fits_bytes(ff.table("T", columns))
+    assert [values.tolist() for values in only(content).columns("E_MIN", "Y")] == [[1.0], [1.0]]
+    other = ff.changed_card(content, "TUNIT1", "'eV'", 1)
+    refused("wrong_type", "E_MIN is in 'eV'", only(other), "columns", "E_MIN")
+    twice = ff.changed_card(content, "TTYPE2", "'e_min'", 1)
+    refused("wrong_type", "E_MIN is there twice", only(twice), "columns", "E_MIN")
+
+
 def test_a_column_that_is_not_there_is_refused() -> None:
     refused("unreadable_rmf", "no column Z in T", card_table(), "columns", "X", "Z")
 
@@ -307,8 +405,14 @@ def test_zeros_after_the_last_extension_are_padding() -> None:
         assert only(content + padding).text("EXTNAME") == "GTI"
 
 
-@pytest.mark.parametrize("tail", [b"x", b"<html>" * 100, b"XTENSION= 'BINTABLE'"])
+@pytest.mark.parametrize("tail", [b"x", b"<html>" * 100, b"NAXIS   =".ljust(80) + b"END".ljust(80)])
 def test_anything_else_after_the_last_extension_is_refused(tail: bytes) -> None:
+    with pytest.raises(ProductError, match="no extension begins where the one before ends"):
+        tables(ff.fits_bytes(ff.gti()) + tail, "some_file", "pha")
+
+
+def test_a_header_that_does_not_end_is_refused() -> None:
+    tail = b"XTENSION= 'BINTABLE'"
     with pytest.raises(ProductError, match="cut short in a header"):
         tables(ff.fits_bytes(ff.gti()) + tail, "some_file", "pha")
 

@@ -331,7 +331,7 @@ def test_a_folder_with_a_damaged_manifest_is_replaced_by_force_unless_it_holds_w
     with pytest.raises(OutputError, match="notes would be lost"):
         prepare(folder, EMBEDDED, force=True)
     (folder / "notes").unlink()
-    with pytest.raises(OutputError, match=r"damaged: .*--force"):
+    with pytest.raises(OutputError, match=r"is damaged or of another version: .*--force"):
         prepare(folder, EMBEDDED)
     assert prepare(folder, EMBEDDED, force=True).fresh
 

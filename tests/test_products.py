@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ def test_a_changed_character_never_gives_another_kind_of_answer(
 def listed(folder: Path, content: bytes, name: str = "part.tar") -> list[File]:
     path = folder / name
     path.write_bytes(content)
-    return list(members(path))
+    return [File(member.name, member.data) for member in members(path)]
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -184,9 +185,9 @@ def test_a_tar_cut_between_members_or_within_a_header_is_an_error(tmp_path: Path
 
 def cut(folder: Path, length: int) -> None:
     (folder / "cut.tar").write_bytes(TAR[:length])
-    found: list[File] = []
+    found: list[bytes] = []
     with pytest.raises(ArchiveError, match=r"cut\.tar"):
-        found.extend(members(folder / "cut.tar"))
+        found.extend(member.data for member in members(folder / "cut.tar"))
 
 
 def test_a_tar_with_its_padding_cut_is_whole(tmp_path: Path) -> None:
@@ -236,6 +237,129 @@ def test_a_member_too_large_is_refused_before_it_is_read(tmp_path: Path, monkeyp
     info.size = 8 * 2**30
     with pytest.raises(ArchiveError, match="claims 8589934592 bytes"):
         listed(tmp_path, info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+
+
+NAMED = "acisf04938_000N002_r0043_pha3.fits"
+
+
+def header(kind: bytes, size: int | bytes, name: str = NAMED, extended: bool = False) -> bytes:
+    """One header with a right checksum; a size may be given as the twelve bytes of its field."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size if isinstance(size, int) else 0
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT)[:512])
+    if isinstance(size, bytes):
+        block[124:136] = size
+    block[482] = extended  # another block of the map of a sparse file follows
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def negative(size: int) -> bytes:
+    """A size below 0, in base 256 (GNU tar's manual, "Extending Tar")."""
+    return size.to_bytes(12, "big", signed=True)
+
+
+def pax(records: bytes) -> bytes:
+    return header(tarfile.XHDTYPE, len(records)) + records + bytes(-len(records) % 512)
+
+
+def record(keyword: bytes, value: bytes) -> bytes:
+    length = len(keyword) + len(value) + 3
+    while length != len(b"%d %s=%s\n" % (length, keyword, value)):
+        length += 1
+    return b"%d %s=%s\n" % (length, keyword, value)
+
+
+GIGA = 2**30
+LONG = {"pax": b"x", "pax global": b"g", "GNU name": b"L", "GNU link": b"K", "Solaris": b"X"}
+MAPS = b"".join(b"%011o\0%011o\0" % (number, 1) for number in range(21)).ljust(504) + b"\1" + bytes(7)
+HOSTILE: dict[str, tuple[bytes, int]] = {
+    **{f"{name} of a gigabyte": (header(kind, GIGA), GIGA) for name, kind in LONG.items()},
+    **{f"{name} of no size": (header(kind, negative(-512)), 0) for name, kind in LONG.items()},
+    "a file of no size": (header(b"0", 512) + bytes(512) + header(b"0", negative(-1536)), 0),
+    "a sparse file that goes back": (header(b"0", 0) + header(b"S", negative(-1024)), 0),
+    "an unknown kind that goes back": (header(b"0", 0) + header(b"Z", negative(-1024)), 0),
+    "PAX of a size below 0": (pax(record(b"size", b"-2048")) + header(b"0", 0), 0),
+    "PAX of a huge size": (pax(record(b"size", b"9" * 30)) + header(b"0", 0), 0),
+    "many PAX headers": (pax(record(b"path", b"x")) * 5000 + header(b"0", 0), 0),
+    "many records": (pax(b"".join(record(b"k%d" % number, b"v") for number in range(2 * 10**5))) + header(b"0", 0), 0),
+    "many members": (header(b"0", 0) * 20_000, 0),
+    "an endless map": (header(b"S", 512, extended=True) + MAPS * 20_000, 0),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_header_takes_more_memory_than_a_package_has_or_goes_on_for_ever(name: str, tmp_path: Path) -> None:
+    """A gigabyte of one cost 1.2 to 3.3 GB, a size below 0 went round without end."""
+    start, hole = HOSTILE[name]
+    path = tmp_path / "part.tar"
+    with path.open("wb") as file:
+        file.write(start)
+        file.truncate(len(start) + hole)  # takes no room on the disk
+        file.seek(0, 2)
+        file.write(bytes(1024))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArchiveError, match=r"part\.tar"):
+            list(members(path))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 40e6
+
+
+@stable(300)
+@given(
+    kinds=st.lists(st.tuples(st.sampled_from(b"01234567xgLKSXZA"), st.binary(min_size=12, max_size=12)), max_size=5),
+    extended=st.booleans(),
+    rest=st.binary(max_size=600),
+)
+def test_any_headers_with_right_checksums_end_as_files_or_as_an_error(
+    tmp_path_factory: pytest.TempPathFactory, kinds: list[tuple[int, bytes]], extended: bool, rest: bytes
+) -> None:
+    blocks = b"".join(header(bytes([kind]), size, extended=extended) for kind, size in kinds)
+    path = tmp_path_factory.mktemp("any") / "part.tar"
+    path.write_bytes(blocks + rest + bytes(1024))
+    try:
+        found = list(members(path))
+    except ArchiveError:
+        return
+    assert all(0 <= member.offset <= member.offset + member.size <= path.stat().st_size for member in found)
+    for member in found:
+        assert len(member.data) == member.size
+
+
+def test_the_files_of_a_package_are_read_one_by_one_as_they_are_asked_for(tmp_path: Path) -> None:
+    """300 of the largest would be 2.4 GB."""
+    size = products.MAX_MEMBER_BYTES
+    path = tmp_path / "part.tar"
+    with path.open("wb") as file:
+        for number in range(300):
+            file.write(header(b"0", size, f"package/acisf{number:05d}_000N002_r0043_pha3.fits"))
+            file.seek(size, 1)
+        file.write(bytes(1024))
+    tracemalloc.start()
+    try:
+        found = list(members(path))
+        assert len(found) == 300
+        assert sum(len(member.data) == size for member in found[::100]) == 3
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * size
+
+
+def test_a_part_that_is_cut_or_gone_after_it_was_listed_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "part.tar"
+    path.write_bytes(tar_bytes((NAMED, b"x" * 1000)))
+    (member,) = members(path)
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(ArchiveError, match="cut short in member"):
+        _ = member.data
+    path.unlink()
+    with pytest.raises(ArchiveError, match="cannot read"):
+        _ = member.data
 
 
 # --- files to detections ---

@@ -236,8 +236,8 @@ def test_a_rejection_needs_a_known_reason() -> None:
 def spectrum(**changes: Any) -> Spectrum:
     edges = np.array([1.0, 2.0, 4.0])
     channels = np.zeros(N_CHANNELS, dtype=np.int32)
-    bounds = np.arange(N_CHANNELS + 1) * 0.0146
-    area = np.ones(4, dtype=np.float32)
+    bounds = 0.0073 + np.arange(N_CHANNELS + 1) * 0.0146
+    area = np.arange(1, 5, dtype=np.float32)
     values = {
         "detection": DetectionId(1, 0, 1),
         "detnam": None,
@@ -254,7 +254,7 @@ def spectrum(**changes: Any) -> Spectrum:
         "counts": channels,
         "background_counts": channels,
         "arf_energy_lo": area,
-        "arf_energy_hi": area,
+        "arf_energy_hi": area + 1,
         "specresp": area,
         "ebounds_lo": bounds[:-1],
         "ebounds_hi": bounds[1:],
@@ -281,21 +281,82 @@ def test_a_spectrum_knows_its_bins_and_its_grid() -> None:
         ({"rate_error": np.ones((2, 1))}, "share one shape"),
         (dict.fromkeys(["energy", "energy_lo", "energy_hi", "rate", "rate_error"], np.ones(0)), "share one shape"),
         (dict.fromkeys(["energy", "energy_lo", "energy_hi", "rate", "rate_error"], np.ones((2, 2))), "share one shape"),
-        ({"energy_lo": np.array([2.0, 1.0])}, "rise"),
-        ({"energy_lo": np.array([1.0, 1.0])}, "rise"),
-        ({"energy_hi": np.array([2.0, 2.0])}, "rise"),
-        ({"energy_lo": np.array([np.nan, 2.0])}, "rise"),
         ({"counts": np.zeros(512, np.int32)}, "1024"),
         ({"background_counts": np.zeros((1024, 1), np.int32)}, "1024"),
         ({"ebounds_lo": np.zeros(1023)}, "1024"),
         ({"ebounds_hi": np.zeros(1025)}, "1024"),
         ({"specresp": np.ones(3, np.float32)}, "effective area"),
         ({"arf_energy_lo": np.ones(5, np.float32)}, "effective area"),
+        (dict.fromkeys(["arf_energy_lo", "arf_energy_hi", "specresp"], np.ones(0, np.float32)), "effective area"),
     ],
 )
 def test_a_spectrum_that_contradicts_itself_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         spectrum(**changes)
+
+
+def changed(name: str, index: int, value: float | np.floating[Any]) -> dict[str, Any]:
+    """One value of an array of `spectrum`."""
+    array = getattr(spectrum(), name).astype(np.result_type(type(value), getattr(spectrum(), name).dtype))
+    array[index] = value
+    return {name: array}
+
+
+TINY, HUGE = 1e-50, 1e50  # 0 and infinite in single precision
+
+
+@pytest.mark.parametrize(
+    ("reason", "file", "change"),
+    [
+        *(
+            ("out_of_range", "p", {name: value})
+            for name in ("exposure", "background_scale")
+            for value in (0.0, -1.0, 1e-40, 1e40, np.nan, np.inf)
+        ),
+        ("out_of_range", "p", changed("counts", 1000, -1)),
+        ("out_of_range", "p", changed("background_counts", 0, -1)),
+        *(("bad_energies", "r", changed("ebounds_lo", 700, value)) for value in (np.nan, -1.0, 10.2, 10.24, HUGE)),
+        *(("bad_energies", "r", changed("ebounds_hi", 1023, value)) for value in (np.nan, 1.0, 101.0, np.inf)),
+        ("bad_energies", "r", changed("ebounds_hi", 500, spectrum().ebounds_lo[500])),  # of no width
+        (
+            "bad_energies",
+            "r",
+            changed("ebounds_hi", 500, spectrum().ebounds_lo[500] * (1 + 1e-9)),
+        ),  # of none in float32
+        ("bad_energies", "r", {"ebounds_hi": spectrum().ebounds_hi + 0.003}),  # channels overlap by 3 eV
+        ("bad_energies", "r", {"ebounds_hi": spectrum().ebounds_hi - 0.003}),  # or leave gaps
+        (
+            "bad_energies",
+            "a",
+            {"arf_energy_lo": np.array([4, 3, 2, 1], np.float32), "arf_energy_hi": np.array([5, 4, 3, 2], np.float32)},
+        ),
+        ("bad_energies", "a", changed("arf_energy_lo", 2, np.float32("nan"))),
+        ("bad_energies", "a", changed("arf_energy_hi", 3, np.float32(4))),
+        *(("out_of_range", "a", changed("specresp", 0, np.float32(value))) for value in (-0.001, 1e5)),
+        *(("not_finite", "a", changed("specresp", 3, np.float32(value))) for value in ("nan", "inf", "-inf")),
+        ("bad_energies", "p", changed("energy_lo", 0, 2.0)),
+        ("bad_energies", "p", changed("energy_lo", 1, 1.0)),
+        ("bad_energies", "p", changed("energy_hi", 1, np.nan)),
+        ("bad_energies", "p", changed("energy", 1, 2.5)),
+        *(("not_finite", "p", changed("rate", 0, value)) for value in (np.nan, np.inf, HUGE)),
+        *(("not_finite", "p", changed("rate_error", 1, value)) for value in (np.nan, HUGE)),
+        *(("out_of_range", "p", changed("rate_error", 1, value)) for value in (0.0, -1.0, TINY)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_a_row_that_cannot_be_is_refused_with_a_reason_and_its_file(
+    reason: str, file: str, change: dict[str, Any]
+) -> None:
+    with np.errstate(all="ignore"), pytest.raises(ProductError) as caught:
+        spectrum(**change)
+    assert caught.value.reason == reason, caught.value
+    assert str(caught.value).startswith(f"{file}: ")
+    assert "{" not in str(caught.value)
+
+
+def test_edges_that_differ_by_rounding_are_the_same() -> None:
+    one = spectrum()
+    assert spectrum(ebounds_hi=one.ebounds_hi + 1e-6).n_bins == 2
 
 
 def response(**changes: Any) -> Response:
@@ -315,16 +376,20 @@ def response(**changes: Any) -> Response:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"energy_lo": np.array([2.0, 1.0]), "energy_hi": np.array([3.0, 2.0])}, "do not rise"),
-        ({"energy_lo": np.array([1.0, 1.0])}, "do not rise"),
-        ({"energy_hi": np.array([1.0, 3.0])}, "do not rise"),
+        ({"energy_lo": np.array([2.0, 1.0]), "energy_hi": np.array([3.0, 2.0])}, "begins at 1.0 keV"),
+        ({"energy_lo": np.array([1.0, 1.0])}, "begins at 1.0 keV"),
+        ({"energy_hi": np.array([1.0, 3.0])}, "has a bin 1.0-1.0 keV"),
+        ({"first_channel": 2}, "the first channel is 2, not 0 or 1"),
+        ({"f_chan": np.array([1, 1024], np.int32), "first_channel": 0}, "outside the 1024 channels"),
+        ({"matrix": np.array([0.5, 1.5], np.float32)}, "matrix has 1.5, which is no probability"),
+        ({"matrix": np.array([np.nan, 0.5], np.float32)}, "matrix has nan"),
         ({"energy_hi": np.ones(3)}, "share one shape"),
         ({"n_chan": np.ones(3, np.int32)}, "as many values as there are groups"),
         ({"matrix": np.ones(3, np.float32)}, "as many values as the groups have channels"),
     ],
-    ids=["falling", "equal", "empty", "longer", "groups", "matrix"],
+    ids=["falling", "equal", "empty", "first", "group", "large", "nan", "longer", "groups", "elements"],
 )
 def test_a_response_that_contradicts_itself_is_refused(changes: dict[str, Any], words: str) -> None:
     assert response().matrix.size == 2
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, ProductError), match=words):
         response(**changes)

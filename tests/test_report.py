@@ -20,8 +20,8 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from builder.dataset.layout import Manifest
-from builder.dataset.pictures import galactic_plane
 from builder.dataset.read import date_text
+from builder.dataset.summary import galactic_plane
 from builder.model.errors import MissingExtraError, OutputError
 from builder.model.records import REASONS
 from builder.use.report import SAMPLE, write_report
@@ -534,7 +534,7 @@ def test_a_single_row_without_a_name_and_without_net_counts_has_a_page_too(
     assert page.rows == []
     page.search(detection)
     assert page.column(1) == [detection]
-    assert page.one("#histogram-0").text == "net counts, 0.5–7 keV:no values"  # in two lines
+    assert page.one("#histogram-0").text == "net counts, 0.5-7 keV:no values"  # in two lines
     ticks = page.browser.find_elements(By.CSS_SELECTOR, "#histogram-1 .ytick text")
     assert [tick.text for tick in ticks] == ["0", "1"]
     page.assert_quiet()

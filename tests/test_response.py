@@ -15,15 +15,16 @@ from datasets import load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.model.errors import ProductError
+from builder.model.errors import ProductError, SettingError
 from builder.model.ids import DetectionId
-from builder.model.records import File, Rejection, Response, Spectrum
+from builder.model.records import File, Products, Response, Spectrum
 from builder.model.selection import Selection
 from builder.model.settings import Recipe, Settings
 from builder.prepare import prepare
 from builder.reduce.ogip import tables
 from builder.reduce.response import read_response
 from builder.reduce.spectrum import reduce_products
+from builder.use.calibration import Calibration
 from builder.use.verify import verify
 from chandra_spectra import ChandraSpectra
 from tests import fits_files as ff
@@ -114,19 +115,28 @@ GOOD: list[list[tuple[int, list[float]]]] = [[(3, [0.25, 0.5])], [(4, [0.5]), (9
         ({"N_GRP": [1, 3]}, "F_CHAN is cut short"),
         ({"N_GRP": [-1, 2]}, "N_GRP has numbers below 0"),
         ({"N_CHAN": [[2], [1, 9]]}, "MATRIX is cut short"),
-        ({"N_CHAN": [[-2], [1, 1]]}, "a group lies outside"),
-        ({"F_CHAN": [[1024], [4, 9]]}, "a group lies outside"),
-        ({"F_CHAN": [[0], [4, 9]]}, "a group lies outside"),
-        ({"MATRIX": [[0.25, np.nan], [0.5, 0.5]]}, "not finite or below 0"),
-        ({"MATRIX": [[0.25, -0.5], [0.5, 0.5]]}, "not finite or below 0"),
-        ({"ENERG_LO": [2.0, 1.0]}, "do not rise"),
+        ({"N_CHAN": [[-2], [1, 1]]}, "as many values as"),
+        ({"F_CHAN": [[1024], [4, 9]]}, "lies outside"),
+        ({"F_CHAN": [[0], [4, 9]]}, "lies outside"),
+        ({"MATRIX": [[0.25, np.nan], [0.5, 0.5]]}, "which is no probability"),
+        ({"MATRIX": [[0.25, -0.5], [0.5, 0.5]]}, "which is no probability"),
+        ({"ENERG_LO": [2.0, 1.0]}, "energy has a bin"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_matrix_that_contradicts_itself_is_refused(damage: dict[str, Any], words: str, variable: bool) -> None:
     with pytest.raises(ProductError, match=words) as caught:
         read(made(GOOD, variable=variable, **damage))
-    assert caught.value.reason == "unreadable_rmf"
+    assert caught.value.reason in ("unreadable_rmf", "out_of_range", "bad_energies")
+
+
+def test_a_matrix_that_holds_the_area_as_well_is_refused() -> None:
+    """HDUCLAS3, CAL/GEN/92-002a, section 3.1: REDIST is a matrix alone; it would be folded in twice."""
+    content = ff.plain_rmf()
+    assert read(content).matrix.size == 32
+    with pytest.raises(ProductError, match="HDUCLAS3 is 'FULL', not REDIST") as caught:
+        read(ff.changed_card(content, "HDUCLAS3", "'FULL'", 1))
+    assert caught.value.reason == "wrong_type"
 
 
 def test_a_heap_that_is_cut_short_and_a_file_without_a_matrix_are_refused() -> None:
@@ -150,21 +160,53 @@ def test_a_reduction_that_keeps_the_response_gives_the_same_spectrum() -> None:
             assert np.array_equal(getattr(plain, name), getattr(full, name)), name
 
 
-def test_an_unreadable_matrix_rejects_only_where_it_is_kept() -> None:
-    with fits.open(ff.REAL_FOLDER / "acisf04938_000N002_r0043_rmf3.fits") as hdus:
-        groups = hdus[1].fileinfo()["datLoc"] + 8
+def damaged_matrix(*, summed: bool) -> Products:
+    """A real detection whose first N_GRP is 32767, with the checksum of before, or one that fits."""
     products = ff.real_products(DetectionId(4938, 0, 43))
     assert products.rmf is not None
-    data = bytearray(products.rmf.data)
+    data, layout = bytearray(products.rmf.data), ff.spans(products.rmf.data)
+    groups = layout[1][1] + 8
     data[groups : groups + 2] = b"\x7f\xff"
-    damaged = ff.with_file(products, "rmf", File(products.rmf.name, bytes(data)))
-    assert isinstance(reduce_products(damaged, Recipe()), Spectrum)
-    rejection = reduce_products(damaged, Recipe(), response=True)
-    assert isinstance(rejection, Rejection)
-    assert rejection.reason == "unreadable_rmf"
+    if summed:
+        ff.set_sums(data, layout)
+    return ff.with_file(products, "rmf", File(products.rmf.name, bytes(data)))
+
+
+@pytest.mark.parametrize(("summed", "words"), [(False, "DATASUM of RSP_MATRIX"), (True, "F_CHAN is cut short")])
+def test_a_matrix_that_cannot_be_kept_changes_nothing_but_itself(summed: bool, words: str) -> None:
+    damaged = damaged_matrix(summed=summed)
+    plain, full = (reduce_products(damaged, Recipe(), response=keep) for keep in (False, True))
+    assert isinstance(plain, Spectrum)
+    assert isinstance(full, Spectrum)
+    assert isinstance(full.response, str)
+    assert words in full.response
+    assert plain.response is None
+    assert np.array_equal(plain.rate, full.rate)
 
 
 # config responses
+
+
+def test_rows_are_the_same_with_and_without_responses_that_cannot_be_kept(tmp_path: Path) -> None:
+    """Such a response is null and says why, from the store to `verify`, the builder and `fold`."""
+    detection = DetectionId(4938, 0, 43)
+    files = damaged_matrix(summed=True)
+    archive = ff.mirror(tmp_path / "mirror", {detection: [files.pha, files.arf, files.rmf]})
+    found = {}
+    for keep in (False, True):
+        folder = tmp_path / str(keep)
+        prepare(folder, Settings(str(archive), responses=keep), cache=tmp_path / "cache")
+        assert verify(folder, load=keep, recheck=1, archive=str(archive), cache=tmp_path / "a").failures == []
+        found[keep] = pq.read_table(folder / "data").to_pylist()
+    assert found[True] == found[False]
+    (row,) = load_dataset(str(tmp_path / "True"), "responses", split="train", cache_dir=str(tmp_path / "hf"))
+    assert row.pop("rmf_sha256") == found[True][0]["rmf_sha256"]
+    assert "F_CHAN is cut short" in row.pop("fault")
+    row.pop("ebounds_id")
+    assert set(row.values()) == {None}
+    counts = load_dataset(str(tmp_path / "True"), "counts", split="train", cache_dir=str(tmp_path / "hf"))
+    with pytest.raises(SettingError, match=r"could not be kept: .*F_CHAN is cut short"):
+        Calibration.load(str(tmp_path / "True"), cache_dir=str(tmp_path / "hf")).fold(np.subtract, counts[0])
 
 
 def test_every_row_has_its_response_once_as_the_file_has_it(full_sample: Path, tmp_path: Path) -> None:
@@ -234,17 +276,17 @@ def test_verify_finds_a_null_in_the_responses(full_sample: Path, tmp_path: Path)
     )
     rehash(folder)
     failures = verify(folder, load=False).failures
-    assert "responses/train-00000-of-00001.parquet: n_grp holds a null" in failures
+    assert sum("n_grp is null, without a fault" in line for line in failures) > 5
 
 
-@pytest.mark.parametrize("name", ["ebounds_id", "n_grp", "f_chan", "n_chan", "matrix", "rmf_sha256"])
+@pytest.mark.parametrize("name", ["ebounds_id", "n_grp", "f_chan", "n_chan", "matrix", "rmf_sha256", "fault"])
 def test_verify_finds_a_damaged_response(name: str, full_sample: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(full_sample, tmp_path / "chandra_spectra"))
     path = folder / "responses/train-00000-of-00001.parquet"
     table = pq.read_table(path)
     row = table.slice(2, 1).to_pylist()[0]
     value = row[name]
-    row[name] = [*value[:-1], -1] if isinstance(value, list) else "0" * len(value)
+    row[name] = [*value[:-1], -1] if isinstance(value, list) else "0" * len(value or "fault")
     changed = pa.Table.from_pylist([row], schema=table.schema)
     pq.write_table(pa.concat_tables([table.slice(0, 2), changed, table.slice(3)]), path)
     rehash(folder)

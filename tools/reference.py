@@ -105,7 +105,7 @@ def columns_page() -> str:
 
 
 def words(parameter: Any) -> str:
-    """An option or argument as one writes it."""
+    """Write an option or argument as on the command line."""
     if parameter.param_type_name == "argument":
         name = (parameter.metavar or parameter.name).upper()
         return f"`{name}`" if parameter.required else f"`[{name}]`"
@@ -114,7 +114,7 @@ def words(parameter: Any) -> str:
 
 
 def default(parameter: Any) -> str:
-    """What is taken where nothing is given; text of `show_default` stands for what depends on the machine."""
+    """Write the default of an option; text of `show_default` stands for what depends on the machine."""
     if isinstance(parameter.show_default, str):
         return parameter.show_default
     if parameter.secondary_opts:
@@ -148,7 +148,7 @@ def commands_page() -> str:
 
 
 def pages() -> dict[Path, str]:
-    """The content of each page."""
+    """Write the content of each page."""
     return {DOCS / "columns.md": columns_page(), DOCS / "command-line.md": commands_page()}
 
 

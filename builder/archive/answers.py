@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import tarfile
 import zlib
@@ -17,8 +18,8 @@ from typing import NamedTuple
 from isal import isal_zlib
 
 from builder.archive.catalog import VOTABLE_TAG
-from builder.archive.products import MAX_MEMBER_BYTES, ProductName
-from builder.model.errors import RefusedError, TransientError, WrongAnswerError
+from builder.archive.products import MAX_MEMBER_BYTES, ProductName, headers
+from builder.model.errors import ArchiveError, RefusedError, TransientError, WrongAnswerError
 from builder.model.ids import DetectionId
 from builder.model.text import text_of
 
@@ -26,6 +27,7 @@ Product = tuple[DetectionId, str]
 """A detection, of one cycle where it has two, and the kind of file."""
 
 _GZIP = b"\x1f\x8b"
+_END = bytes(2 * tarfile.BLOCKSIZE)
 
 
 class Contents(NamedTuple):
@@ -50,7 +52,7 @@ def _start(path: Path, length: int = 512) -> bytes:
 
 
 def _words(path: Path) -> str:
-    """The first words of an answer that is not what was asked for."""
+    """Read the first words of an answer that is not what was asked for."""
     return text_of(_start(path, 2048)) or "nothing"
 
 
@@ -89,7 +91,7 @@ def check_product(path: Path, framed: bool) -> None:
 
 
 def _inflates(data: bytes) -> bool:
-    """Whether a product is whole as far as its gzip tells; one that is not gzipped says nothing of that."""
+    """Tell whether a product is whole as far as its gzip tells; one that is not gzipped says nothing of that."""
     if not data.startswith(_GZIP):
         return data.startswith(b"SIMPLE  =")
     stream = isal_zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
@@ -122,58 +124,48 @@ def judge_tar(path: Path, framed: bool, wanted: set[DetectionId], limit: int, ma
     RefusedError
         It is larger than any package.
     """
-    form = ""
+    forms = []
     if _start(path).startswith(_GZIP):
         _inflate(path, max_bytes)
-        form, framed = "gzip", True  # which tells its own end
+        forms, framed = ["gzip"], True  # which tells its own end
     head = _start(path)
-    if head[257:262] != b"ustar":
-        form = " ".join(filter(None, ("v7 headers", form)))
+    if head[:1].strip(b"\0") and head[257:262] != b"ustar":
+        forms.append("v7 headers")
+    if framed and _close(path):
+        forms.append("no end")
     good: set[Product] = set()
     damaged: set[Product] = set()
-    number = 0
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                number += 1
-                if number > 2 * limit:
-                    raise RefusedError(f"a package has more than the {limit} files that were asked for")
-                if not member.isfile() or member.issparse():
-                    continue
-                if not 0 <= member.size <= MAX_MEMBER_BYTES:
-                    raise RefusedError(f"a package's member {member.name[:200]!r} claims {member.size} bytes")
-                name = ProductName.parse(member.name)
-                if name is None:
-                    continue
-                if name.detection.catalog not in wanted:
-                    raise WrongAnswerError(f"a package holds {member.name[:200]!r}, which was not asked for")
-                stream = tar.extractfile(member)
-                data = stream.read() if stream is not None else b""
-                product = (name.detection, name.kind)
-                (good if len(data) == member.size and _inflates(data) else damaged).add(product)
-            end = tar.offset
-    except (RefusedError, TransientError):
+        found = list(headers(path))
+    except RefusedError:
         raise
-    except Exception as error:  # of a damaged header tarfile raises ValueError, OverflowError, RecursionError and more
-        words = text_of(head) if head.isascii() else ""
-        raise WrongAnswerError(
-            f"the package service answered {words!r} instead of a tar file"
-            if words or not head
-            else f"a package is not a whole tar file: {error}"
-        ) from error
-    if number == 0 and head.strip(b"\0"):
-        raise WrongAnswerError(f"the package service answered {_words(path)!r} instead of a tar file")
+    except ArchiveError as error:
+        if head.isascii() or not head:
+            raise WrongAnswerError(f"the package service answered {_words(path)!r} instead of a tar file") from error
+        raise (WrongAnswerError if framed else TransientError)(str(error).replace(str(path), "a package")) from error
+    if len(found) > limit:
+        raise RefusedError(f"a package has {len(found)} files where at most {limit} were asked for")
+    with path.open("rb") as file:
+        for member in found:
+            name = ProductName.parse(member.name)
+            if name is None:
+                continue
+            if name.detection.catalog not in wanted:
+                raise WrongAnswerError(f"a package holds {member.name[:200]!r}, which was not asked for")
+            file.seek(member.offset_data)
+            (good if _inflates(file.read(member.size)) else damaged).add((name.detection, name.kind))
+    return Contents(good - damaged, damaged, ", ".join(forms))
+
+
+def _close(path: Path) -> bool:
+    """Give a tar the end that it has not; whether that was so. The transfer told that it is whole."""
     with path.open("r+b") as file:
-        file.seek(end)
-        tail = file.read(tarfile.BLOCKSIZE)
-        if len(tail) < tarfile.BLOCKSIZE or tail.strip(b"\0"):
-            if not framed:
-                raise TransientError("a package does not end as a tar file does")
-            form = " ".join(filter(None, (form, "no end")))
-            file.truncate(end)
-            file.seek(end)
-            file.write(bytes(2 * tarfile.BLOCKSIZE))
-    return Contents(good - damaged, damaged, form)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(_END)))
+        if not size or file.read() == _END:
+            return False
+        file.write(_END)
+        return True
 
 
 def _inflate(path: Path, max_bytes: int) -> None:

@@ -78,7 +78,7 @@ def read_votable(
 
 
 def count_of(source: bytes | Path, origin: str) -> int:
-    """The number in a VOTable of one row and one column, the answer to ``COUNT(*)``; CatalogError if it is not that."""
+    """Read the number in a VOTable of one row and one column, the answer to ``COUNT(*)``; CatalogError otherwise."""
     table, _ = read_texts(source, origin)
     try:
         return int(table.column(0)[0].as_py())
@@ -124,7 +124,7 @@ def read_texts(source: bytes | Path, origin: str) -> tuple[pa.Table, bool]:
 
 
 def _read_binary(file: IO[bytes]) -> pa.Table:
-    """The first table of a VOTable whose rows are no text, as text; ValueError if it cannot be read."""
+    """Read the first table of a VOTable whose rows are no text, as text; ValueError if it cannot be read."""
     from astropy.io import votable
 
     try:
@@ -145,7 +145,7 @@ def _read_binary(file: IO[bytes]) -> pa.Table:
 
 
 def _typed(texts: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
-    """A column of text as what it is declared to be; what is empty or not finite is null."""
+    """Turn a column of text into what it is declared to be; what is empty or not finite is null."""
     trimmed = pc.utf8_trim_whitespace(texts)
     filled = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
     if column.dtype == "string":
@@ -173,12 +173,12 @@ def _flag(text: str) -> bool | None:
 
 
 def from_rows(rows: Iterable[dict[str, object]]) -> pa.Table:
-    """Rows as dicts to a catalog table; what a row lacks is null."""
+    """Return rows as dicts to a catalog table; what a row lacks is null."""
     return pa.Table.from_pylist(list(rows), schema=SCHEMA)
 
 
 def write_votable(rows: list[dict[str, object]]) -> bytes:
-    """A VOTable of catalog rows, as the service would answer; the same rows give the same bytes.
+    """Make a VOTable of catalog rows, as the service would answer; the same rows give the same bytes.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ import requests
 from builder.archive.answers import Contents, Product, check_listing, check_product, judge_tar
 from builder.archive.http import Client, Request
 from builder.archive.interface import Record
-from builder.archive.products import KINDS, MAX_MEMBER_BYTES, ProductName
+from builder.archive.products import KINDS, MAX_DETECTION_BYTES, MAX_MEMBER_BYTES, ProductName
 from builder.model.errors import ArchiveError, RefusedError, StoreError, UnavailableError, WrongAnswerError
 from builder.model.ids import DetectionId
 
@@ -80,7 +80,7 @@ class Facts:
 
 
 def _facts_of(run: str, *known: object) -> Facts:
-    """The facts of a run in this process: a worker gets those of its first task, and adds to them."""
+    """Find the facts of a run in this process: a worker gets those of its first task, and adds to them."""
     return _PROCESS.setdefault(run, Facts(run, *known))  # type: ignore[arg-type]
 
 
@@ -105,11 +105,11 @@ class PackageService:
     others: tuple[DetectionId, ...] = ()
 
     def package_url(self, products: Iterable[Product], safe: str = "/,") -> str:
-        """Address of a package."""
+        """Give the address of a package."""
         return self._url("retrieve", products, "b", safe)
 
     def detection_url(self, detection: DetectionId) -> str:
-        """Address of the package of one detection, for people."""
+        """Give the address of the package of one detection, for people."""
         return self.package_url((detection, kind) for kind in FILETYPES)
 
     def _url(self, service: str, products: Iterable[Product], band: str, safe: str = "") -> str:
@@ -123,7 +123,7 @@ class PackageService:
         wanted = {detection.catalog for detection, _ in products}
         # A detection of an interleaved observation has two files of each kind.
         limit = 2 * len(KINDS) * len(wanted)
-        largest = 2 * MAX_MEMBER_BYTES * len(wanted)
+        largest = MAX_DETECTION_BYTES * len(wanted)
 
         def check(path: Path, framed: bool) -> None:
             contents[:] = [judge_tar(path, framed, wanted, limit, largest)]
@@ -315,7 +315,7 @@ class Collector:
         self.refusals.pop(detection, None)
 
     def _lists_anything(self) -> bool:
-        """Whether at least listings are served, where packages are not."""
+        """Ask whether at least listings are served, where packages are not."""
         for band in BANDS:
             request = self.service.listing((self.detections[0], "pha"), band)
             if self._comes(request):
@@ -324,7 +324,7 @@ class Collector:
         return False
 
     def _listed(self, product: Product) -> dict[Product, str]:
-        """The files that the service lists of a kind, in whichever way it lists any."""
+        """List the files of a kind, in whichever way the service lists any."""
         service, facts = self.service, self.service.facts
         path = self.folder / "browse.json"
         failure: ArchiveError | None = None
@@ -367,7 +367,7 @@ class Collector:
         service.facts.proof = service.facts.proof or request
 
     def alive(self, asked: Iterable[DetectionId] = ()) -> bool:
-        """Whether the service serves something else now: what it served before or, if it never did, any other."""
+        """Ask whether the service serves something else now: what it served before or, if it never did, any other."""
         facts = self.service.facts
         if facts.proof is not None:
             return self._comes(facts.proof)
@@ -407,7 +407,7 @@ class Collector:
         return len(self.doubtful) <= _BELIEVED and not others
 
     def _lacking(self) -> list[Product]:
-        """Products that are missing, of any cycle that has one."""
+        """List products that are missing, of any cycle that has one."""
         cycles: dict[DetectionId, set[DetectionId]] = {}
         for detection, _ in self._have:
             cycles.setdefault(detection.catalog, set()).add(detection)
@@ -419,14 +419,14 @@ class Collector:
         ]
 
     def _reducible(self, detection: DetectionId) -> bool:
-        """Whether all files of a spectrum of the detection are there, be they damaged."""
+        """Tell whether all files of a spectrum of the detection are there, be they damaged."""
         there = self._have | self._damaged
         keys = {key for key, _ in there if key.catalog == detection}
         return any(all((key, kind) in there for kind in KINDS) for key in keys)
 
 
 def parsed_listing(path: Path, product: Product) -> dict[Product, str]:
-    """The files of a detection and a kind in a listing."""
+    """Read the files of a detection and a kind in a listing."""
     found = {}
     for entry in json.loads(path.read_bytes()):
         filename = str(entry.get("filename", ""))

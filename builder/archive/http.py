@@ -67,7 +67,7 @@ RefusedError where asking again is of no use.
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait for an archive.
+    """Limits of the waiting for an archive.
 
     Attributes
     ----------
@@ -285,7 +285,7 @@ class Client:
         raise ArchiveError(f"{self.host} redirects in a circle")
 
     def _redirected(self, target: str, location: str) -> str:
-        """Where a redirect leads; ArchiveError if that is another host, or nowhere."""
+        """Return the address of a redirect; ArchiveError if it is on another host, or none."""
         try:
             there = urlsplit(urljoin(target, location))
             base, port = urlsplit(self.base), there.port
@@ -317,7 +317,7 @@ def _same_host(one: str | None, other: str | None) -> bool:
 
 
 def _decoded(response: requests.Response) -> IO[bytes]:
-    """The body as it is meant. Some servers call a gzipped file a file sent in gzip, though none was asked for.
+    """Return the body as it is meant: some servers call a gzipped file a file sent in gzip, though none was asked for.
 
     Not as requests decodes it, which takes a stream that is cut short for whole.
     """
@@ -348,7 +348,7 @@ def _checked(response: requests.Response) -> requests.Response:
 
 
 def _retry_after(value: str) -> float | None:
-    """Seconds to wait, from either form of Retry-After (RFC 9110, section 10.2.3)."""
+    """Return the seconds to wait, from either form of Retry-After (RFC 9110, section 10.2.3)."""
     if value.strip().isascii() and value.strip().isdecimal():
         return float(value)
     try:

@@ -1,4 +1,4 @@
-"""Where the catalog and the product files come from: what every archive can do."""
+"""Interface of every archive: the catalog and the product files."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Fetched:
     sha256: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """ArchiveError if a part is not what was kept."""
+        """Raise ArchiveError if a part is not what was kept."""
         for path, expected in zip(self.parts, self.sha256, strict=False):
             try:
                 found = file_sha256(path)

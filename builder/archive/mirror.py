@@ -36,7 +36,7 @@ INDEX_FILE = "packages.jsonl"
 
 
 def read_index(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a mirror's index: ``file``, ``bytes``, ``sha256``, ``detections``.
+    """Read the lines of a mirror's index: ``file``, ``bytes``, ``sha256``, ``detections``.
 
     A last line without an end is of a download that was interrupted, and is passed over.
 
@@ -131,7 +131,7 @@ class MirrorArchive(Archive):
 
 @contextmanager
 def open_mirror(folder: Path) -> Iterator[Mirror]:
-    """A `Mirror` to add to, which no other run adds to meanwhile.
+    """Give a `Mirror` to add to, which no other run adds to meanwhile.
 
     Raises
     ------
@@ -224,11 +224,11 @@ class Mirror:
 
 
 def has_tar(folder: Path, line: dict[str, Any]) -> bool:
-    """Whether the tar of an index line is there, in its full size."""
+    """Tell whether the tar of an index line is there, in its full size."""
     path = folder / line["file"]
     return path.is_file() and bool(path.stat().st_size == line["bytes"])
 
 
 def _refused(line: dict[str, Any]) -> dict[str, str]:
-    """Detections of an index line that the archive refused to serve, to be asked for again, and its words."""
+    """Return the detections of an index line that the archive refused, to be asked for again, and its words."""
     return dict(line.get("unserved", {}))

@@ -59,14 +59,14 @@ class Package:
     detections: tuple[DetectionId, ...]
 
     def key(self, release: str, recipe: Recipe) -> str:
-        """What the package is stored under: it changes with the release, the recipe and any detection."""
+        """Return the key of the package in a store: it changes with the release, the recipe and any detection."""
         words = [release, recipe.key, *map(str, self.detections)]
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a selection comes to.
+    """Detections and packages of a selection.
 
     Attributes
     ----------

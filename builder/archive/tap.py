@@ -109,7 +109,7 @@ class CatalogService:
         return pa.concat_tables(answers), origin
 
     def _whole(self, query: str, record: Record) -> list[pa.Table]:
-        """All rows of a query: at once, or in ranges of obsid where the service cuts it or takes too long."""
+        """Ask for all rows of a query: at once, or in ranges of obsid where the service cuts it or takes too long."""
         try:
             table, cut = self._select(query, (0, _LAST_OBSID), record)
         except TooSlowError as error:
@@ -154,7 +154,7 @@ class CatalogService:
         record: Record,
         ask: Callable[[str, Record], AbstractContextManager[Path]] | None = None,
     ) -> tuple[pa.Table, bool]:
-        """Rows of a range of observations, and whether there are more."""
+        """Ask for the rows of a range of observations, and tell whether there are more."""
         limits = "" if ends == (0, _LAST_OBSID) else f" AND o.obsid BETWEEN {ends[0]} AND {ends[1]}"
         while True:
             names = ", ".join(column.query for column in self.columns)
@@ -185,7 +185,7 @@ class CatalogService:
         return kept != before
 
     def listed_columns(self, record: Record = forget) -> set[tuple[str, str]] | None:
-        """The service's own list of its columns, with their tables; None where it gives none."""
+        """Ask for the service's own list of its columns, with their tables; None where it gives none."""
         query = "SELECT table_name, column_name FROM TAP_SCHEMA.columns"
         with contextlib.suppress(ArchiveError), self._answer(query, record, alive=True) as path:
             rows, _ = read_texts(path, self.base)
@@ -201,11 +201,11 @@ class CatalogService:
 
     @staticmethod
     def not_in(listed: set[tuple[str, str]]) -> list[str]:
-        """Columns of the dataset that are not in the service's own list."""
+        """Name columns of the dataset that are not in the service's own list."""
         return [column.name for column in CATALOG if (_TABLES[column.query[0]], column.name) not in listed]
 
     def _count(self, query: str, record: Record) -> int | None:
-        """The service's own number of the rows; None where it does not count."""
+        """Ask for the service's own number of the rows; None where it does not count."""
         if not self._counts:
             return None
         try:
@@ -218,7 +218,7 @@ class CatalogService:
 
     @contextlib.contextmanager
     def _answer(self, query: str, record: Record, alive: bool = False) -> Iterator[Path]:
-        """The answer to a query; QueryError where it is refused."""
+        """Ask a query; QueryError where it is refused."""
         form = urlencode({"REQUEST": "doQuery", "LANG": "ADQL", "QUERY": query})
         request = Request(f"{self.address}/sync?{form}", check_votable, _MAX_BYTES, "POST", slow=True)
         with self._kept(request, record, alive) as path:
@@ -258,7 +258,7 @@ class CatalogService:
 
     @contextlib.contextmanager
     def _job(self, query: str, record: Record) -> Iterator[Path]:
-        """The answer to an asynchronous query."""
+        """Ask a query as a job."""
         form = urlencode({"REQUEST": "doQuery", "LANG": "ADQL", "QUERY": query, "PHASE": "RUN"})
         job = self._state(Request(f"{self.address}/async?{form}", check_document, _MAX_BYTES, "POST"))
         address = f"{self.address}/async/{job['jobId']}"
@@ -277,7 +277,7 @@ class CatalogService:
             yield path
 
     def _state(self, request: Request, address: str = "") -> dict[str, str]:
-        """Id, phase and error of a job."""
+        """Read id, phase and error of a job."""
         path = self.download(request)
         try:
             root = ElementTree.parse(path).getroot()
@@ -292,7 +292,7 @@ class CatalogService:
 
 
 def _middle(table: pa.Table | None, first: int, last: int) -> int:
-    """Where to divide a range: at the median of the rows that came, where that divides it at all."""
+    """Find the obsid that divides a range: the median of the rows that came, where that divides it at all."""
     obsids = (
         [] if table is None else sorted(o for o in table["obsid"].to_pylist() if o is not None and first <= o < last)
     )
@@ -310,7 +310,7 @@ def _tag(node: ElementTree.Element) -> str:
 
 
 def _columns_of(path: Path) -> set[tuple[str, str]]:
-    """Tables and columns of a VOSI tableset."""
+    """Read the tables and columns of a VOSI tableset."""
     found = set()
     for table in ElementTree.parse(path).getroot().iter():
         if _tag(table) == "table":

@@ -35,7 +35,7 @@ _FIELDS = {
 
 
 def _is_null(value: object) -> bool:
-    """Whether a catalog value is missing: None, or a NaN."""
+    """Tell whether a catalog value is missing: None, or a NaN."""
     return value is None or (isinstance(value, (float, np.floating)) and math.isnan(value))
 
 

@@ -58,7 +58,7 @@ def _options(
 
 
 def local(path: Path | None) -> Path | None:
-    """A path as it is given; SettingError for a URL, which would be taken for a folder of that name."""
+    """Return a path as it is given; SettingError for a URL, which would be taken for a folder of that name."""
     if path is not None and is_url(str(path)):
         raise SettingError(f"{str(path).replace(':/', '://', 1)} is a URL: give a path on this machine")
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -116,7 +117,7 @@ def prepare(
 
     An interrupted run goes on when it is given again. The embedded sample and a catalog file have no default cuts.
     """
-    from builder.files import check_place
+    from builder.files import check_place, write_whole
     from builder.model.errors import SettingError
     from builder.model.settings import Settings
     from builder.model.splits import Splits
@@ -125,21 +126,15 @@ def prepare(
     settings = Settings(
         str(file_path or archive), release, str(cat_file or ""), selection, recipe, Splits.parse(splits), with_responses
     )
+    means: dict[str, Any] = {"cache": cache, "workers": workers, "connections": connections, "store": store}
+    means["patience"] = _patience(patience)
     if shard:
         if dask or keep_downloads or retry_rejected or output_file or force:
             raise SettingError(
                 "--shard only fills the store: not with --dask, --keep-downloads, --retry-rejected, --output-file or "
                 "--force"
             )
-        _fill_share(
-            settings,
-            shard,
-            cache=cache,
-            workers=workers,
-            connections=connections,
-            store=store,
-            patience=_patience(patience),
-        )
+        _fill_share(settings, shard, means)
         return
     where = output or str(output_file.with_suffix("") if output_file else "chandra_spectra")
     check_place(where)
@@ -150,24 +145,22 @@ def prepare(
         for handler in logging.getLogger().handlers:
             handler.addFilter(lambda record: not record.name.startswith("distributed"))
     with bars() as progress:
-        from builder.prepare import copy_hdf5, prepare
+        from builder.dataset.layout import HDF5_FILE
+        from builder.prepare import prepare
 
         manifest, fresh = prepare(
             where,
             settings,
-            cache=cache,
-            workers=workers,
-            connections=connections,
             force=force,
             retry_rejected=retry_rejected,
             keep_downloads=keep_downloads,
-            store=store,
             dask=dask,
-            patience=_patience(patience),
             progress=progress,
+            **means,
         )
         if output_file:
-            copy_hdf5(Path(where), output_file)
+            with write_whole(output_file) as partial:
+                shutil.copyfile(Path(where) / HDF5_FILE, partial)
     if at_url:
         show_uploaded(where.rstrip("/"), manifest, fresh)
     else:
@@ -187,7 +180,7 @@ def _patience(seconds: float | None) -> http.Patience | None:
     return None if seconds is None else Patience.within(seconds)
 
 
-def _fill_share(settings: Settings, shard: str, **options: Any) -> None:
+def _fill_share(settings: Settings, shard: str, means: dict[str, Any]) -> None:
     from builder.model.errors import SettingError
 
     index, _, number = shard.partition("/")
@@ -196,7 +189,7 @@ def _fill_share(settings: Settings, shard: str, **options: Any) -> None:
     with bars() as progress:
         from builder.prepare import prepare_share
 
-        packages = prepare_share(settings, (int(index), int(number)), progress=progress, **options)
+        packages = prepare_share(settings, (int(index), int(number)), progress=progress, **means)
     print(f"share {shard}: {packages:,} packages are in the store; prepare without --shard assembles them")
 
 

@@ -1,4 +1,4 @@
-"""What the command shows: tables on stdout, bars on stderr."""
+"""Output of the command: tables on stdout, bars on stderr."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _show(table: Table, console: Console) -> None:
 
 
 def show_checks(report: Report) -> None:
-    """The checks of a folder with their marks, and every failure in a line."""
+    """Show the checks of a folder with their marks, and every failure in a line."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -66,7 +66,7 @@ def show_finding(finding: Finding) -> None:
 
 
 def show_summary(folder: Path, manifest: Manifest, fresh: bool | None) -> None:
-    """What a prepared folder holds, and where to go next.
+    """Show the content of a prepared folder, and the next command.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def show_summary(folder: Path, manifest: Manifest, fresh: bool | None) -> None:
 
 
 def show_uploaded(url: str, manifest: Manifest, fresh: bool) -> None:
-    """What a prepared folder on another file system holds, and how to load it: load_dataset looks for no card there."""
+    """Show the content of a prepared folder on another file system, and how to load it: there is no card there."""
     counts, files, size = manifest.counts, len(manifest.files), size_text(manifest.size)
     print(f"{counts.rows:,} spectra, {counts.rejected:,} rejected, {files} files, {size}, in {url}")
     if not fresh:
@@ -131,7 +131,7 @@ def show_uploaded(url: str, manifest: Manifest, fresh: bool) -> None:
 
 
 def _table() -> Table:
-    """A table without lines: name, number, unit, remark."""
+    """Make a table without lines: name, number, unit, remark."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -143,13 +143,13 @@ def _table() -> Table:
 
 
 def _splits(manifest: Manifest) -> dict[str, int]:
-    """Rows of each split that has files."""
+    """Return rows of each split that has files."""
     shards = {split: manifest.shards("spectra", split) for split in manifest.splits.names}
     return {split: sum(rows.values()) for split, rows in shards.items() if rows}
 
 
 def show_row(row: dict[str, Any]) -> None:
-    """The scalars of one row of config ``spectra``, with their units; what is null is only named."""
+    """Show the scalars of one row of config ``spectra``, with their units; nulls are only named."""
     from rich.console import Console
 
     from builder.dataset.read import date_text
@@ -184,7 +184,7 @@ def show_row(row: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def bars() -> Iterator[Progress]:
-    """A progress bar on stderr for each step; where stderr is no terminal, as in a batch job, a line now and then."""
+    """Show a progress bar on stderr for each step; where stderr is no terminal, a line now and then."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -231,7 +231,7 @@ def _lines() -> Progress:
 
 @contextlib.contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """A spinner on stderr, silent where stderr is no terminal."""
+    """Show a spinner on stderr, nothing where stderr is no terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -240,7 +240,7 @@ def waiting(text: str) -> Iterator[None]:
 
 
 def show_estimate(planned: Plan, bandwidth: float) -> None:
-    """What the download of a selection would come to, at a bandwidth in MB/s."""
+    """Show the size and the time of the download of a selection, at a bandwidth in MB/s."""
     from rich.console import Console
     from rich.table import Table
 

@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 
 from builder import __version__
 from builder.dataset.layout import CARD_FILE, DATA_FILES, DETECTIONS_FILE, Counts, Manifest
-from builder.dataset.pictures import SCALARS, Picture, draw_pictures
+from builder.dataset.pictures import Picture, draw_pictures
+from builder.dataset.read import read_scalars
+from builder.dataset.summary import SCALARS
 from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, columns_when, features, markdown
 from builder.model.errors import MissingExtraError
 from builder.model.records import REASONS
@@ -64,18 +66,15 @@ def write_card(folder: Path, settings: Settings, manifest: Manifest) -> list[Pat
         What was written. The same data give the same bytes.
     """
     sizes: dict[str, dict[str, _Size]] = {}
-    shards: dict[str, list[Path]] = {}
     for config, split in manifest.parts:
         if rows := manifest.shards(config, split):
             paths = [folder / path for path in rows]
             parquet = sum(path.stat().st_size for path in paths)
             sizes.setdefault(config, {})[split] = _Size(sum(rows.values()), parquet, sum(map(_memory, paths)))
-            shards.setdefault(config, []).extend(paths)
-    wanted = ("name", "split", "sat_src_flag", "streak_src_flag", *SCALARS)
-    scalars = pa.concat_tables(pq.ParquetFile(path).read([*wanted]) for path in shards["spectra"])
+    scalars = read_scalars(folder, ("name", "split", "sat_src_flag", "streak_src_flag", *SCALARS))
     pictures: list[Picture] = []
     try:
-        pictures = draw_pictures(folder, shards["spectra"], scalars)
+        pictures = draw_pictures(folder, scalars)
     except MissingExtraError as error:
         logger.warning("the card has no pictures: %s", error)
     written = [folder / CARD_FILE, *(folder / picture.path for picture in pictures)]
@@ -88,7 +87,7 @@ def write_card(folder: Path, settings: Settings, manifest: Manifest) -> list[Pat
 
 
 def _memory(path: Path) -> int:
-    """Bytes of the rows of a Parquet file in Arrow's memory, one row group at a time."""
+    """Return the bytes of the rows of a Parquet file in Arrow's memory, one row group at a time."""
     with pq.ParquetFile(path) as file:
         return sum(file.read_row_group(group).nbytes for group in range(file.num_row_groups))
 
@@ -199,13 +198,13 @@ def _splits(settings: Settings, scalars: pa.Table) -> str:
 
 
 def _number(value: float) -> str:
-    """A number as short as it can be without becoming another."""
+    """Write a number as short as it can be without becoming another."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 
 
 def reduction_words(recipe: Recipe) -> tuple[str, str]:
-    """What became of the background, and of the channels."""
+    """Say in words whether the background was subtracted, and how the channels were grouped."""
     least = several(recipe.min_counts, "count")
     return (
         "background subtracted" if recipe.subtract else "background not subtracted",
@@ -214,7 +213,7 @@ def reduction_words(recipe: Recipe) -> tuple[str, str]:
 
 
 def selection_words(settings: Settings) -> str:
-    """Which detections were taken, as Markdown."""
+    """Describe the selection of detections, as Markdown."""
     selection = settings.selection
     listed_elsewhere = settings.archive == EMBEDDED or settings.catalog
     cuts = [
@@ -273,7 +272,7 @@ def _reasons(reasons: dict[str, int]) -> str:
 
 
 def _inputs(settings: Settings) -> str:
-    """What the command needs beside the archive."""
+    """Describe the files that the command needs beside the archive."""
     made = "that it was made from, as `chandra-spectra"
     lines = []
     if settings.from_mirror:
@@ -286,7 +285,7 @@ def _inputs(settings: Settings) -> str:
 
 
 def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
-    """The command that prepares a folder with these settings; local paths by their last part."""
+    """Write the command that prepares a folder with these settings; local paths by their last part."""
     selection, recipe = settings.selection, settings.recipe
     options = {
         "archive": last_part(settings.archive) if settings.from_mirror else settings.archive,
@@ -356,6 +355,6 @@ def _front_matter(sizes: dict[str, dict[str, _Size]]) -> str:
 
 
 def _size_category(rows: int) -> str:
-    """The hub's word for a number of rows."""
+    """Return the hub's word for a number of rows."""
     bounds = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
     return next((word for bound, word in bounds if rows < bound), "1M<n<10M")

@@ -22,7 +22,7 @@ _BATCH = 4 * _CHUNK
 """Rows that are written at once: each of the fifty datasets costs a call, whatever the number of rows."""
 
 _INTEGER_NULL = -1
-"""What a null becomes in an integer or boolean dataset, which has no NaN; no such column is negative otherwise."""
+"""Stand-in for a null in an integer or boolean dataset, which has no NaN; no such column is negative otherwise."""
 
 
 def _type(column: Column) -> Any:
@@ -221,7 +221,7 @@ def read_rows(file: h5py.File, columns: tuple[Column, ...], rows: NDArray[np.int
 
 
 def _array(column: Column, values: Any) -> pa.Array:
-    """The values of a dataset as Arrow has them."""
+    """Read the values of a dataset as Arrow has them."""
     if column.length == RAGGED:
         offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
         return pa.ListArray.from_arrays(offsets, np.concatenate(values))

@@ -40,7 +40,7 @@ def unreadable(path: Path, error: Exception) -> OutputError:
 
 
 def parts(splits: Splits, responses: bool) -> list[tuple[str, str]]:
-    """Config and split of every set of shards: only rows of a source are divided."""
+    """Return the config and split of every set of shards: only rows of a source are divided."""
     return [
         (config, split)
         for config in configs_with(responses)
@@ -203,7 +203,7 @@ class Manifest:
         return given or own
 
     def check_settings(self, settings: dict[str, Any], place: Path | str) -> None:
-        """OutputError where the folder was made with other settings."""
+        """Raise OutputError where the folder was made with other settings."""
         if differ := [name for name in {**settings, **self.settings} if settings.get(name) != self.settings.get(name)]:
             raise OutputError(
                 f"{place} was prepared with other settings, or from another catalog (see {', '.join(differ)} in its "

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from builder.dataset.layout import DATA_FILES
+from builder.dataset.layout import DATA_FILES, unreadable
 from builder.dataset.rows import examples
 from builder.model.errors import OutputError, SettingError
 from builder.model.ids import DetectionId
@@ -25,7 +25,7 @@ _MJD_EPOCH = datetime.date(1858, 11, 17)
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What the rows of a folder come to.
+    """Totals of the rows of a folder.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Overview:
 
 
 def overview(folder: Path) -> Overview:
-    """The `Overview` of a prepared folder; OutputError if its shards cannot be read."""
+    """Return the `Overview` of a prepared folder; OutputError if its shards cannot be read."""
     table = read_scalars(folder, ("name", "obsid", "exposure", "source_counts", "gti_mjd_obs"))
     times = pc.min_max(table["gti_mjd_obs"]).as_py()
     return Overview(
@@ -63,7 +63,7 @@ def overview(folder: Path) -> Overview:
 
 
 def date_text(mjd: float | None) -> str:
-    """The day of a modified Julian date, such as 2004-06-21; empty for null."""
+    """Write the day of a modified Julian date, such as 2004-06-21; empty for null."""
     return "" if mjd is None or not np.isfinite(mjd) else str(_MJD_EPOCH + datetime.timedelta(days=int(mjd)))
 
 
@@ -87,12 +87,11 @@ def _reading(path: Path) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(path) as file:
             yield file
     except (OSError, pa.ArrowException, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise OutputError(f"cannot read {path}: {reason}; prepare the folder again with --force") from error
+        raise unreadable(path, error) from error
 
 
 def read_scalars(folder: Path, columns: Sequence[str], config: str = "spectra") -> pa.Table:
-    """Some columns of all rows of a config, one shard after the other; OutputError if a shard cannot be read."""
+    """Read some columns of all rows of a config, shard after shard; OutputError if one cannot be read."""
     tables = []
     for path in _shards(folder, config):
         with _reading(path) as file:
@@ -101,7 +100,7 @@ def read_scalars(folder: Path, columns: Sequence[str], config: str = "spectra") 
 
 
 def find_detections(folder: Path, detections: Iterable[str] = (), names: Iterable[str] = ()) -> list[str]:
-    """The rows that were asked for, each once: those of `detections`, then all of each source of `names`.
+    """Return the rows that were asked for, each once: those of `detections`, then all of each source of `names`.
 
     Parameters
     ----------
@@ -142,7 +141,7 @@ def find_detections(folder: Path, detections: Iterable[str] = (), names: Iterabl
 
 
 def _hint(folder: Path, name: str) -> str:
-    """Which source may be meant by a name that none has."""
+    """Name the source that may be meant by an unknown name."""
     from astropy.coordinates import SkyCoord, jparser
 
     table = read_scalars(folder, ("name", "ra", "dec"))
@@ -169,7 +168,7 @@ def _hint(folder: Path, name: str) -> str:
 def read_rows(
     folder: Path, detections: Sequence[str], columns: Sequence[str] | None = None, config: str = "spectra"
 ) -> list[dict[str, Any]]:
-    """The rows of these detections, one row group in memory at a time.
+    """Read the rows of these detections, one row group in memory at a time.
 
     Parameters
     ----------

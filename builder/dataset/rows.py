@@ -19,7 +19,7 @@ FULL_SCHEMA = arrow_schema(COLUMNS)
 
 
 def healpix(ra: pa.ChunkedArray, dec: pa.ChunkedArray) -> pa.Array:
-    """HEALPix cell (nside 16, nested) of positions in degrees; null where there is no position on the sky."""
+    """Compute the HEALPix cell (nside 16, nested) of positions in degrees; null where there is no position."""
     from astropy import units
     from astropy_healpix import lonlat_to_healpix
 
@@ -31,7 +31,7 @@ def healpix(ra: pa.ChunkedArray, dec: pa.ChunkedArray) -> pa.Array:
 
 
 def join(catalog: pa.Table, package: Package, result: PackageResult, splits: Splits) -> pa.Table:
-    """All columns of a package's spectra, nothing rounded.
+    """Return all columns of a package's spectra, nothing rounded.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def join(catalog: pa.Table, package: Package, result: PackageResult, splits: Spl
 
 
 def public(rows: pa.Table, config: str) -> pa.Table:
-    """The columns of one config in their public types, with `struct.field` columns gathered into structs."""
+    """Return the columns of one config in their public types, with `struct.field` columns gathered into structs."""
     arrays: dict[str, pa.Array] = {}
     structs: dict[str, dict[str, pa.Array]] = {}
     for column in columns_of(config):
@@ -82,7 +82,7 @@ def public(rows: pa.Table, config: str) -> pa.Table:
 
 
 def examples(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows of a table one by one, lists as numpy arrays rather than as Python numbers."""
+    """Return the rows of a table one by one, lists as numpy arrays rather than as Python numbers."""
     columns = [_values(table[name].combine_chunks()) for name in table.column_names]
     for values in zip(*columns, strict=True):
         yield dict(zip(table.column_names, values, strict=True))
@@ -94,5 +94,5 @@ def _values(array: pa.Array) -> Any:
         names = [field.name for field in array.type]
         return (dict(zip(names, values, strict=True)) for values in zip(*fields, strict=True))
     if pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type):
-        return (item.values.to_numpy() for item in array)
+        return (item.values.to_numpy() if item.is_valid else None for item in array)
     return array.to_pylist()

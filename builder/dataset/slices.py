@@ -48,7 +48,7 @@ class Rows:
         return len(self.spectra)
 
     def place(self, config: str, index: int) -> tuple[str, str]:
-        """The file that holds a row of the slice, and what the row is called."""
+        """Return the file that holds a row of the slice, and what the row is called."""
         whole = config == "hdf5"
         files = self.files[config, "" if whole else self.split[index]]
         number = self.start + index if whole else int(self.position[index])
@@ -72,7 +72,7 @@ class _Reader:
                     yield pa.Table.from_batches([batch]).flatten()
 
     def take(self, number: int) -> pa.Table:
-        """The next rows."""
+        """Return the next rows."""
         while sum(map(len, self._waiting)) < number:
             self._waiting.append(next(self._tables))
         table = pa.concat_tables(self._waiting)
@@ -81,7 +81,7 @@ class _Reader:
 
 
 def slices(folder: Path, manifest: Manifest, order: NDArray[np.int64], size: int = SLICE_ROWS) -> Iterator[Rows]:
-    """The rows of both configs, `size` at a time, in the catalog's order.
+    """Return the rows of both configs, `size` at a time, in the catalog's order.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def slices(folder: Path, manifest: Manifest, order: NDArray[np.int64], size: int
 
 
 def order_of(folder: Path, manifest: Manifest) -> NDArray[np.int64]:
-    """For each row, in the catalog's order, the number of the split in whose files it stands: by its object_id."""
+    """Find the number of the split in whose files each row stands, in the catalog's order: by its object_id."""
     ids, codes = [], []
     for code, split in enumerate(SPLITS):
         for path in manifest.shards("spectra", split):

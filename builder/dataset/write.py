@@ -142,7 +142,7 @@ def write_folder(
 
 
 def _complete(package: Package, result: PackageResult) -> int:
-    """Number of spectra that the package's detections came to; OutputError if one is unaccounted for."""
+    """Return the number of spectra that the package's detections came to; OutputError if one is unaccounted for."""
     known = {str(package.detections[row]) for row in result.spectra["row"].to_pylist()}
     known.update(".".join(name.split(".")[:3]) for name in result.rejections["detection_id"].to_pylist())
     if lost := [str(detection) for detection in package.detections if str(detection) not in known]:

@@ -141,7 +141,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("healpix", "int64", "HEALPix cell of ra, dec: nside 16, nested", "astropy_healpix.lonlat_to_healpix",
            nullable=True),
     Column("split", "string", "train, validation or test: the same for all rows of a sky cell",
-           "hash of healpix, see builder.model.splits"),
+           "hash of healpix, see builder.splits"),
     # catalog
     _catalog("m", "significance", "float32", "highest flux significance of the master source, S/N"),
     _catalog("o", "src_cnts_aper_b", "float32", "net counts of the source, aperture-corrected, 0.5-7 keV", "count"),
@@ -223,8 +223,11 @@ EBOUNDS: tuple[Column, ...] = (
 """The columns of config ``ebounds``."""
 
 
+_KEYS = ("rmf_sha256", "ebounds_id")
+
+
 def _response(name: str, dtype: str, meaning: str, source: str, unit: str = "", length: int | None = RAGGED) -> Column:
-    return Column(name, dtype, meaning, source, unit, length, ("responses",))
+    return Column(name, dtype, meaning, source, unit, length, ("responses",), nullable=name not in _KEYS)
 
 
 RESPONSES: tuple[Column, ...] = (
@@ -242,6 +245,8 @@ RESPONSES: tuple[Column, ...] = (
     _response("n_chan", "int32", "channels of each group", "N_CHAN of the RMF file"),
     _response("matrix", "float32", "probabilities of the groups' channels, one group after the other",
               "MATRIX of the RMF file"),
+    _response("fault", "string", "why the RMF's matrix could not be kept: all but the keys is null then, and this else",
+              "what reading the RMF file met", length=None),
 )  # fmt: skip
 """The columns of config ``responses``."""
 
@@ -250,14 +255,14 @@ CATALOG: tuple[Column, ...] = tuple(column for column in COLUMNS if column.query
 
 
 def columns_of(config: str) -> tuple[Column, ...]:
-    """The columns of one configuration; SettingError for an unknown one."""
+    """Return the columns of one configuration; SettingError for an unknown one."""
     if config not in CONFIGS:
         raise SettingError(f"unknown config {config!r}: choose one of {', '.join(CONFIGS)}")
     return tuple(column for column in (*COLUMNS, *EBOUNDS, *RESPONSES) if config in column.configs)
 
 
 def columns_when(subtract: bool) -> tuple[Column, ...]:
-    """`COLUMNS` with their meaning where the background is subtracted, as it is by default, or is not."""
+    """Return `COLUMNS` with their meaning where the background is subtracted, as it is by default, or is not."""
     return (
         COLUMNS
         if subtract
@@ -269,12 +274,12 @@ def columns_when(subtract: bool) -> tuple[Column, ...]:
 
 
 def configs_with(responses: bool) -> tuple[str, ...]:
-    """The configurations of a folder that has the responses, or has them not."""
+    """Return the configurations of a folder that has the responses, or has them not."""
     return tuple(config for config in CONFIGS if responses or config != "responses")
 
 
 def features(config: str) -> Features:
-    """The `datasets.Features` of one configuration."""
+    """Return the `datasets.Features` of one configuration."""
     from datasets import Features, Sequence, Value  # Sequence gives a List; datasets 3 has no other word for it
 
     tree: dict[str, Any] = {}
@@ -288,12 +293,12 @@ def features(config: str) -> Features:
 
 
 def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:
-    """The schema of `columns` as the store holds them: flat, under their public names, and nothing rounded."""
+    """Return the schema of `columns` in the store: flat, under their public names, and nothing rounded."""
     return pa.schema([(column.name, column.full_type) for column in columns])
 
 
 def markdown(columns: tuple[Column, ...]) -> str:
-    """A Markdown table of columns, for README and card."""
+    """Make a Markdown table of columns, for README and card."""
     lines = ["| column | type | unit | meaning | source |", "| --- | --- | --- | --- | --- |"]
     for column in columns:
         shape = {None: "", RAGGED: "[n]"}.get(column.length, f"[{column.length}]")

@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree.
+"""Errors of the project, as one tree.
 
 ChandraSpectraError       anything this project refuses or cannot do; its text is one clear line
 ├── SettingError          an option or a configuration value is wrong

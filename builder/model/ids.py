@@ -17,7 +17,7 @@ _DETECTION_ID = re.compile(r"(\d{1,6})\.(\d{1,3})\.(\d{1,4})(?:\.(e[12]))?", re.
 
 @dataclass(frozen=True, slots=True, order=True)
 class DetectionId:
-    """What names a detection: ``obsid.obi.region_id``, with the cycle of an interleaved observation.
+    """Name of a detection: ``obsid.obi.region_id``, with the cycle of an interleaved observation.
 
     Raises
     ------
@@ -68,7 +68,7 @@ class DetectionId:
 
     @classmethod
     def from_object_id(cls, object_id: int) -> DetectionId:
-        """The inverse of :attr:`object_id`; SettingError if no detection has that number."""
+        """Return the inverse of :attr:`object_id`; SettingError if no detection has that number."""
         rest, cycle = divmod(int(object_id), 10)
         rest, region_id = divmod(rest, 10000)
         obsid, obi = divmod(rest, 1000)
@@ -82,5 +82,5 @@ class DetectionId:
         return DetectionId(self.obsid, self.obi, self.region_id)
 
     def with_cycle(self, cycle: str) -> DetectionId:
-        """The spectrum of one cycle of this detection."""
+        """Return the spectrum of one cycle of this detection."""
         return DetectionId(self.obsid, self.obi, self.region_id, cycle)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from builder.model.ids import DetectionId
+from builder.model.invariants import (
+    area_faults,
+    bin_faults,
+    count_faults,
+    demand,
+    energy_faults,
+    response_faults,
+    scalar_faults,
+)
 
 N_CHANNELS = 1024
 """PI channels of an ACIS spectrum (TLMIN1 = 1, TLMAX1 = 1024 in the catalog's PHA files)."""
@@ -22,13 +31,18 @@ REASONS = {
     "missing_arf": "the archive has no ARF file for the detection",
     "missing_rmf": "the archive has no RMF file for the detection",
     "damaged_gzip": "a file is cut short or its checksum is wrong",
+    "damaged_fits": "a file is not what its own FITS checksums say",
     "unreadable_pha": "the PHA file is not the FITS table it should be",
     "unreadable_arf": "the ARF file is not the FITS table it should be",
     "unreadable_rmf": "the RMF file is not the FITS table it should be",
     "no_background": "the PHA file has no background spectrum",
+    "wrong_type": "a file's numbers are of another kind than the catalog's, such as rates or a net spectrum",
+    "wrong_instrument": "a file is of another telescope or instrument than Chandra's ACIS",
     "wrong_ids": "a file is of another detection than its name or the catalog says",
     "channel_mismatch": "the channels of the PHA file are not those of the RMF file",
-    "not_finite": "a number that enters the row is not finite, or a scale is not positive",
+    "bad_energies": "the energies of a file are not bins that follow each other without gap or overlap",
+    "not_finite": "a number that enters the row is not finite",
+    "out_of_range": "a number that enters the row is beyond what it can be",
     "no_counts": "no source counts in the kept energy range",
     "not_reducible": "Sherpa refused the data",
 }
@@ -53,14 +67,26 @@ class Trio(NamedTuple):
     rmf: str
 
 
+class ProductFile(Protocol):
+    """A product file to whoever reads it: a `File`, or one whose bytes are read from disk when they are asked for."""
+
+    @property
+    def name(self) -> str:
+        """Name without folders."""
+
+    @property
+    def data(self) -> bytes:
+        """Content, gzipped or not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Products:
     """The files of one detection; None where the archive has none."""
 
     detection: DetectionId
-    pha: File | None = None
-    arf: File | None = None
-    rmf: File | None = None
+    pha: ProductFile | None = None
+    arf: ProductFile | None = None
+    rmf: ProductFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +137,9 @@ class Response:
     Raises
     ------
     ValueError
-        If a shape, the order of the energies or a value contradicts the above.
+        If a shape contradicts the above.
+    ProductError
+        If it is not what `builder.model.invariants` says.
     """
 
     first_channel: int
@@ -125,17 +153,12 @@ class Response:
     def __post_init__(self) -> None:
         if not (self.energy_lo.shape == self.energy_hi.shape == self.n_grp.shape and self.energy_lo.size):
             raise ValueError("energies and N_GRP must share one shape (n_energies,)")
-        if not (np.all(self.energy_lo < self.energy_hi) and np.all(np.diff(self.energy_lo) > 0)):
-            raise ValueError("the photon energies do not rise")
         if np.any(self.n_grp < 0) or not self.f_chan.size == self.n_chan.size == self.n_grp.sum():
             raise ValueError("F_CHAN and N_CHAN must have as many values as there are groups")
-        begin = self.f_chan.astype(np.int64) - self.first_channel
-        if np.any(self.n_chan < 0) or np.any(begin < 0) or np.any(begin + self.n_chan > N_CHANNELS):
-            raise ValueError(f"a group lies outside the {N_CHANNELS} channels")
-        if self.matrix.size != self.n_chan.sum():
+        if np.any(self.n_chan < 0) or self.matrix.size != self.n_chan.sum():
             raise ValueError("MATRIX must have as many values as the groups have channels")
-        if not (np.isfinite(self.matrix).all() and np.all(self.matrix >= 0)):
-            raise ValueError("MATRIX has values that are not finite or below 0")
+        groups = (self.first_channel, self.f_chan, self.n_chan)
+        demand(response_faults(self.energy_lo, self.energy_hi, *groups, self.matrix, N_CHANNELS), "the response")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,13 +188,15 @@ class Spectrum:
         Nominal energy range of each channel, keV (EBOUNDS of the RMF).
     files, sha256 : Trio
         Names and SHA-256 (of the inflated bytes) of the PHA, ARF and RMF file.
-    response : Response, optional
-        The RMF's matrix, where it was asked for.
+    response : Response or str, optional
+        The RMF's matrix where it was asked for, or why it cannot be kept.
 
     Raises
     ------
     ValueError
-        If a shape, the order of the bins or a value contradicts the above.
+        If a shape contradicts the above.
+    ProductError
+        If it is not what `builder.model.invariants` says that a row must be, with the file that is to blame.
     """
 
     detection: DetectionId
@@ -195,19 +220,25 @@ class Spectrum:
     ebounds_hi: NDArray[np.float64]
     files: Trio
     sha256: Trio
-    response: Response | None = None
+    response: Response | str | None = None
 
     def __post_init__(self) -> None:
         bins = (self.energy, self.energy_lo, self.energy_hi, self.rate, self.rate_error)
         if len({array.shape for array in bins}) != 1 or self.energy.ndim != 1 or not self.energy.size:
             raise ValueError(f"{self.detection}: the bins' arrays must share one shape (n_bins,)")
-        if not (np.all(self.energy_lo < self.energy_hi) and np.all(np.diff(self.energy_lo) > 0)):
-            raise ValueError(f"{self.detection}: the bins must rise in energy")
         for array in (self.counts, self.background_counts, self.ebounds_lo, self.ebounds_hi):
             if array.shape != (N_CHANNELS,):
                 raise ValueError(f"{self.detection}: channel arrays must have shape ({N_CHANNELS},)")
-        if not self.arf_energy_lo.shape == self.arf_energy_hi.shape == self.specresp.shape:
+        area = (self.arf_energy_lo, self.arf_energy_hi, self.specresp)
+        if len({array.shape for array in area}) != 1 or area[0].ndim != 1 or not area[0].size:
             raise ValueError(f"{self.detection}: the effective area's arrays must share one shape (n_energies,)")
+        pha, arf, rmf = self.files
+        demand(scalar_faults(np.array([self.exposure]), np.array([self.background_scale])), pha)
+        for name in ("counts", "background_counts"):
+            demand(count_faults(name, np.array([getattr(self, name).min()])), pha)
+        demand(area_faults(*area), arf)
+        demand(energy_faults("ebounds", self.ebounds_lo, self.ebounds_hi), rmf)
+        demand(bin_faults(*bins), pha)
 
     @property
     def n_bins(self) -> int:

@@ -77,7 +77,7 @@ class Cone:
         return cls(ra, dec, radius)
 
     def holds(self, ra: float, dec: float) -> bool:
-        """Whether a position lies within, by its true separation (haversine formula)."""
+        """Tell whether a position lies within, by its true separation (haversine formula)."""
         lat, other = math.radians(self.dec), math.radians(dec)
         half = math.sin(math.radians(ra - self.ra) / 2) ** 2
         chord = math.sin((other - lat) / 2) ** 2 + math.cos(lat) * math.cos(other) * half
@@ -101,7 +101,7 @@ class Cone:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which detections to take: those that pass everything that is given.
+    """Cuts and lists that select detections: all that are given must pass.
 
     Attributes
     ----------
@@ -158,7 +158,7 @@ class Selection:
                 yield name, column, relation, bound
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as they are written beside the data; a list of detections by its number and SHA-256."""
+        """Return the settings as written beside the data; a list of detections by its number and SHA-256."""
         given = {key: value for key, value in dataclasses.asdict(self).items() if value not in (None, (), frozenset())}
         if self.detections:
             text = "\n".join(map(str, sorted(self.detections)))
@@ -166,7 +166,7 @@ class Selection:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
 
     def not_in(self, catalog: pa.Table) -> list[str]:
-        """What is asked for one by one, but of which the catalog's rows hold nothing: sources, observations, ids."""
+        """List sources, observations and ids that are asked for by name, but are not among the catalog's rows."""
         rows = catalog.select(["obsid", "obi", "region_id"]).to_pylist() if self.detections else []
         return [
             *map(str, sorted(self.detections - {DetectionId.of(row) for row in rows})),
@@ -175,7 +175,7 @@ class Selection:
         ]
 
     def keeps(self, row: dict[str, Any], *, nulls: bool = False) -> bool:
-        """Whether a catalog row passes, as the query's WHERE would decide, and by true separation.
+        """Tell whether a catalog row passes, as the query's WHERE would decide, and by true separation.
 
         Parameters
         ----------
@@ -205,7 +205,7 @@ class Selection:
         return {"name", "obsid", "obi", "region_id", "flux_bb_aper_b", *(cut[1] for cut in self._cuts), *place}
 
     def queries(self, schema: str) -> Iterator[str]:
-        """What follows SELECT ... in each query; together they find every row that `keeps`, and few more."""
+        """Yield the part after SELECT ... of each query; together they find every row that `keeps`, and few more."""
         cuts = [f"o.{column} {relation} {bound!r}" for _, column, relation, bound in self._cuts]
         cuts += self.cone.conditions if self.cone else []
         obsids = self.obsids or {detection.obsid for detection in self.detections}

@@ -1,4 +1,4 @@
-"""What decides the content of a dataset: the archive, the release, the cuts and the recipe."""
+"""Settings that decide the content of a dataset: the archive, the release, the cuts and the recipe."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DEFAULT_CUTS = {"min_cnts": 40.0, "min_sig": 4.0, "max_theta": 10.0}
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a spectrum is reduced.
+    """Settings of the reduction.
 
     Attributes
     ----------
@@ -82,12 +82,12 @@ class Recipe:
                 raise SettingError(f"{name} must be True or False, not {getattr(self, name)!r}")
 
     def as_dict(self) -> dict[str, float | int | bool]:
-        """The settings and the version, as they are written beside the data."""
+        """Return the settings and the version, as they are written beside the data."""
         return {**dataclasses.asdict(self), "version": self.VERSION}
 
     @classmethod
     def from_dict(cls, said: dict[str, Any]) -> Recipe:
-        """The inverse of `as_dict`, whatever the version; TypeError for a setting that is not known."""
+        """Return the inverse of `as_dict`, whatever the version; TypeError for a setting that is not known."""
         return cls(**{name: value for name, value in said.items() if name != "version"})
 
     @property

@@ -22,7 +22,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """How rows are divided.
+    """Division of the rows into splits.
 
     Attributes
     ----------

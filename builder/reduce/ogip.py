@@ -21,13 +21,14 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from builder.model.errors import ProductError
-from builder.model.records import File
+from builder.model.records import ProductFile
+from builder.model.text import one_line
 
-MAX_INFLATED_BYTES = 256 * 2**20
-"""No product is nearly as large (an RMF inflates to less than 2 MB): more is a broken or hostile file."""
+MAX_INFLATED_BYTES = 24 * 2**20
+"""No product is nearly as large: an RMF inflates to 2 MB, and with each of 900 x 1024 elements it would be 4 MB."""
 
 _BLOCK = 2880  # FITS Standard 4.0, section 3.1
-_CARD = struct.Struct("8s2x70s")  # a card: keyword, value indicator, value and comment
+_CARD = struct.Struct("10s70s")  # a card: keyword and value indicator, value and comment
 _GZIP = 16 + zlib.MAX_WBITS  # a gzip member with header and trailer, whose CRC and length are then checked
 _NUMPY = {"L": "i1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}  # section 7.3.1
 _TFORM_BYTES = {**{code: np.dtype(kind).itemsize for code, kind in _NUMPY.items()}, "A": 1, "C": 8, "M": 16}
@@ -36,22 +37,35 @@ _TFORM = re.compile(r"(\d*)([LXBIJKAEDCMPQ])([LXBIJKAEDCM]?)")
 _DESCRIPTOR = {"P": ">i4", "Q": ">i8"}  # length and place in the heap, section 7.3.5
 _UNSIGNED = {"I": 2**15, "J": 2**31}  # TZERO of whole numbers from 0 up, section 5.2.5
 _MAX_FIELDS = 999  # section 7.3.1
+_NUMBER = re.compile(r"[+-]? *(\d+\.?\d*|\.\d+)([EDed][+-]?\d+)?", re.ASCII)  # sections 4.2.3 and 4.2.4
+_QUOTED = re.compile(r"'((?:[^']|'')*)")  # section 4.2.1: a quote within is doubled
+_UNITS = {
+    "ENERG_LO": {"KEV"},
+    "ENERG_HI": {"KEV"},
+    "E_MIN": {"KEV"},
+    "E_MAX": {"KEV"},
+    "SPECRESP": {"CM**2", "CM^2", "CM2"},
+    "COUNTS": {"COUNT", "COUNTS", "CT", "CTS"},
+}
+"""Units that a column may have, in capitals; a column without one is in these all the same (see docs/recipe.md)."""
+_ONES = 2**32 - 1  # ones' complement counts modulo this
 _MATRIX_NAMES = ("MATRIX", "SPECRESP MATRIX")  # EXTNAME, CAL/GEN/92-002, section 3.1; the catalog's is RSP_MATRIX
 
 
-def inflate(file: File) -> bytes:
-    """The bytes of a FITS file, gunzipped if they are gzipped.
+def inflate(file: ProductFile) -> bytes:
+    """Return the bytes of a FITS file, gunzipped if they are gzipped.
 
     Raises
     ------
     ProductError
         ``damaged_gzip``: cut short, a wrong CRC or length, or more than `MAX_INFLATED_BYTES`.
     """
-    if file.data[:2] != b"\x1f\x8b":
-        return file.data
+    data = file.data
+    if data[:2] != b"\x1f\x8b":
+        return data
     stream = isal_zlib.decompressobj(wbits=_GZIP)
     try:
-        inflated: bytes = stream.decompress(file.data, MAX_INFLATED_BYTES)
+        inflated: bytes = stream.decompress(data, MAX_INFLATED_BYTES)
     except isal_zlib.error as error:  # type: ignore[misc]  # its stub does not say that it is an exception
         raise ProductError("damaged_gzip", f"{file.name}: {error}") from error
     if not stream.eof:
@@ -85,7 +99,11 @@ class Table:
     kind : str
         ``pha``, ``arf`` or ``rmf``: which reason code a fault gets.
     cards : dict of bytes to bytes
-        Raw value field of the first card of each keyword.
+        Raw value field of the first card of each keyword; the key has its ``= ``.
+    header : memoryview
+        All cards, and what fills the last block.
+    body : memoryview
+        The data, and what fills the last block.
     data : memoryview
         The main table, NAXIS1 x NAXIS2 bytes.
     heap : memoryview
@@ -95,6 +113,8 @@ class Table:
     file: str
     kind: str
     cards: dict[bytes, bytes]
+    header: memoryview
+    body: memoryview
     data: memoryview
     heap: memoryview
 
@@ -102,32 +122,34 @@ class Table:
         return ProductError(f"unreadable_{self.kind}", f"{self.file}: {message}")
 
     def text(self, keyword: str, default: str | None = None) -> str:
-        """Value of a keyword as text, quotes and padding removed; `default` or ProductError where it is missing."""
-        raw = self.cards.get(keyword.encode().ljust(8))
+        """Read a keyword as text, without quotes and padding; `default` or ProductError where it is missing."""
+        raw = self.cards.get(_key(keyword))
         if raw is None:
             if default is None:
                 raise self._unreadable(f"no keyword {keyword}")
             return default
         value = raw.decode("ascii", "replace").strip()
-        if value.startswith("'"):
-            return value[1:].replace("''", "\0").partition("'")[0].replace("\0", "'").strip()
+        if quoted := _QUOTED.match(value):
+            return quoted[1].replace("''", "'").strip()
         return value.partition("/")[0].strip()
 
     def word(self, keyword: str) -> str | None:
-        """Value of a keyword that is text; None where it is missing, blank or no text."""
-        quoted = self.cards.get(keyword.encode().ljust(8), b"").lstrip().startswith(b"'")
-        return self.text(keyword) or None if quoted else None
+        """Read a keyword that is text; None where it is missing, blank, not text, or cannot be printed."""
+        quoted = self.cards.get(_key(keyword), b"").lstrip().startswith(b"'")
+        text = self.text(keyword) if quoted else ""
+        return text if text and text.isascii() and text.isprintable() else None
 
     def number(self, keyword: str, default: float | None = None) -> float:
-        """Value of a keyword as a number; `default` or ProductError where it is missing."""
-        text = self.text(keyword, None if default is None else str(default))
-        try:
-            return float(text.replace("D", "E").replace("d", "e"))
-        except ValueError:
-            raise self._unreadable(f"keyword {keyword} is {text!r}, not a number") from None
+        """Read a keyword as a number; `default` or ProductError where it is missing."""
+        if default is not None and _key(keyword) not in self.cards:
+            return float(default)
+        text = self.text(keyword)
+        if not _NUMBER.fullmatch(text):  # float() takes more, such as 1_000 and nan
+            raise self._unreadable(f"keyword {keyword} is {text!r}, not a number")
+        return float(text.replace("D", "E").replace("d", "e").replace(" ", ""))
 
     def integer(self, keyword: str, default: int | None = None) -> int:
-        """Value of a keyword as a whole number; `default` or ProductError where it is missing."""
+        """Return the value of a keyword as a whole number; `default` or ProductError where it is missing."""
         value = self.number(keyword, default)
         if not value.is_integer():
             raise self._unreadable(f"keyword {keyword} is {value}, not a whole number")
@@ -146,8 +168,8 @@ class Table:
         Raises
         ------
         ProductError
-            If a column is missing, not one number a row, or scaled (the catalog's files scale none); whole numbers
-            that are stored as unsigned are not scaled.
+            If a column is missing or there twice, not one number a row, of another unit, or scaled (the catalog's
+            files scale none); whole numbers that are stored as unsigned are not scaled.
         """
         fields = self._fields(*names)
         for name, field in fields.items():
@@ -196,12 +218,37 @@ class Table:
         ]
         return _native(np.frombuffer(b"".join(parts), kind), field.zero)
 
+    def check_sums(self) -> None:
+        """Compare the header and the data with the checksums that they carry, where they do.
+
+        DATASUM is the sum of the data, and CHECKSUM brings that of the whole extension to zero: sums of big-endian
+        32-bit words in ones' complement, that is modulo 2**32 - 1 (FITS Standard 4.0, section 4.4.2.7 and appendix J).
+
+        Raises
+        ------
+        ProductError
+            ``damaged_fits``.
+        """
+        announced, summed = self.text("DATASUM", ""), self.text("CHECKSUM", "")
+        if not (announced or summed):
+            return
+        data = _sum(self.body)
+        if announced and not (announced.isdecimal() and (int(announced) - data) % _ONES == 0):
+            raise ProductError("damaged_fits", f"{self.file}: DATASUM of {self._name} is not that of its data")
+        if summed and (data + _sum(self.header)) % _ONES:
+            raise ProductError("damaged_fits", f"{self.file}: CHECKSUM of {self._name} is not that of its content")
+
+    @property
+    def _name(self) -> str:
+        """Name the extension, for messages."""
+        return one_line(self.text("EXTNAME", "")) or "an extension"
+
     def column_number(self, name: str) -> int:
-        """The number, from 1, that a column's keywords end in; ProductError where it is missing."""
+        """Return the number, from 1, that a column's keywords end in; ProductError where it is missing."""
         return self._fields(name)[name].number
 
     def _fields(self, *names: str) -> dict[str, _Field]:
-        """The columns with these names, in the order of the names; ProductError if one is missing or scaled."""
+        """Find the columns with these names, in this order; ProductError if one is missing or scaled."""
         found: dict[str, _Field] = {}
         width, offset = self.integer("NAXIS1"), 0
         for index in range(1, self.integer("TFIELDS") + 1):
@@ -214,16 +261,20 @@ class Table:
                 zero = self.number(f"TZERO{index}", 0)
                 if self.number(f"TSCAL{index}", 1) != 1 or zero not in (0, _UNSIGNED.get(match[3] or code)):
                     raise self._unreadable(f"column {name} is not of plain numbers: it is scaled")
+                unit = self.text(f"TUNIT{index}", "")
+                if name in found or (unit and unit.upper() not in _UNITS.get(name, {unit.upper()})):
+                    what = "is there twice" if name in found else f"is in {unit!r}"
+                    raise ProductError("wrong_type", f"{self.file}: column {name} {what}")
                 found[name] = _Field(index, repeat, code, match[3] or "", offset, int(zero))
             offset += (repeat + 7) // 8 if code == "X" else repeat * _TFORM_BYTES[code]
         if missing := [name for name in names if name not in found]:
-            raise self._unreadable(f"no column {missing[0]} in {self.text('EXTNAME', 'a table')}")
+            raise self._unreadable(f"no column {missing[0]} in {self._name}")
         if offset != width:
             raise self._unreadable(f"rows of {width} bytes, but columns of {offset}")
         return {name: found[name] for name in names}
 
     def _records(self, fields: dict[str, _Field], formats: list[str]) -> NDArray[np.void]:
-        """The main table as records of these columns; ProductError if it is empty or not as long as it says."""
+        """View the main table as records of these columns; ProductError if it is empty or not as long as it says."""
         rows, width = self.integer("NAXIS2"), self.integer("NAXIS1")
         if not rows or rows * width != len(self.data):
             raise self._unreadable(f"{rows} rows of {width} bytes, but {len(self.data)} bytes of data")
@@ -238,14 +289,26 @@ class Table:
         return np.frombuffer(self.data, dtype=row, count=rows)
 
 
+def _key(keyword: str) -> bytes:
+    """Return what a card with a value begins with."""
+    return keyword.encode().ljust(8) + b"= "
+
+
+def _sum(view: memoryview) -> int:
+    """Add up big-endian 32-bit words; zeros that are cut off at the end add nothing."""
+    if rest := len(view) % 4:
+        return _sum(view[:-rest]) + int.from_bytes(bytes(view[-rest:]).ljust(4, b"\0"))
+    return int(np.frombuffer(view, ">u4").sum(dtype=np.uint64))
+
+
 def _native(values: NDArray[np.generic], zero: int) -> NDArray[np.generic]:
-    """The values in native byte order, counted from `zero`."""
+    """Return the values in native byte order, counted from `zero`."""
     native = values.astype(values.dtype.newbyteorder("="))
     return native.astype(np.int64) + zero if zero else native
 
 
 def content(card: Callable[[str, str], object]) -> str:
-    """What an extension holds: SPECTRUM, SPECRESP, RSP_MATRIX, EBOUNDS or something else.
+    """Return the kind of an extension: SPECTRUM, SPECRESP, RSP_MATRIX, EBOUNDS or something else.
 
     The keywords of its OGIP class decide, or, where it has none, its name in any case.
 
@@ -260,21 +323,22 @@ def content(card: Callable[[str, str], object]) -> str:
 
 
 def extension(found: list[Table], what: str, file: str, kind: str) -> Table:
-    """The one table of a file that holds `what`, see `content`.
+    """Return the one table of a file that holds `what`, see `content`, and is what its checksums say.
 
     Raises
     ------
     ProductError
-        ``unreadable_<kind>``: there is none, or more than one.
+        ``unreadable_<kind>``: there is none, or more than one. ``damaged_fits``.
     """
     holding = [table for table in found if content(table.text) == what]
     if len(holding) != 1:
         raise ProductError(f"unreadable_{kind}", f"{file}: {len(holding)} tables {what} instead of 1")
+    holding[0].check_sums()
     return holding[0]
 
 
 def tables(data: bytes, file: str, kind: str) -> list[Table]:
-    """All binary tables of a FITS file, in its order.
+    """Return all binary tables of a FITS file, in its order.
 
     Raises
     ------
@@ -290,21 +354,27 @@ def _tables(data: bytes, file: str, kind: str) -> Iterator[Table]:
     view = memoryview(data)
     position = 0
     while position < len(data):
+        if position and not data.startswith(b"XTENSION=", position):
+            if not data[position:].strip(b"\0 "):
+                return  # padding after the last extension
+            raise ProductError(f"unreadable_{kind}", f"{file}: no extension begins where the one before ends")
         end = data.find(b"END     ", position)
         while end >= 0 and (end - position) % _CARD.size:  # within another card
             end = data.find(b"END     ", end + 1)
         if end < 0:
-            if not data[position:].strip(b"\0 "):
-                return  # padding after the last extension
             raise ProductError(f"unreadable_{kind}", f"{file} is cut short in a header")
-        cards = dict(reversed(list(_CARD.iter_unpack(view[position:end]))))  # so that the first of a keyword stays
-        position = end + _CARD.size + (position - end - _CARD.size) % _BLOCK
-        table = Table(file, kind, cards, view[:0], view[:0])
+        pairs = list(_CARD.iter_unpack(view[position:end]))[::-1]  # so that the first of a keyword stays
+        cards = dict(pairs)
+        if not b"".join(cards).isupper():  # no keyword is in lower case, but readers take those that are
+            cards = {key.upper(): value for key, value in pairs}
+        begin = end + _CARD.size + (position - end - _CARD.size) % _BLOCK
+        table = Table(file, kind, cards, view[position:begin], *[view[:0]] * 3)
         axes = [table.integer(f"NAXIS{axis}") for axis in range(1, table.integer("NAXIS") + 1)]
         main = abs(table.integer("BITPIX")) // 8 * math.prod(axes) if axes else 0
         size = main + table.integer("PCOUNT", 0)
-        if min(main, size) < 0 or position + size > len(data):
-            raise ProductError(f"unreadable_{kind}", f"{file} is cut short in {table.text('EXTNAME', 'its data')}")
+        if min(main, size) < 0 or begin + size > len(data):
+            raise ProductError(f"unreadable_{kind}", f"{file} is cut short in {table._name}")
+        position = begin + -(-size // _BLOCK) * _BLOCK
         if table.text("XTENSION", "") == "BINTABLE":
-            yield Table(file, kind, cards, view[position : position + main], view[position + main : position + size])
-        position += -(-size // _BLOCK) * _BLOCK
+            parts = view[begin:position], view[begin : begin + main], view[begin + main : begin + size]
+            yield Table(file, kind, cards, table.header, *parts)

@@ -10,7 +10,7 @@ from builder.reduce.ogip import Table, extension
 
 
 def read_response(tables: list[Table], file: str) -> Response:
-    """The redistribution matrix among the tables of an RMF file.
+    """Read the redistribution matrix among the tables of an RMF file.
 
     Groups without channels, and padding beyond what N_GRP and N_CHAN say, are left out.
 
@@ -20,6 +20,8 @@ def read_response(tables: list[Table], file: str) -> Response:
         ``unreadable_rmf``: there is none, or it contradicts itself.
     """
     table = extension(tables, "RSP_MATRIX", file, "rmf")
+    if (kind := table.text("HDUCLAS3", "REDIST").upper()) != "REDIST":
+        raise ProductError("wrong_type", f"{file}: HDUCLAS3 is {kind!r}, not REDIST: the area may be folded in")
     energy_lo, energy_hi, n_grp = table.columns("ENERG_LO", "ENERG_HI", "N_GRP")
     groups = n_grp.astype(np.int64)
     if np.any(groups < 0):

@@ -15,6 +15,9 @@ of background counts times it is the number of background counts expected in the
 from __future__ import annotations
 
 import hashlib
+import logging
+from bisect import bisect_left
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -26,16 +29,23 @@ from sherpa.utils.err import SherpaErr
 from builder.archive.products import ProductName
 from builder.model.errors import ProductError
 from builder.model.ids import DetectionId
-from builder.model.records import N_CHANNELS, File, Products, Rejection, Spectrum, Stage, Trio
+from builder.model.invariants import Fault, channel_faults, demand, energy_faults
+from builder.model.records import N_CHANNELS, ProductFile, Products, Rejection, Response, Spectrum, Stage, Trio
 from builder.model.settings import Recipe
 from builder.reduce.ogip import Table, content, extension, inflate, tables
 from builder.reduce.response import read_response
+
+logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
 _CHANNELS = np.arange(1, N_CHANNELS + 1, dtype=np.float64)
 _IDS = ("OBS_ID", "OBI_NUM", "REGIONID")
 _CYCLE_HEADER = {"e1": "P", "e2": "S"}  # the CYCLE keyword: primary and secondary exposures
+_EVERYWHERE = {"TELESCOP": "CHANDRA", "INSTRUME": "ACIS", "CHANTYPE": "PI"}
+"""Values that these keywords of each extension have, where they are there (see docs/recipe.md)."""
+_SPECTRUM = {"HDUCLAS3": "COUNT", "HDUCLAS4": "TYPE:I", "POISSERR": "T"}
+"""The same for a spectrum."""
 _PER_CHANNEL = {"BACKSCAL", "AREASCAL", "BACKGROUND_UP", "BACKGROUND_DOWN"}  # columns that change Sherpa's numbers
 
 
@@ -78,6 +88,7 @@ def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
     rmf_tables = tables(inflated[2], rmf.name, "rmf")
     ebounds = extension(rmf_tables, "EBOUNDS", rmf.name, "rmf")
     for table in (source, background, area, *rmf_tables):
+        _check_words(table, _EVERYWHERE)
         _check_ids(table, detection, complete=table is source)
 
     channel, counts = _channels(source)
@@ -89,35 +100,30 @@ def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
             raise ProductError(
                 "channel_mismatch", f"{name} has {numbers.size} channels from {numbers[:1]}, not 1 to {N_CHANNELS}"
             )
-    energies = _finite(ebounds, E_MIN=ebounds_lo, E_MAX=ebounds_hi)
+    energies = [edges.astype(np.float64) for edges in (ebounds_lo, ebounds_hi)]
     arf_lo, arf_hi, specresp = (array.astype(np.float32) for array in area.columns("ENERG_LO", "ENERG_HI", "SPECRESP"))
-    _finite(area, ENERG_LO=arf_lo, ENERG_HI=arf_hi, SPECRESP=specresp)
 
+    demand(energy_faults("ebounds", energies[0], energies[1]), rmf.name)  # before Sherpa filters by them
     energy_scale = _channel_energies(*(energy.tobytes() for energy in energies))
     data = _data_pha(str(detection), source, counts, energy_scale)
     if data.areascal != 1:  # the counts and the effective area of a row, to which it is not applied, would not fit it
-        raise ProductError("unreadable_pha", f"{pha.name}: AREASCAL is {data.areascal}, but 1 in the catalog's files")
+        raise ProductError("wrong_type", f"{pha.name}: AREASCAL is {data.areascal}, but 1 in the catalog's files")
     data.ignore(None, recipe.energy_min)
     data.ignore(recipe.energy_max, None)
     kept = data.get_mask()
     if kept is None or not counts[kept].any():
         raise ProductError("no_counts", f"{pha.name}: no counts in {recipe.energy_min:g}-{recipe.energy_max:g} keV")
     if recipe.group:
-        _group(data, kept, recipe.min_counts)
+        _group(data, counts, kept, recipe.min_counts)
     # Last, as Sherpa would filter and group it as well, for nothing: it is subtracted in the bins of the source.
     data.set_background(_data_pha(f"{detection} background", background, background_counts, energy_scale))
     scale = float(data.get_background_scale(group=False))
     if recipe.subtract:
         data.subtract()
-    rate = data.get_y(filter=True)
-    rate_error = data.get_yerr(filter=True, staterrfunc=Chi2Gehrels.calc_staterror)
     energy_lo = data.apply_filter(energies[0], data._min)
     energy_hi = data.apply_filter(energies[1], data._max)
-    _finite(source, rate=rate, error=rate_error, scale=np.array([scale, 1 / np.float64(scale)]))
-    if not (np.all(energy_lo < energy_hi) and np.all(np.diff(energy_lo) > 0)):
-        raise ProductError("channel_mismatch", f"{rmf.name}: the channel energies do not rise")
 
-    return Spectrum(
+    spectrum = Spectrum(
         detection=detection,
         detnam=source.word("DETNAM"),
         grating=source.word("GRATING"),
@@ -128,8 +134,8 @@ def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
         energy=(energy_lo + energy_hi) / 2,
         energy_lo=energy_lo,
         energy_hi=energy_hi,
-        rate=rate,
-        rate_error=rate_error,
+        rate=data.get_y(filter=True),
+        rate_error=data.get_yerr(filter=True, staterrfunc=Chi2Gehrels.calc_staterror),
         counts=counts,
         background_counts=background_counts,
         arf_energy_lo=arf_lo,
@@ -139,31 +145,67 @@ def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
         ebounds_hi=energies[1],
         files=Trio(pha.name, arf.name, rmf.name),
         sha256=Trio(*(hashlib.sha256(data).hexdigest() for data in inflated)),
-        response=read_response(rmf_tables, rmf.name) if response else None,
+        response=_response(rmf_tables, rmf.name) if response else None,
+    )
+    demand(_channel_faults(spectrum, recipe), pha.name)
+    return spectrum
+
+
+def _channel_faults(spectrum: Spectrum, recipe: Recipe) -> Iterator[Fault]:
+    return channel_faults(
+        recipe,
+        (spectrum.ebounds_lo, spectrum.ebounds_hi),
+        (spectrum.energy_lo, spectrum.energy_hi),
+        np.zeros(spectrum.n_bins, dtype=np.intp),
+        (spectrum.counts[None], spectrum.background_counts[None]),
+        (np.array([spectrum.source_counts]), np.array([spectrum.background_counts_total])),
     )
 
 
-def _present(products: Products, kind: str) -> File:
-    file: File | None = getattr(products, kind)
+def _response(found: list[Table], file: str) -> Response | str:
+    """Return the matrix, or why it cannot be kept: which detections become rows does not hang on it."""
+    try:
+        return read_response(found, file)
+    except ProductError as error:
+        return str(error)
+
+
+def _present(products: Products, kind: str) -> ProductFile:
+    file: ProductFile | None = getattr(products, kind)
     if file is None:
         raise ProductError(f"missing_{kind}", f"the archive has no {kind.upper()} file for {products.detection}")
     return file
 
 
-def _source_and_background(found: list[Table], file: File) -> tuple[Table, Table]:
-    """The two SPECTRUM extensions. Sherpa would take the background for the source where the first is garbled."""
-    spectra = [table for table in found if content(table.text) == "SPECTRUM"]
-    kinds = [table.text("HDUCLAS2", "") for table in spectra]
-    if kinds.count("TOTAL") != 1:
-        raise ProductError("unreadable_pha", f"{file.name}: {kinds.count('TOTAL')} source spectra instead of 1")
-    source = spectra[kinds.index("TOTAL")]
-    if kinds.count("BKG") != 1:
-        raise ProductError("no_background", f"{file.name}: {kinds.count('BKG')} background spectra instead of 1")
-    return source, spectra[kinds.index("BKG")]
+def _source_and_background(found: list[Table], file: ProductFile) -> tuple[Table, Table]:
+    """Find the two SPECTRUM extensions: Sherpa would take the background for the source where the first is garbled."""
+    spectra = {table.text("HDUCLAS2", ""): table for table in found if content(table.text) == "SPECTRUM"}
+    number = sum(content(table.text) == "SPECTRUM" for table in found)
+    if not spectra:
+        raise ProductError("unreadable_pha", f"{file.name}: no table SPECTRUM")
+    if list(spectra) == ["TOTAL"] and number == 1:
+        raise ProductError("no_background", f"{file.name}: no background spectrum")
+    if set(spectra) != {"TOTAL", "BKG"} or number != 2:
+        kinds = ", ".join(map(repr, list(spectra)[:4]))
+        raise ProductError(
+            "wrong_type", f"{file.name}: HDUCLAS2 of {number} spectra is {kinds}, not one TOTAL, one BKG"
+        )
+    for table in spectra.values():
+        table.check_sums()
+        _check_words(table, _SPECTRUM)
+    return spectra["TOTAL"], spectra["BKG"]
+
+
+def _check_words(table: Table, wanted: dict[str, str]) -> None:
+    """Raise ProductError for a keyword that is there, but has another value than it must have."""
+    for keyword, value in wanted.items():
+        if (found := table.text(keyword, value)).upper() != value:
+            reason = "wrong_instrument" if keyword in ("TELESCOP", "INSTRUME") else "wrong_type"
+            raise ProductError(reason, f"{table.file}: {keyword} is {found!r}, not {value}")
 
 
 def _check_ids(table: Table, detection: DetectionId, *, complete: bool) -> None:
-    """No keyword of the table names another detection. Unless it is to be `complete`, its file's name may do for it."""
+    """Check that no keyword of the table names another detection; unless `complete`, the file's name may do for it."""
     own = (detection.obsid, detection.obi, detection.region_id)
     try:
         obsid, obi, region_id = (
@@ -177,30 +219,33 @@ def _check_ids(table: Table, detection: DetectionId, *, complete: bool) -> None:
     cycle = _CYCLE_HEADER.get(detection.cycle)
     if cycle is None or ((name := ProductName.parse(table.file)) and not name.detection.cycle):
         return  # a response without a cycle in its name is of both
-    if table.text("CYCLE", cycle) != cycle:
-        raise ProductError("wrong_ids", f"{table.file} is of cycle {table.text('CYCLE')}, not {detection.cycle}")
+    if (word := table.text("CYCLE", cycle)) != cycle:
+        _warn_of_cycle(detection.cycle, word)
+
+
+@lru_cache(maxsize=64)
+def _warn_of_cycle(cycle: str, word: str) -> None:
+    """Say it, once for all files alike: nothing public proves what the keyword is in files of secondary exposures."""
+    logger.warning("files of cycle %s by their names have the keyword CYCLE %r: the names are believed", cycle, word)
 
 
 def _channels(table: Table) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
     names = set(table.names)
     if found := names & _PER_CHANNEL:
-        raise ProductError("unreadable_pha", f"{table.file}: {min(found)} is a column, but not in the catalog's files")
-    if "GROUPING" in names and not np.isin(table.columns("GROUPING"), (0, 1)).all():  # 1: a group begins
-        raise ProductError("unreadable_pha", f"{table.file}: GROUPING puts channels together before the recipe does")
+        raise ProductError("wrong_type", f"{table.file}: {min(found)} is a column, but not in the catalog's files")
+    # GROUPING: 1 begins a group, 0 is none; QUALITY: 0 is good (OGIP 92-007, section 3.3). Either may be a keyword.
+    for column, harmless, what in (
+        ("GROUPING", (0, 1), "puts channels together before the recipe does"),
+        ("QUALITY", (0,), "says that channels are bad"),
+    ):
+        values = table.columns(column)[0] if column in names else np.array([table.number(column, 0)])
+        if not np.isin(values, harmless).all():
+            raise ProductError("wrong_type", f"{table.file}: {column} {what}")
     channel, counts = table.columns("CHANNEL", "COUNTS")
-    _finite(table, CHANNEL=channel, COUNTS=counts)
     whole = counts.astype(np.int32)
     if not np.array_equal(whole, counts) or np.any(whole < 0):
-        raise ProductError("unreadable_pha", f"{table.file}: COUNTS are not whole numbers from 0 up")
+        raise ProductError("out_of_range", f"{table.file}: COUNTS are not whole numbers from 0 up")
     return channel, whole
-
-
-def _finite(table: Table, **arrays: NDArray[np.generic]) -> list[Floats]:
-    floats = [np.asarray(array, dtype=np.float64) for array in arrays.values()]
-    for name, array in zip(arrays, floats, strict=True):
-        if not np.isfinite(array).all():
-            raise ProductError("not_finite", f"{table.file}: {name} has numbers that are not finite")
-    return floats
 
 
 def _data_pha(name: str, table: Table, counts: NDArray[np.int32], energy_scale: DataRMF) -> DataPHA:
@@ -211,36 +256,36 @@ def _data_pha(name: str, table: Table, counts: NDArray[np.int32], energy_scale: 
     }
     for keyword, value in scales.items():
         if not (np.isfinite(value) and value > 0):
-            raise ProductError("not_finite", f"{table.file}: {keyword.upper()} of {name} is {value}")
+            raise ProductError("out_of_range", f"{table.file}: {keyword.upper()} of {name} is {value}")
     data = DataPHA(name, _CHANNELS, counts.astype(np.float64), **scales)
     data.set_rmf(energy_scale)
     data.set_analysis("energy")
     return data
 
 
-def _group(data: DataPHA, kept: NDArray[np.bool_], least: int) -> None:
+def _group(data: DataPHA, counts: NDArray[np.int32], kept: NDArray[np.bool_], least: int) -> None:
     """Group the kept channels to at least so many counts, as Sherpa's ``group_counts``; what is left over is a group.
 
     The library behind Sherpa's own never frees its arrays: 27 kB a call in 4.19, 35 GB for the whole catalog.
     """
-    flags, total = [], least  # 1: a group begins, -1: it goes on, 0: not kept (GROUPING in OGIP 92-007)
-    for count, keep in zip(data.counts.tolist(), kept.tolist(), strict=True):
-        if not keep:
-            flags.append(0)
-            total = least  # no group goes on beyond it
-        elif total >= least:
-            flags.append(1)
-            total = count
-        else:
-            flags.append(-1)
-            total += count
-    data.grouping = np.array(flags, dtype=np.int16)
+    channels = np.flatnonzero(kept)  # without a gap, since their energies rise
+    summed = np.cumsum(counts[channels], dtype=np.int64).tolist()
+    starts, begin, before = [], 0, 0
+    while begin < len(summed):
+        starts.append(begin)
+        end = bisect_left(summed, before + least, begin)
+        if end < len(summed):
+            before = summed[end]
+        begin = end + 1
+    flags = np.where(kept, -1, 0).astype(np.int16)  # 1: a group begins, -1: it goes on, 0: not kept
+    flags[channels[starts]] = 1
+    data.grouping = flags
     data.group()
 
 
 @lru_cache(maxsize=8)
 def _channel_energies(ebounds_lo: bytes, ebounds_hi: bytes) -> DataRMF:
-    """A response with the channel energies of the RMF and the smallest matrix that Sherpa accepts.
+    """Make a response with the channel energies of the RMF and the smallest matrix that Sherpa accepts.
 
     One grid serves nearly all detections. Sharing it is safe: only a filter on the response changes it, and setting
     the energy range of the data does not filter the response.

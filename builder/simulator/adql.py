@@ -45,7 +45,7 @@ _STEP, _FIXED, _A_ROW = 10_000, 1_000_000, 300
 
 
 class Result(NamedTuple):
-    """What a query selects: the output names, the rows, and whether the row limit cut them short."""
+    """Result of a query: the output names, the rows, and whether the row limit cut them short."""
 
     names: list[str]
     rows: list[dict[str, object]]
@@ -124,7 +124,7 @@ class Catalog:
 
 
 def _permission(action: int, one: str | None, two: str | None, *_: str | None) -> int:
-    """What a query may do, as SQLite's authorizer: read the tables, and count."""
+    """Decide what a query may do, as SQLite's authorizer: read the tables, and count."""
     reads = action == sqlite3.SQLITE_SELECT or (action == sqlite3.SQLITE_READ and one in _TABLES)
     counts = action == sqlite3.SQLITE_FUNCTION and str(two).upper() == "COUNT"
     return sqlite3.SQLITE_OK if reads or counts else sqlite3.SQLITE_DENY

@@ -40,7 +40,7 @@ Embedded = list[tuple[dict[str, object], list[File]]]
 
 
 def embedded_rows_and_files() -> Embedded:
-    """Catalog rows and product files, in the order of (obsid, obi, region_id).
+    """Return the catalog rows and product files, in the order of (obsid, obi, region_id).
 
     63 rows with 64 spectra: 2 real, 62 simulated of which two are the cycles of one interleaved observation. Two of
     the simulated are damaged on purpose: one's PHA file is cut short, another has no RMF file.
@@ -126,7 +126,7 @@ def _detection(row: dict[str, object]) -> DetectionId:
 
 
 def _real(detection: DetectionId, stem: str) -> tuple[dict[str, object], list[File]]:
-    """One of the detections that come with Sherpa: its row holds only what its own files tell.
+    """Return one of the detections that come with Sherpa: its row holds only what its own files tell.
 
     ``theta`` is the angle between the source and the pointing; ``src_cnts_aper_b`` the counts in the channels within
     0.5-7 keV, net of the background, but not corrected for the aperture as the catalog's own number is.
@@ -159,7 +159,7 @@ def _real(detection: DetectionId, stem: str) -> tuple[dict[str, object], list[Fi
 
 
 def _separation(ra1: float, dec1: float, ra2: float, dec2: float) -> float:
-    """Angle between two positions, deg; the haversine formula keeps its precision where the angle is small."""
+    """Compute the angle between two positions, deg; the haversine formula keeps its precision for small ones."""
     (lon1, lat1), (lon2, lat2) = np.radians([(ra1, dec1), (ra2, dec2)])
     chord = np.sin((lat2 - lat1) / 2) ** 2 + np.cos(lat1) * np.cos(lat2) * np.sin((lon2 - lon1) / 2) ** 2
     return float(np.degrees(2.0 * np.arcsin(np.sqrt(chord))))

@@ -56,7 +56,7 @@ def _nothing() -> Mapping[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What goes wrong at the server, and how often.
+    """Faults of the server, and how often each happens.
 
     Attributes
     ----------
@@ -93,17 +93,17 @@ class Faults:
                 raise SettingError(f"the rates of {name} faults must be from 0 to 1, and so must their sum")
 
     def transient_of(self, request: str, attempt: int) -> str | None:
-        """The fault that an attempt (0, 1, 2, …) at a request meets, None if it is answered properly."""
+        """Return the fault that an attempt (0, 1, 2, …) at a request meets, None if it is answered properly."""
         if attempt % 3 == 2:
             return None
         return _pick(self.transient, self.uniform("transient", request, attempt))
 
     def permanent_of(self, detection: DetectionId) -> str | None:
-        """The fault that a detection has; every cycle of it has the same."""
+        """Return the fault that a detection has; every cycle of it has the same."""
         return _pick(self.permanent, self.uniform("permanent", detection.catalog))
 
     def kind_of(self, detection: DetectionId) -> str:
-        """The kind of file (pha, arf, rmf) that the detection's permanent fault, if it has one, is in."""
+        """Return the kind of file (pha, arf, rmf) that the detection's permanent fault, if it has one, is in."""
         fault = self.permanent_of(detection) or ""
         if fault.startswith("missing_"):
             return fault.removeprefix("missing_")
@@ -112,7 +112,7 @@ class Faults:
         return KINDS[int(self.uniform("kind", detection.catalog) * len(KINDS))]
 
     def damaged(self, detection: DetectionId, files: Iterable[File], *, package: bool) -> list[File]:
-        """The files of a detection as the server has them.
+        """Return the files of a detection as the server has them.
 
         Parameters
         ----------
@@ -135,7 +135,7 @@ class Faults:
         return kept
 
     def uniform(self, *what: object) -> float:
-        """A number in [0, 1) that depends on the seed and on what is asked, and on nothing else."""
+        """Return a number in [0, 1) that depends on the seed and on what is asked, and on nothing else."""
         text = "\0".join(map(str, (self.seed, *what)))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 

@@ -1,4 +1,4 @@
-"""What a local archive server has to offer: a catalog and the files of its detections."""
+"""Holdings of a local archive server: a catalog and the files of its detections."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Holdings(Protocol):
         """The catalog, one row a detection, by bare column name; None is null."""
 
     def files(self, detection: DetectionId) -> list[File]:
-        """The product files of a catalog row: three, six for an interleaved observation, none for HRC."""
+        """Return the product files of a catalog row: three, six for an interleaved observation, none for HRC."""
 
 
 class MirrorHoldings:
@@ -66,7 +66,7 @@ class MirrorHoldings:
         return found
 
     def _index(self, tar: str) -> dict[DetectionId, list[tuple[str, int, int]]]:
-        """Where the files of each detection lie in a tar; it is read through once."""
+        """Return the places of each detection's files in a tar; it is read through once."""
         with self._lock:
             if tar not in self._members:
                 places: dict[DetectionId, list[tuple[str, int, int]]] = {}

@@ -115,7 +115,7 @@ def _gaussian(energy: Floats, centre: Floats | float, sigma: Floats | float) -> 
 
 @cache
 def _response(back_illuminated: int) -> _Response:
-    """Gaussian peak, low-energy tail, silicon escape peak and fluorescence, and a shelf, as in the catalog's RMFs."""
+    """Make a response with peak, tail, silicon escape and fluorescence, and a shelf, as in the catalog's RMFs."""
     energy, channel = _MIDDLES[:, None], _CENTRES[None, :]
     noise, fano, tail, shelf, dip = ((0.030, 8.3e-4, 0.025, 3e-5, 0.8), (0.040, 4.3e-4, 0.010, 1.5e-4, 0.0))[
         back_illuminated
@@ -164,7 +164,7 @@ def _response(back_illuminated: int) -> _Response:
 
 @cache
 def _background_shape(back_illuminated: int) -> Floats:
-    """Expected background in each channel, 1 in all of 0.5-7 keV."""
+    """Return the expected background in each channel, 1 in all of 0.5-7 keV."""
     shape: Floats = np.interp(_CENTRES, *_BACKGROUND[back_illuminated])
     for line, counts in _BACKGROUND_LINES:
         shape += counts * _gaussian(_CENTRES, line, np.sqrt(0.035**2 + 6e-4 * line))
@@ -194,7 +194,7 @@ def _header(cards: Cards) -> bytes:
 
 
 def _table(name: str, values: Cards, data: bytes, rows: int) -> bytes:
-    """A binary table of `_TABLES`; the data may be appended afterwards, ``PCOUNT`` bytes of heap among them."""
+    """Make a binary table of `_TABLES`; the data may be appended afterwards, ``PCOUNT`` bytes of heap among them."""
     columns, classes, cards = _TABLES[name]
     head: Cards = {"XTENSION": "BINTABLE", "BITPIX": 8, "NAXIS": 2, "NAXIS1": 0, "NAXIS2": rows, "PCOUNT": 0}
     head |= {"GCOUNT": 1, "TFIELDS": columns.count(",") + 1, "EXTNAME": name, "EXTVER": 1}
@@ -209,7 +209,7 @@ def _table(name: str, values: Cards, data: bytes, rows: int) -> bytes:
 
 
 def _gzip(data: bytes, shared: _Response | None = None) -> bytes:
-    """One gzip member, mtime 0, of `data` and the table of `shared`, whose deflated form is taken as it is."""
+    """Make one gzip member, mtime 0, of `data` and the table of `shared`, whose deflated form is taken as it is."""
     deflate = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
     # A sync flush ends on a byte boundary without ending the stream: another deflate stream can follow.
     body = deflate.compress(data) + deflate.flush(zlib.Z_SYNC_FLUSH if shared else zlib.Z_FINISH)
@@ -257,7 +257,7 @@ class SimulatedArchive:
         return {key: position for position, key in enumerate(zip(*ids, strict=True))}
 
     def files(self, detection: DetectionId) -> list[File]:
-        """The product files of one catalog row: PHA, ARF and RMF, and again for the second of two cycles.
+        """Return the product files of one catalog row: PHA, ARF and RMF, and again for the second of two cycles.
 
         Raises
         ------
@@ -274,7 +274,7 @@ class SimulatedArchive:
 
 
 def _files(truth: NDArray[np.void], seed: int, cycle: str, share: float) -> list[File]:
-    """PHA, ARF and RMF of one spectrum, `truth` of shape (1,), with `share` of its exposure and counts."""
+    """Return PHA, ARF and RMF of one spectrum, `truth` of shape (1,), with `share` of its exposure and counts."""
     one = truth[0]
     obsid, obi, region_id, back_illuminated = (
         int(one[name]) for name in ("obsid", "obi", "region_id", "back_illuminated")

@@ -35,7 +35,7 @@ class Reply:
 
 
 def error_page(service: str, reason: str) -> Reply:
-    """An error as web servers like to put it: an HTML page, with status 200."""
+    """Make an error as web servers like to put it: an HTML page, with status 200."""
     page = (
         f"<!DOCTYPE html>\n<html><head><title>Error</title></head><body><h1>Error</h1><p>{reason}</p></body></html>\n"
     )
@@ -43,5 +43,5 @@ def error_page(service: str, reason: str) -> Reply:
 
 
 def error_text(service: str, reason: str, detections: tuple[str, ...] = ()) -> Reply:
-    """An error as csccli puts it, with status 200."""
+    """Make an error as csccli puts it, with status 200."""
     return Reply(service, f"Error executing query: {reason}\n".encode(), detections=detections)

@@ -195,7 +195,7 @@ class ArchiveServer:
         return sum(map(_is_open, self._connections))
 
     def answer(self, path: str, parameters: dict[str, str], verb: str, length: int) -> tuple[Reply, str | None, float]:
-        """The proper answer to a request, the fault that it meets, and a number in [0, 1) that shapes the fault."""
+        """Find the proper answer to a request, the fault that it meets, and a number in [0, 1) that shapes it."""
         reply = self.services.reply(path, parameters, verb, length)
         if reply.service == "results":
             # Its faults are those of the query: a client that repeats both still succeeds at the third attempt.
@@ -222,7 +222,7 @@ class ArchiveServer:
                     stream.write(json.dumps(dataclasses.asdict(entry)) + "\n")
 
     def pieces(self, body: bytes) -> list[bytes]:
-        """A body in the pieces that it is sent in: with limited bandwidth, a twentieth of a second's at most."""
+        """Cut a body into the pieces that are sent: with limited bandwidth, a twentieth of a second's at most."""
         limit = self._bytes_per_second
         size = _PIECE_BYTES if limit is None else max(1, min(_PIECE_BYTES, int(limit / 20)))
         return [body[at : at + size] for at in range(0, len(body), size)]
@@ -387,7 +387,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _is_open(connection: socket.socket) -> bool:
-    """Whether the client still has the connection; its thread may not have noticed yet that it has not."""
+    """Tell whether the client still has the connection; its thread may not have noticed yet that it has not."""
     try:
         return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
     except BlockingIOError:
@@ -397,7 +397,7 @@ def _is_open(connection: socket.socket) -> bool:
 
 
 def _cut_tar(body: bytes, shape: float) -> bytes:
-    """A tar that does not end: cut within a member or, which is harder to notice, where one ends."""
+    """Cut a tar short, within a member or, which is harder to notice, where one ends."""
     with tarfile.open(fileobj=io.BytesIO(body)) as tar:
         ends = [member.offset_data + -(-member.size // _TAR_BLOCK) * _TAR_BLOCK for member in tar]
     if shape < 0.5 and ends:

@@ -1,4 +1,4 @@
-"""What the archive's services answer: TAP and csccli over some holdings, without the wire.
+"""Answers of the archive's services: TAP and csccli over some holdings, without the wire.
 
 The addresses and the habits are those of https://cda.cfa.harvard.edu, as far as its documentation and its public
 clients tell them, and others where asked for (`builder.simulator.habits`):
@@ -91,7 +91,7 @@ class Services:
         return Reply(path, b"There is nothing here, but at /csc21tap/sync and /csccli/retrieve.\n", status=404)
 
     def _refused(self, service: str, verb: str, length: int, parameters: dict[str, str]) -> Reply | None:
-        """The answer to what a habit refuses, None where it is answered properly."""
+        """Refuse what a habit refuses; None where it is answered properly."""
         asked = _packageset({"packageset": parameters.get("packageset", "")})
         detections = () if isinstance(asked, str) else _texts(asked)
         if "short-address" in self.habits and length > _LONG:
@@ -117,7 +117,7 @@ class Services:
         return Reply("retrieve", body, "application/x-tar", detections=_texts(asked))
 
     def _tar(self, files: list[File]) -> bytes:
-        """A tar of the form that is the habit."""
+        """Make a tar of the form that is the habit."""
         stream = io.BytesIO()
         form = next((form for habit, form in _FORMATS.items() if habit in self.habits), tarfile.USTAR_FORMAT)
         write_tar(stream, files, form)
@@ -160,7 +160,7 @@ class Services:
         return error_text("retrieveFile", f"there is no file {filename}", _texts(asked))
 
     def _files(self, asked: Asked, *, package: bool = False) -> list[File]:
-        """The files asked for, as far as there are any."""
+        """Return the files asked for, as far as there are any."""
         kinds: dict[DetectionId, set[str]] = {}
         for detection, kind in asked:
             kinds.setdefault(detection, set()).add(kind)
@@ -174,7 +174,7 @@ class Services:
 
 
 def _packageset(parameters: dict[str, str]) -> Asked | str:
-    """The detections and kinds of file that are asked for, or what is wrong with them."""
+    """Return the detections and kinds of file that are asked for, or what is wrong with them."""
     if parameters.keys() != {"packageset"}:
         return "give packageset and version, and nothing else"
     asked = []
@@ -194,7 +194,7 @@ def _name(file: File) -> ProductName | None:
 
 
 def _as_v7(tar: bytes) -> bytes:
-    """A tar without the fields that came after version 7: magic, version and whatever follows them."""
+    """Give a tar without the fields that came after version 7: magic, version and whatever follows them."""
     old = bytearray(tar)
     at = 0
     while any(old[at : at + tarfile.BLOCKSIZE]):
@@ -207,7 +207,7 @@ def _as_v7(tar: bytes) -> bytes:
 
 
 def _without_end(tar: bytes) -> bytes:
-    """A tar cut behind its last member."""
+    """Cut a tar behind its last member."""
     with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
         opened.getmembers()
         return tar[: opened.offset]
@@ -218,7 +218,7 @@ def _texts(asked: Asked) -> tuple[str, ...]:
 
 
 def _gzipped(file: File) -> File:
-    """The file as the archive serves it; holdings may have it as it is within the installed Sherpa."""
+    """Return the file as the archive serves it; holdings may have it as it is within the installed Sherpa."""
     if file.data.startswith(b"\x1f\x8b"):
         return file
     return File(f"{file.name.removesuffix('.gz')}.gz", gzip.compress(file.data, compresslevel=1, mtime=0))

@@ -50,7 +50,7 @@ _CROSS_SECTION = np.array(
 
 
 def source_name(prefix: str, ra: float, dec: float) -> str:
-    """The catalog's name of a position in deg: ``<prefix> JHHMMSS.s±DDMMSS``, truncated and not rounded."""
+    """Write the catalog's name of a position in deg: ``<prefix> JHHMMSS.s±DDMMSS``, truncated and not rounded."""
     tenths = int(ra % 360.0 * 2400.0)
     seconds = int(abs(dec) * 3600.0)
     hms = f"{tenths // 36000:02d}{tenths // 600 % 60:02d}{tenths // 10 % 60:02d}.{tenths % 10}"
@@ -58,14 +58,14 @@ def source_name(prefix: str, ra: float, dec: float) -> str:
 
 
 def absorption_cross_section(energy: Floats) -> Floats:
-    """Photoelectric cross-section per hydrogen atom, cm2, at `energy` (0.284-10 keV): Morrison & McCammon 1983."""
+    """Compute the photoelectric cross-section per hydrogen atom, cm2, at 0.284-10 keV: Morrison & McCammon 1983."""
     _, c0, c1, c2 = _CROSS_SECTION[np.searchsorted(_CROSS_SECTION[:, 0], energy, side="right") - 1].T
     section: Floats = 1e-24 * (c0 + c1 * energy + c2 * energy**2) / energy**3
     return section
 
 
 def photon_spectrum(sources: NDArray[np.void], edges: Floats) -> Floats:
-    """Photons in each energy bin, arbitrary norm.
+    """Compute photons in each energy bin, arbitrary norm.
 
     An absorbed power law ``E^-index``, alone or with a neutral iron line at 6.4 keV, or a plasma: bremsstrahlung
     ``E^-1 (E/kT)^-0.4 exp(-E/kT)`` (the usual power-law approximation of the Gaunt factor) and lines of fixed
@@ -96,7 +96,7 @@ def photon_spectrum(sources: NDArray[np.void], edges: Floats) -> Floats:
 
 
 def effective_area(sources: NDArray[np.void], energy: Floats) -> Floats:
-    """Area in cm2, shape (n, m), at `energy` in keV; it falls with the off-axis angle, faster at high energies."""
+    """Compute the area in cm2, shape (n, m), at `energy` in keV: less off axis, and least at high energies."""
     on_axis = np.array([np.interp(energy, _AREA_KEV, area) for area in _AREA])[sources["back_illuminated"]]
     vignetting = 1.0 - np.outer(sources["theta"] / 10.0, 0.18 + 0.035 * energy)
     area: Floats = on_axis * vignetting
@@ -171,7 +171,7 @@ def draw_detections(n: int, seed: int, first_obsid: int, interleaved: float) -> 
 
 
 def catalog_rows(truth: NDArray[np.void], n: int, seed: int) -> list[dict[str, object]]:
-    """The catalog rows of the first `n` detections, keyed by the bare names of the catalog's columns, in its order."""
+    """Make the catalog rows of the first `n` detections, by the bare names of the catalog's columns, in its order."""
     edges = np.linspace(0.3, 9.3, 91)
     energy = (edges[:-1] + edges[1:]) / 2
     soft, medium, hard = slice(2, 9), slice(9, 17), slice(17, 67)  # the catalog's 0.5-1.2, 1.2-2 and 2-7 keV

@@ -124,7 +124,7 @@ class TapService:
         return Reply("results", write_votable(names, rows), _VOTABLE)
 
     def _tables(self) -> Reply:
-        """The tables as VOSI 1.1 lists them."""
+        """List the tables as VOSI 1.1 does."""
         tables: dict[str, list[str]] = {}
         for table, column in self._columns:
             tables.setdefault(table, []).append(f"<column><name>{escape(column)}</name></column>")
@@ -136,7 +136,7 @@ class TapService:
         return Reply("tables", text.encode(), "text/xml")
 
     def _job(self, name: str) -> Reply:
-        """A job as UWS 1.1 tells of it; it is done at once."""
+        """Tell of a job as UWS 1.1 does; it is done at once."""
         text = (
             '<uws:job xmlns:uws="http://www.ivoa.net/xml/UWS/v1.0" version="1.1">'
             f"<uws:jobId>{name}</uws:jobId><uws:phase>COMPLETED</uws:phase></uws:job>\n"
@@ -145,5 +145,5 @@ class TapService:
 
 
 def with_bad_row(rows: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:
-    """The rows, and one more that names no detection."""
+    """Add a row that names no detection."""
     return [*rows, *({**row, "name": f"{row['name']} x", "obsid": 1_000_000} for row in rows[:1])]

@@ -80,7 +80,7 @@ def make(
 
 
 def results(packages: Iterable[Package], archive: Archive, store: Store) -> Iterator[tuple[Package, PackageResult]]:
-    """Every package's result, in the order given: read from the store, or made where it is missing or damaged."""
+    """Yield the result of every package in order, read from the store, or made where it is missing or damaged."""
     for package in packages:
         try:
             result = store.read(package)
@@ -155,7 +155,7 @@ def fill_by(
     lag: int = _LAG,
     done: Done = lambda package: None,
 ) -> None:
-    """`fill`, with every package made by a worker of an executor, such as that of a Dask cluster.
+    """Do as `fill`, each package made by a worker of an executor, such as that of a Dask cluster.
 
     Each worker fetches, reduces and writes to the store, which it must share, as it must the cache with the locks of
     the connections; nothing but the word that it is done comes back. This process must see what was written within
@@ -186,7 +186,7 @@ def fill_by(
 
 
 def _check_shared(package: Package, store: Store, lag: int) -> None:
-    """ChandraSpectraError where this process does not see what a worker has written."""
+    """Raise ChandraSpectraError where this process does not see what a worker has written."""
     for _ in range(lag):
         if package in store:
             return
@@ -229,7 +229,7 @@ def counter(progress: Progress, step: str, total: int) -> Callable[[Package], No
 
 @contextlib.contextmanager
 def dask_executor(address: str) -> Iterator[Executor]:
-    """The executor of a Dask cluster; SettingError where it does not answer."""
+    """Return the executor of a Dask cluster; SettingError where it does not answer."""
     require("distributed", "dask", "--dask")
     from distributed import Client
 

@@ -23,7 +23,7 @@ from builder.model.ids import DetectionId
 from builder.model.records import Rejection, Response, Spectrum
 from builder.model.settings import Recipe
 
-_FORMAT = 3
+_FORMAT = 4
 """Of a package's file: part of its name, so that a file of another format is missing, not damaged."""
 _MAGIC = f"chandra-spectra package {_FORMAT} ".encode()
 _DERIVED = ("detection_id", "healpix", "split")
@@ -37,7 +37,7 @@ RESPONSES_SCHEMA = arrow_schema(RESPONSES)
 
 @dataclass(frozen=True, slots=True)
 class PackageResult:
-    """What came of one package, as tables.
+    """Outcomes of one package, as tables.
 
     `SPECTRA_SCHEMA`, `REJECTIONS_SCHEMA`, `EBOUNDS_SCHEMA` and, empty where they are not kept, `RESPONSES_SCHEMA`.
     """
@@ -49,7 +49,7 @@ class PackageResult:
 
 
 def rejections_table(rejections: Iterable[Rejection]) -> pa.Table:
-    """Rejections as a table."""
+    """Return rejections as a table."""
     rows = [
         {"detection_id": str(r.detection), "stage": r.stage, "reason": r.reason, "message": r.message, "url": r.url}
         for r in rejections
@@ -88,7 +88,9 @@ def package_result(detections: tuple[DetectionId, ...], outcomes: Iterable[Spect
         ),
         pa.Table.from_pylist(
             [
-                {"rmf_sha256": key, "ebounds_id": grid, **{name: getattr(response, name) for name in names}}
+                {"rmf_sha256": key, "ebounds_id": grid, "fault": response}
+                if isinstance(response, str)
+                else {"rmf_sha256": key, "ebounds_id": grid, **{name: getattr(response, name) for name in names}}
                 for key, (grid, response) in responses.items()
             ],
             RESPONSES_SCHEMA,
@@ -137,8 +139,8 @@ class Store:
         StoreError
             If the store cannot be listed.
         """
-        names = self.folder.names()
-        return frozenset(package for package in packages if self.name(package) in names)
+        there = self.folder.sizes()
+        return frozenset(package for package in packages if self.name(package) in there)
 
     def write(self, package: Package, result: PackageResult) -> None:
         """Keep a finished package. Two runs that make it at once do no harm: they write the same.

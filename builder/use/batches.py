@@ -24,11 +24,11 @@ _STRINGS = {column.name for column in COLUMNS if column.length is None and colum
 _STRUCTS = {column.name.partition(".")[0] for column in COLUMNS if "." in column.name}
 
 _TYPES = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float32}
-"""What the formatters of `datasets` make of booleans, integers and floats."""
+"""Types that the formatters of `datasets` give to booleans, integers and floats."""
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One batch of rows, for the `collate_fn` of a torch ``DataLoader``.
+    """Make one batch of rows, for the `collate_fn` of a torch ``DataLoader``.
 
     The batch is the same whether the rows come plain or through ``with_format("numpy")`` or ``with_format("torch")``,
     and a column of the dataset has the same type in every batch.
@@ -74,7 +74,7 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _padded(structs: list[Mapping[str, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-    """The fields of structs of lists, padded to the longest, and where there is a value."""
+    """Return the fields of structs of lists, padded to the longest, and where there is a value."""
     lengths = np.array([len(next(iter(struct.values()))) for struct in structs])
     mask = np.arange(lengths.max()) < lengths[:, np.newaxis]
     fields = {}

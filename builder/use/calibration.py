@@ -1,4 +1,4 @@
-"""What the instrument does to a spectrum: energies of the channels, coarser channels, and the folding of a model."""
+"""Effects of the instrument: energies of the channels, coarser channels, and the folding of a model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from builder.model.errors import SettingError
+from builder.model.invariants import energy_faults
 from builder.model.records import N_CHANNELS
 
 Floats = NDArray[np.float64]
@@ -31,11 +32,6 @@ class Calibration:
     responses : datasets.Dataset, optional
         Config ``responses``, wanted by `fold` only, or a function that loads it. It is read row by row.
 
-    Raises
-    ------
-    SettingError
-        If the energies of a channel grid do not rise.
-
     Examples
     --------
     >>> from chandra_spectra import Calibration
@@ -46,9 +42,8 @@ class Calibration:
         self._grids: dict[str, tuple[Floats, Floats]] = {}
         for row in ebounds:
             low, high = (np.array(row[name], dtype=np.float64) for name in ("energy_lo", "energy_hi"))
-            if not (np.all(low < high) and np.all(np.diff(low) > 0) and np.all(np.diff(high) > 0)):
-                raise SettingError(f"the energies of channel grid {row['ebounds_id']} do not rise")
             self._grids[str(row["ebounds_id"])] = low, high
+        self._sound: set[str] = set()
         self._responses = responses
         self._table: Any = None
         self._numbers: dict[str, int] = {}
@@ -56,7 +51,7 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str, **options: Any) -> Calibration:
-        """The tables of a prepared folder or of a dataset on a hub.
+        """Read the tables of a prepared folder or of a dataset on a hub.
 
         Parameters
         ----------
@@ -84,10 +79,10 @@ class Calibration:
 
     def __getstate__(self) -> dict[str, Any]:
         # datasets makes the key of a cached `map` of this, which must not depend on what was folded before
-        return self.__dict__ | {"_table": None, "_numbers": {}, "_decoded": {}}
+        return self.__dict__ | {"_table": None, "_numbers": {}, "_decoded": {}, "_sound": set()}
 
     def energies(self, ebounds_id: str) -> tuple[Floats, Floats]:
-        """Nominal energies of channels 1 to 1024.
+        """Return the nominal energies of channels 1 to 1024.
 
         Parameters
         ----------
@@ -102,18 +97,23 @@ class Calibration:
         Raises
         ------
         SettingError
-            If there is no such grid.
+            If there is no such grid, or its energies are not bins that follow each other.
         """
         low, high = self._grid(ebounds_id)
         return low.copy(), high.copy()
 
     def _grid(self, ebounds_id: str) -> tuple[Floats, Floats]:
         try:
-            return self._grids[ebounds_id]
+            low, high = self._grids[ebounds_id]
         except KeyError:
             raise SettingError(
                 f"config ebounds has no channel grid {ebounds_id!r}: take ebounds and rows of one folder"
             ) from None
+        if ebounds_id not in self._sound:  # here, since another bad grid is nobody's concern
+            for fault in energy_faults("the grid", low, high):
+                raise SettingError(f"channel grid {ebounds_id}: {fault.words(int(fault.bad.argmax()))}")
+            self._sound.add(ebounds_id)
+        return low, high
 
     def rebin(self, rows: Mapping[str, Any], edges: ArrayLike) -> dict[str, NDArray[Any]]:
         """Sum channels into coarser bins, a view of fixed size.
@@ -169,7 +169,7 @@ class Calibration:
         return dict(zip(_REBINNED, (*summed, _mean_area(arf, low, high), low, high), strict=True))
 
     def fold(self, model: Callable[[Floats, Floats], ArrayLike], row: Mapping[str, Any]) -> Floats:
-        """Counts that a model predicts in each channel of the source region, without background.
+        """Compute the counts that a model predicts in each channel of the source region, without background.
 
         ``exposure * sum over energies of RMF(channel, energy) * ARF(energy) * model(energy)`` (OGIP CAL/GEN/92-002),
         as in Sherpa's ``RSPModelPHA``; AREASCAL is 1 in all rows.
@@ -192,8 +192,8 @@ class Calibration:
         Raises
         ------
         SettingError
-            If there are no responses or not this one, it is more than a row, the energies of ARF and RMF differ, or
-            the model gives another number of values.
+            If there are no responses or not this one, it could not be kept, it is more than a row, the energies of ARF
+            and RMF differ, or the model gives another number of values.
         """
         _require(row, ("exposure", "arf", "rmf_sha256"))
         if not isinstance(row["rmf_sha256"], str):
@@ -210,7 +210,7 @@ class Calibration:
         return predicted
 
     def _response(self, rmf_sha256: str) -> tuple[Floats, Floats, Floats]:
-        """Energies and matrix of shape (energies, 1024); the last few are kept."""
+        """Return the energies and matrix of shape (energies, 1024); the last few are kept."""
         if rmf_sha256 not in self._decoded:
             response = _decode(self._read(rmf_sha256))
             if len(self._decoded) >= _KEPT:
@@ -229,6 +229,8 @@ class Calibration:
         if rmf_sha256 not in self._numbers:
             raise SettingError(f"config responses has no RMF {rmf_sha256}: take responses and rows of one folder")
         row = self._table[self._numbers[rmf_sha256]]
+        if "fault" in row.column_names and (fault := row["fault"][0].as_py()) is not None:
+            raise SettingError(f"the matrix of RMF {rmf_sha256} could not be kept: {fault}")
         lists = {name: row[name].combine_chunks().flatten().to_numpy() for name in _LISTS}
         return lists | {"first_channel": row["first_channel"].to_numpy()}
 
@@ -274,7 +276,7 @@ def _arf(arf: Mapping[str, ArrayLike]) -> tuple[Floats, Floats, Floats]:
 
 
 def _mean_area(arf: Mapping[str, ArrayLike], low: Floats, high: Floats) -> Floats:
-    """Mean over each range of an area that is constant in each bin of the ARF and 0 outside, cm2."""
+    """Compute the mean over each range of an area that is constant in each bin of the ARF and 0 outside, cm2."""
     arf_low, arf_high, area = _arf(arf)
     overlap = np.minimum.outer(high, arf_high) - np.maximum.outer(low, arf_low)
     mean: Floats = (np.maximum(overlap, 0) @ area) / (high - low)
@@ -282,7 +284,7 @@ def _mean_area(arf: Mapping[str, ArrayLike], low: Floats, high: Floats) -> Float
 
 
 def _decode(row: Mapping[str, NDArray[Any]]) -> tuple[Floats, Floats, Floats]:
-    """Energies and matrix of a row of config ``responses``: groups of CAL/GEN/92-002, written out."""
+    """Return the energies and matrix of a row of config ``responses``: groups of CAL/GEN/92-002, written out."""
     n_energies, n_chan = row["n_grp"].size, row["n_chan"].astype(np.int64)
     energy = np.repeat(np.repeat(np.arange(n_energies), row["n_grp"]), n_chan)
     within = np.arange(n_chan.sum()) - np.repeat(np.cumsum(n_chan) - n_chan, n_chan)

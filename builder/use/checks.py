@@ -1,13 +1,13 @@
-"""What must hold for the rows of a prepared folder, checked a slice at a time.
+"""Rules for the rows of a prepared folder, checked a slice at a time.
 
-Each function takes a `Check`, which collects failures, and the `Rows` of one slice. The statements on bins are those
-that hold for every recipe: Sherpa's bins cover the kept channels without a gap, from the edge of a channel to the
-edge of a channel, and only the last may have fewer counts than were asked for.
+Each function takes a `Check`, which collects failures, and the `Rows` of one slice. What the numbers of a row must be
+is said in `builder.model.invariants`, as it is demanded of each row when it is made.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,17 @@ from builder.archive.products import KINDS, ProductName
 from builder.dataset.rows import examples, healpix
 from builder.dataset.slices import Rows
 from builder.model.columns import COLUMNS, Column
-from builder.model.errors import SettingError
+from builder.model.errors import ProductError, SettingError
 from builder.model.ids import DetectionId
+from builder.model.invariants import (
+    Fault,
+    area_faults,
+    bin_faults,
+    channel_faults,
+    count_faults,
+    energy_faults,
+    scalar_faults,
+)
 from builder.model.records import N_CHANNELS, Response
 from builder.model.settings import Recipe
 from builder.model.splits import Splits
@@ -32,12 +41,6 @@ LIMIT = 20
 
 Grids = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 """Low and high channel energies by ebounds_id, keV."""
-
-_EDGE = 1e-6
-"""keV within which an edge of the kept range counts as the edge of a channel: Sherpa compares with a tolerance."""
-
-_HALF_ROUNDING = 1e-6
-"""Relative; the centre and the edges of a bin are each rounded to float32."""
 
 _MAY_BE_NULL = {column.name for column in COLUMNS if column.nullable}
 _SCALARS = tuple(column.name for column in COLUMNS if column.configs == ("spectra", "counts"))
@@ -87,6 +90,15 @@ class Check:
             self.fail(*rows.place(config, int(index)), text.format(*(array[value] for array in values)))
         self.failed += max(0, of.size - LIMIT)
 
+    def fail_faults(
+        self, rows: Rows, config: str, faults: Iterable[Fault], chosen: NDArray[np.intp] | None = None
+    ) -> None:
+        """Note the first value of every row that does not meet a demand; `chosen` are the rows that were looked at."""
+        for fault in faults:
+            row = np.arange(fault.bad.size) if fault.row is None else fault.row
+            row = row if chosen is None else chosen[row]
+            self.fail_values(rows, config, row, fault.bad, fault.text, *fault.values)
+
 
 def _flat(table: pa.Table, name: str) -> NDArray[Any]:
     values: NDArray[Any] = pc.list_flatten(table[name]).to_numpy()
@@ -109,7 +121,7 @@ def _differ(one: pa.ChunkedArray, other: pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def check_nulls(check: Check, rows: Rows) -> bool:
-    """No null but in a value of the catalog; returns whether that holds, without which the rest means nothing."""
+    """Check that only values of the catalog are null; return whether that holds: else the rest means nothing."""
     before = check.failed
     for config, table in (("spectra", rows.spectra), ("counts", rows.counts)):
         for name in table.column_names:
@@ -124,7 +136,7 @@ def check_nulls(check: Check, rows: Rows) -> bool:
 
 
 def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str], splits: Splits) -> int:
-    """Ids agree with each other, rise from row to row, name the files, and stand in both configs alike.
+    """Check that ids agree with each other, rise from row to row, name the files, and stand in both configs alike.
 
     Parameters
     ----------
@@ -188,7 +200,7 @@ def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str], split
 
 
 def check_grids(check: Check, table: pa.Table, file: str) -> Grids:
-    """Every channel energy grid has the id of its numbers, once, and rises; returns the grids."""
+    """Check that every channel energy grid has the id of its numbers, once, and rises; return the grids."""
     grids: Grids = {}
     for index in range(len(table)):
         key = table["ebounds_id"][index].as_py()
@@ -198,16 +210,17 @@ def check_grids(check: Check, table: pa.Table, file: str) -> Grids:
             check.fail(file, f"{key} (row {index})", f"the energies have the ebounds_id {digest}")
         if key in grids:
             check.fail(file, f"{key} (row {index})", "is there twice")
-        if not (np.all(low < high) and np.all(np.diff(low) > 0)):
-            check.fail(file, f"{key} (row {index})", "the energies do not rise")
+        for fault in energy_faults("ebounds", low, high):
+            check.fail(file, f"{key} (row {index})", fault.words(int(fault.bad.argmax())))
         grids[key] = (low, high)
     return grids
 
 
 def check_responses(check: Check, rows: pa.RecordBatch, file: str, used: dict[str, str], found: set[str]) -> None:
-    """Every response agrees with itself and has the grid of the rows that use it; its key is added to `found`."""
+    """Check that every response agrees with itself or says why it is null, and has its rows' grid; add its key."""
     for name, column in zip(rows.schema.names, rows.columns, strict=True):
-        if column.null_count or (pa.types.is_list(column.type) and column.flatten().null_count):
+        key = name in ("rmf_sha256", "ebounds_id")
+        if (key and column.null_count) or (pa.types.is_list(column.type) and column.flatten().null_count):
             check.fail(file, f"{name} holds a null")
             return
     for row in examples(pa.Table.from_batches([rows])):
@@ -217,23 +230,27 @@ def check_responses(check: Check, rows: pa.RecordBatch, file: str, used: dict[st
         if grid != used.get(key, grid):
             check.fail(file, key, f"ebounds_id is {grid}, that of its rows is {used[key]}")
         found.add(key)
-        try:
-            Response(**{name: row[name] for name in Response.__slots__})
-        except (ValueError, TypeError) as error:
-            check.fail(file, key, str(error))
+        values = {name: row[name] for name in Response.__slots__}
+        nulls = [name for name, value in values.items() if value is None]
+        if row["fault"] is not None:
+            if len(nulls) < len(values):
+                check.fail(file, key, "is not null, though it has a fault")
+        elif nulls:
+            check.fail(file, key, f"{nulls[0]} is null, without a fault")
+        else:
+            try:
+                Response(**values)
+            except (ProductError, ValueError) as error:
+                check.fail(file, key, str(error))
 
 
 def check_channels(check: Check, rows: Rows, grids: Grids) -> None:
-    """Scales are positive, counts are not negative, the effective area is well-formed, and the grid is known."""
-    for name in ("exposure", "background_scale"):
-        values = rows.spectra[name].to_numpy()
-        wrong = ~((values > 0) & np.isfinite(values))
-        check.fail_rows(rows, "spectra", wrong, f"{name} is {{}}, not a positive number", values)
+    """Check that scalars, counts and the effective area are what they must be, and that the grid is known."""
+    scalars = (rows.spectra[name].to_numpy() for name in ("exposure", "background_scale"))
+    check.fail_faults(rows, "spectra", scalar_faults(*scalars))
     table = rows.counts
     for name in ("counts", "background_counts"):
-        matrix = _matrix(table, name)
-        lowest = matrix.min(axis=1)
-        check.fail_rows(rows, "counts", lowest < 0, f"{name} has {{}}", lowest)
+        check.fail_faults(rows, "counts", count_faults(name, _matrix(table, name).min(axis=1)))
     keys = table["ebounds_id"].to_pylist()
     unknown = np.array([key not in grids for key in keys])
     check.fail_rows(rows, "counts", unknown, "ebounds_id {} is not in config ebounds", keys)
@@ -243,17 +260,12 @@ def check_channels(check: Check, rows: Rows, grids: Grids) -> None:
     chosen = np.flatnonzero(~uneven)
     table = table.take(pa.array(chosen))
     low, high, area = (_flat(table, f"arf.{name}") for name in ("energy_lo", "energy_hi", "specresp"))
-    row = np.repeat(chosen, lengths[0][chosen])
-    wrong = ~(np.isfinite(low) & np.isfinite(high) & (low < high))
-    check.fail_values(rows, "counts", row, wrong, "arf has a bin {}-{} keV", low, high)
-    falls = np.concatenate([[False], (np.diff(low) <= 0) & (np.diff(row) == 0)])
-    check.fail_values(rows, "counts", row, falls, "arf.energy_lo does not rise at {} keV", low)
-    wrong = ~(np.isfinite(area) & (area >= 0))
-    check.fail_values(rows, "counts", row, wrong, "arf.specresp is {} cm2 at {} keV", area, low)
+    row = np.repeat(np.arange(chosen.size), lengths[0][chosen])
+    check.fail_faults(rows, "counts", area_faults(low, high, area, row), chosen)
 
 
 def check_spectra(check: Check, rows: Rows, recipe: Recipe, grids: Grids) -> None:
-    """The bins cover the kept channels, are as long as n_bins, finite, and hold the counts that are said."""
+    """Check that the bins cover the kept channels, are as long as n_bins, finite, and hold the counts that are said."""
     n_bins = rows.spectra["n_bins"].to_numpy()
     whole = np.ones(len(rows), dtype=bool)
     for name in _BINS:
@@ -275,76 +287,17 @@ def _check_bins(
     recipe: Recipe,
     grid: tuple[NDArray[np.float64], NDArray[np.float64]],
 ) -> None:
-    table = rows.spectra.take(pa.array(chosen))
+    table, channels = (rows.take(pa.array(chosen)) for rows in (rows.spectra, rows.counts))
     centre, low, high, flux, error = (_flat(table, name) for name in _BINS)
-    n_bins = table["n_bins"].to_numpy()
-    ends = np.cumsum(n_bins)
-    starts, place = ends - n_bins, np.repeat(np.arange(chosen.size), n_bins)
-    row = chosen[place]
-
-    def fail(bad: NDArray[np.bool_], text: str, *values: Any) -> None:
-        check.fail_values(rows, "spectra", row, bad, text, *values)
-
-    for name, values in zip(_BINS, (centre, low, high, flux, error), strict=True):
-        fail(~np.isfinite(values), f"{name} is {{}}", values)
-    fail(error <= 0, "spectrum.flux_error is {} at {} keV", error, centre)
-    middle = (low.astype(np.float64) + high) / 2
-    fail(
-        ~np.isclose(centre, middle, rtol=_HALF_ROUNDING, atol=0),
-        "the centre {} of the bin {}-{} keV",
-        centre,
-        low,
-        high,
-    )
-
-    grid_lo, grid_hi = (edges.astype(np.float32) for edges in grid)
-    first, last = (
-        np.minimum(np.searchsorted(edges, values), N_CHANNELS - 1)
-        for edges, values in ((grid_lo, low), (grid_hi, high))
-    )
-    whole = (grid_lo[first] == low) & (grid_hi[last] == high) & (first <= last)
-    fail(~whole, "the bin {}-{} keV does not reach from the edge of a channel to that of another", low, high)
-    gap = np.ones(row.size, dtype=bool)
-    gap[1:] = first[1:] != last[:-1] + 1
-    gap[starts] = False
-    fail(gap, "the bin {}-{} keV does not begin where the one before ends, {} keV", low, high, np.roll(high, 1))
-
-    def fail_row(bad: NDArray[np.bool_], text: str, *values: Any) -> None:
-        every = np.zeros(len(rows), dtype=bool)
-        every[chosen[bad]] = True
-        spread = [dict(zip(chosen.tolist(), value, strict=True)) for value in values]
-        check.fail_rows(rows, "spectra", every, text, *spread)
-
-    begin, end = first[starts], last[ends - 1]
-    low_wrong = grid[0][begin] < recipe.energy_min - _EDGE
-    low_wrong |= (begin > 0) & (grid[0][begin - 1] > recipe.energy_min + _EDGE)
-    high_wrong = grid[1][end] > recipe.energy_max + _EDGE
-    high_wrong |= (end < N_CHANNELS - 1) & (grid[1][np.minimum(end + 1, N_CHANNELS - 1)] < recipe.energy_max - _EDGE)
-    fail_row(
-        low_wrong | high_wrong,
-        f"the bins cover {{}}-{{}} keV of the {recipe.energy_min:g}-{recipe.energy_max:g} keV that are kept",
-        grid_lo[begin],
-        grid_hi[end],
-    )
-
-    channels = rows.counts.take(pa.array(chosen))
-    for name, total in (("counts", "source_counts"), ("background_counts", "background_counts_total")):
-        sums = np.pad(np.cumsum(_matrix(channels, name), axis=1), ((0, 0), (1, 0)))
-        each = np.arange(chosen.size)
-        said, found = table[total].to_numpy(), sums[each, end + 1] - sums[each, begin]
-        fail_row(said != found, f"{total} is {{}}, the kept channels have {{}}", said, found)
-        if name == "counts":
-            grouped = sums[place, last + 1] - sums[place, first]
-    if recipe.group:
-        few = grouped < recipe.min_counts
-        few[ends - 1] = False
-        fail(few, f"the bin {{}}-{{}} keV has {{}} counts, not {recipe.min_counts} or more", low, high, grouped)
-    else:
-        fail(first != last, "the bin {}-{} keV is more than one channel", low, high)
+    row = np.repeat(np.arange(chosen.size), table["n_bins"].to_numpy())
+    check.fail_faults(rows, "spectra", bin_faults(centre, low, high, flux, error, row), chosen)
+    counts = _matrix(channels, "counts"), _matrix(channels, "background_counts")
+    totals = table["source_counts"].to_numpy(), table["background_counts_total"].to_numpy()
+    check.fail_faults(rows, "spectra", channel_faults(recipe, grid, (low, high), row, counts, totals), chosen)
 
 
 def hdf5_columns(check: Check, file: h5py.File, name: str, rows: int) -> bool:
-    """The HDF5 file has every column with its unit, and as many rows; returns whether it has."""
+    """Check that the HDF5 file has every column with its unit, and as many rows; return whether it has."""
     before = check.failed
     expected = {column.hdf5_name for column in COLUMNS} | {"ebounds"}
     for missing in sorted(expected - set(file)):
@@ -361,7 +314,7 @@ def hdf5_columns(check: Check, file: h5py.File, name: str, rows: int) -> bool:
 
 
 def check_hdf5(check: Check, rows: Rows, file: h5py.File) -> None:
-    """The HDF5 file holds, in each column, the numbers and words of Parquet; doubles where Parquet has them rounded."""
+    """Check that the HDF5 file holds the numbers and words of Parquet; doubles where Parquet has them rounded."""
     for column in COLUMNS:
         table = rows.spectra if "spectra" in column.configs else rows.counts
         dataset = file[column.hdf5_name]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +35,7 @@ EXPORT_FILE = "export.json"
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written.
+    """Size of an export.
 
     Attributes
     ----------
@@ -98,7 +98,7 @@ def export(
     """
     folder = Path(folder).resolve()
     manifest = Manifest.read(folder)
-    write = _writer(layout, manifest, tuple(detections), archive, cache)
+    write = _writer(layout, folder, manifest, tuple(detections), archive, cache)
     output = Path(output or folder.with_name(f"{folder.name}_{layout}")).resolve()
     if output.is_relative_to(folder) or folder.is_relative_to(output):
         raise OutputError(f"{output} and the prepared folder {folder} lie in each other: give another name")
@@ -119,21 +119,19 @@ def export(
 
 
 def _writer(
-    layout: str, manifest: Manifest, detections: tuple[str, ...], archive: str, cache: Path | None
+    layout: str, folder: Path, manifest: Manifest, detections: tuple[str, ...], archive: str, cache: Path | None
 ) -> Callable[[h5py.File, Path, Progress], None]:
-    """What writes a layout, all that can be wrong with the options found first."""
+    """Return the writer of a layout; anything wrong with the options is found first."""
     if layout not in LAYOUTS:
         raise SettingError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
     if layout == "fits":
-        from builder.model.settings import Settings
         from builder.use.export_fits import write_fits
         from builder.workspace import open_workspace
 
         if not detections:
             raise SettingError("say which detections: --detection 4938.0.43, and again for more")
         chosen = tuple(dict.fromkeys(map(DetectionId.parse, detections)))
-        made = manifest.settings
-        settings = Settings(manifest.archive(archive), made["release"], made.get("catalog", ""))
+        settings = replace(manifest.read_settings(folder), archive=manifest.archive(archive))
         return partial(write_fits, detections=chosen, archive=open_workspace(settings, cache).archive)
     if detections or archive:
         raise SettingError(f"--detection and --archive are for --layout fits; {layout} takes all rows")

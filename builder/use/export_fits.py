@@ -98,7 +98,7 @@ def _write(folder: Path, products: Products, row: dict[str, Any], energy_lo: NDA
 
 
 def _inflated(products: Products, kind: str, row: dict[str, Any]) -> File:
-    """One file of a detection, gunzipped; ArchiveError if it is not the one that the row was made from."""
+    """Return one file of a detection, gunzipped; ArchiveError if it is not the one that the row was made from."""
     file: File | None = getattr(products, kind)
     try:
         data = b"" if file is None else inflate(file)
@@ -113,7 +113,7 @@ def _inflated(products: Products, kind: str, row: dict[str, Any]) -> File:
 
 
 def _groups(row: dict[str, Any], energy_lo: NDArray[np.float64]) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """GROUPING and QUALITY of the channels, from the row's bins; the edges of bins are those of channels."""
+    """Return GROUPING and QUALITY of the channels, from the row's bins; the edges of bins are those of channels."""
     begins = np.isin(energy_lo, row["spectrum.ene_low_bin"])
     kept = (energy_lo >= row["spectrum.ene_low_bin"][0]) & (energy_lo < row["spectrum.ene_high_bin"][-1])
     grouping = np.where(begins | ~kept, 1, -1).astype(np.int16)

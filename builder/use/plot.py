@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.dataset.pictures import energy_axis
+from builder.dataset.pictures import STYLE, energy_axis
 from builder.dataset.read import check_outside, read_rows, read_scalars
 from builder.files import write_whole
 from builder.model.errors import SettingError, require
@@ -28,7 +28,7 @@ _ERRORS = 4
 
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)  # keV
 _LOWEST = 0.1
-"""Where a logarithmic energy axis begins at the latest, keV: a channel may begin at 0, but ACIS sees nothing there."""
+"""Latest begin of a logarithmic energy axis, keV: a channel may begin at 0, but ACIS sees nothing there."""
 
 _MARGIN = 22
 """Columns of a terminal that the labels of the axes take from a plot."""
@@ -39,25 +39,17 @@ _METADATA: dict[str, dict[str, None]] = {
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     ".svg": {"Date": None, "Creator": None},
 }
-_STYLE: dict[Any, Any] = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": "0.88",
-    "grid.linewidth": 0.6,
-    "svg.hashsalt": "chandra-spectra",
-}
 
 
 def title(row: dict[str, Any]) -> str:
-    """What a plot of the row is headed with, in one line: source (if it has a name), detection, exposure and counts."""
+    """Write the title of a row's plot: source (if it has a name), detection, exposure and counts."""
     exposure, counts = f"{row['exposure'] / 1000:,.1f} ks", several(row["source_counts"], "count")
     parts = one_line(row["name"]), row["detection_id"], exposure, counts
     return ", ".join(filter(None, parts))
 
 
 def terminal_plot(row: dict[str, Any]) -> str:
-    """The spectrum as text, as wide as the terminal: counts/s/keV against keV, both axes logarithmic."""
+    """Return the spectrum as text, as wide as the terminal: counts/s/keV against keV, both axes logarithmic."""
     import plotille
 
     energy, rate = (np.asarray(row["spectrum"][name]) for name in ("ene_center_bin", "flux"))
@@ -83,7 +75,7 @@ def terminal_plot(row: dict[str, Any]) -> str:
 
 
 def binned_counts(folder: Path, rows: Iterable[dict[str, Any]]) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """Counts of the source region, and background counts scaled to it, in the bins of each row's spectrum.
+    """Return the counts of the source region, and background counts scaled to it, in the bins of each row's spectrum.
 
     Parameters
     ----------
@@ -118,7 +110,7 @@ def binned_counts(folder: Path, rows: Iterable[dict[str, Any]]) -> list[tuple[ND
 
 
 def check_number(detections: list[str]) -> list[str]:
-    """The same detections; SettingError if they are more than `MOST`."""
+    """Return the same detections; SettingError if they are more than `MOST`."""
     if len(detections) > MOST:
         raise SettingError(
             f"{len(detections)} spectra cannot be told apart in one plot: choose up to {MOST} with --detection"
@@ -158,7 +150,7 @@ def save_plot(folder: Path, rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    with style.context(["default", _STYLE]):  # the user's own style does not enter
+    with style.context(["default", STYLE]):  # the user's own style does not enter
         figure = Figure(figsize=(7.2, 5.8), layout="constrained")
         if len(rows) == 1:
             upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -179,7 +171,7 @@ def save_plot(folder: Path, rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _of(rows: list[dict[str, Any]]) -> str:
-    """Of which source or of how many; nothing if one of them has no name."""
+    """Name the source or the number of sources; nothing if one of them has no name."""
     names = {one_line(row["name"]) for row in rows}
     if "" in names:
         return ""
@@ -194,7 +186,7 @@ def _bins(row: dict[str, Any]) -> tuple[NDArray[np.float64], ...]:
 def _steps(
     axes: Axes, low: NDArray[np.float64], high: NDArray[np.float64], values: NDArray[Any], **options: Any
 ) -> None:
-    """A line along the bins, which touch each other; what is not above zero drops out of a logarithmic axis."""
+    """Draw a line along the bins, which touch each other; a logarithmic axis leaves out what is not above zero."""
     axes.stairs(values, np.append(low, high[-1]), baseline=None, **options)
 
 

@@ -27,7 +27,7 @@ _AGAIN = "what was uploaded is kept: run the same command again to go on"
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """What a push came to.
+    """Outcome of a push.
 
     Attributes
     ----------
@@ -125,7 +125,7 @@ def push(
 
 
 def _files(folder: Path) -> tuple[tuple[str, int], ...]:
-    """Path and size of what the manifest names, and of itself; OutputError if a script is among it."""
+    """Return the path and size of what the manifest names, and of itself; OutputError if a script is among it."""
     paths = [*(file.path for file in Manifest.read(folder).files), MANIFEST_FILE]
     if scripts := [path for path in paths if path.endswith(".py")]:
         raise OutputError(f"{folder / scripts[0]}: load_dataset refuses a repository with a script")
@@ -179,7 +179,7 @@ def _upload(
 
 @contextmanager
 def _clear_errors(api: HfApi, repo_id: str) -> Iterator[None]:
-    """What the client raises becomes a `HubError` of one line. None of its words holds the token."""
+    """Turn errors of the client into a `HubError` of one line. None of its words holds the token."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError  # type: ignore[attr-defined]
 
     try:

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from builder import __version__
 from builder.dataset.card import command_line, reduction_words, selection_words
 from builder.dataset.layout import REJECTIONS_FILE, Counts, Manifest, unreadable
-from builder.dataset.pictures import Floats, finite, galactic_plane, histogram_edges, rows_by_cell
 from builder.dataset.read import Overview, check_outside, date_text, overview, read_rows, read_scalars
+from builder.dataset.summary import SCALARS, Floats, Summary, galactic_plane, summarize
 from builder.files import write_whole
 from builder.model.columns import columns_of
 from builder.model.errors import OutputError, require
@@ -50,9 +50,6 @@ _DIGITS = 4
 
 _HARDNESS = 40
 """Bins of a hardness ratio, -1 to 1."""
-
-_BINNED = ("healpix", "src_cnts_aper_b", "theta", "n_bins", "hard_ms", "hard_hm")
-"""Columns that are drawn of all rows."""
 
 _PAGE = Path(__file__).parent / "report.html"
 
@@ -103,20 +100,19 @@ def write_report(folder: Path, path: Path) -> Written:
     manifest = Manifest.read(folder)
     check_outside(folder, path)
     seen = overview(folder)
-    scalars = read_scalars(folder, ("detection_id", "split", *_BINNED))
-    values = {name: finite(scalars[name]) for name in _BINNED}
-    chosen = _sample(values["src_cnts_aper_b"], values["n_bins"])
+    scalars = read_scalars(folder, ("split", *SCALARS))
+    summary = summarize(scalars)
+    chosen = _sample(scalars["src_cnts_aper_b"].fill_null(np.nan).to_numpy(), scalars["n_bins"].to_numpy())
     shown = scalars["detection_id"].take(pa.array(chosen)).to_pylist()
     data = {
         "total": seen.rows,
         "folder": shlex.quote(folder.name),
-        "sky": _sky(values["healpix"]),
+        "sky": _sky(summary),
         "histograms": [
-            _histogram("net counts, 0.5–7 keV", values["src_cnts_aper_b"], decades=True),
-            _histogram("off-axis angle (arcmin)", values["theta"], decades=False),
-            _histogram("bins in the spectrum", values["n_bins"], decades=True),
+            {"label": one.label, "log": one.logarithmic, "edges": _rounded(one.edges), "rows": one.rows.tolist()}
+            for one in summary.histograms
         ],
-        "hardness": _hardness(values["hard_ms"], values["hard_hm"]),
+        "hardness": _hardness(summary),
         "rows": _rows(folder, shown),
     }
     words = {
@@ -135,8 +131,8 @@ def write_report(folder: Path, path: Path) -> Written:
     return Written(path, len(page), len(shown), seen.rows)
 
 
-def _sample(counts: Floats, n_bins: Floats) -> NDArray[np.int64]:
-    """Rows evenly spaced in the order of their net counts, so that all brightnesses are there; all, if they are few."""
+def _sample(counts: Floats, n_bins: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Choose rows evenly spaced in the order of their net counts, so that all brightnesses are there."""
     order = np.argsort(counts, kind="stable")  # those without a value come last
     number = min(len(order), SAMPLE)
     while number and n_bins[order[_evenly(len(order), number)]].sum() > _SAMPLE_BINS:
@@ -149,7 +145,7 @@ def _evenly(length: int, number: int) -> NDArray[np.int64]:
 
 
 def _words(folder: Path, manifest: Manifest, seen: Overview, splits: Counter[str]) -> dict[str, str]:
-    """What the page says above its pictures, as HTML."""
+    """Write the words of the page above its pictures, as HTML."""
     settings = manifest.read_settings(folder)
     counts = manifest.counts
     numbers = [
@@ -187,7 +183,7 @@ _EMBEDDED = (
 
 
 def _inline(markdown: str) -> str:
-    """The card's words as HTML: code and links are all they have beside plain text; links lead to the folder."""
+    """Turn the card's words into HTML: they have code and links beside plain text; links lead to the folder."""
     text = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", html.escape(markdown, quote=False))
     return re.sub(r"`(.*?)`", r"<code>\1</code>", text)
 
@@ -199,7 +195,7 @@ def _reduced(recipe: Recipe) -> str:
 
 
 def _rejections(folder: Path, counts: Counts) -> dict[str, str]:
-    """Rejections by reason, and the first of them one by one, as HTML."""
+    """Return rejections by reason, and the first of them one by one, as HTML."""
     import pyarrow.parquet as pq
 
     most = max(counts.reasons.values(), default=0)
@@ -230,7 +226,7 @@ def _rejections(folder: Path, counts: Counts) -> dict[str, str]:
 
 
 def _rounded(values: Any, digits: int = _DIGITS) -> list[float | None]:
-    """Numbers with few significant digits, None for what is not finite."""
+    """Write numbers with few significant digits, None for what is not finite."""
     return [_number(value, digits) for value in np.asarray(values, float).tolist()]
 
 
@@ -242,7 +238,7 @@ def _number(value: float, digits: int) -> float | None:
 
 
 def _mollweide(ra: Floats, dec: Floats) -> tuple[list[float | None], list[float | None]]:
-    """Plane coordinates of positions in radians: Mollweide's projection, right ascension 0 in the middle, to the left.
+    """Project positions (rad) to a plane by Mollweide's projection, right ascension 0 in the middle, to the left.
 
     See Snyder 1987, Map Projections: a Working Manual (USGS Professional Paper 1395), section 31.
     """
@@ -258,14 +254,13 @@ def _mollweide(ra: Floats, dec: Floats) -> tuple[list[float | None], list[float 
 
 
 def _line(parts: list[tuple[list[float | None], list[float | None]]]) -> list[list[float | None]]:
-    """Several lines as one, with gaps between them."""
+    """Join several lines to one, with gaps between them."""
     return [[value for part in parts for value in (*part[axis], None)] for axis in (0, 1)]
 
 
-def _sky(healpix: Floats) -> dict[str, Any]:
-    """Rows by sky cell and what lies below them, in plane coordinates."""
-    cells, rows, lon, lat = rows_by_cell(healpix)
-    x, y = _mollweide(lon, lat)
+def _sky(summary: Summary) -> dict[str, Any]:
+    """Return rows by sky cell and what lies below them, in plane coordinates."""
+    x, y = _mollweide(summary.ra, summary.dec)
     # Half a turn is a hair less than that, for a full one would begin again on the other side.
     around, up = np.linspace(-np.pi, np.pi, 181) * (1 - 1e-9), np.linspace(-np.pi / 2, np.pi / 2, 91)
     meridians = [_mollweide(np.full_like(up, np.radians(ra)), up) for ra in range(-120, 121, 60)]
@@ -275,10 +270,10 @@ def _sky(healpix: Floats) -> dict[str, Any]:
     return {
         "x": x,
         "y": y,
-        "cell": cells.tolist(),
-        "rows": rows.tolist(),
-        "ra": np.degrees(lon).round(1).tolist(),
-        "dec": np.degrees(lat).round(1).tolist(),
+        "cell": summary.cells.tolist(),
+        "rows": summary.rows.tolist(),
+        "ra": np.degrees(summary.ra).round(1).tolist(),
+        "dec": np.degrees(summary.dec).round(1).tolist(),
         "grid": _line(meridians + parallels),
         "edge": _line(edges),
         "plane": _line([_mollweide(around, galactic_plane(around))]),
@@ -287,25 +282,15 @@ def _sky(healpix: Floats) -> dict[str, Any]:
     }
 
 
-def _histogram(label: str, values: Floats, *, decades: bool) -> dict[str, Any]:
-    values = values[values > 0] if decades else values[~np.isnan(values)]
-    if not values.size:
-        return {"label": label, "log": decades, "edges": [], "rows": []}
-    edges = histogram_edges(values, decades=decades)
-    rows = np.histogram(values, edges)[0]
-    return {"label": label, "log": decades, "edges": _rounded(edges), "rows": rows.tolist()}
-
-
-def _hardness(soft: Floats, hard: Floats) -> dict[str, Any]:
-    """Rows by both hardness ratios: a matrix of numbers, its lines along the second."""
-    known = ~np.isnan(soft) & ~np.isnan(hard)
+def _hardness(summary: Summary) -> dict[str, Any]:
+    """Return rows by both hardness ratios: a matrix of numbers, its lines along the second."""
     edges = np.linspace(-1, 1, _HARDNESS + 1)
-    rows = np.histogram2d(hard[known], soft[known], (edges, edges))[0].astype(int)
-    return {"middles": _rounded((edges[:-1] + edges[1:]) / 2), "rows": rows.tolist(), "known": int(known.sum())}
+    rows = np.histogram2d(summary.hard, summary.soft, (edges, edges))[0].astype(int)
+    return {"middles": _rounded((edges[:-1] + edges[1:]) / 2), "rows": rows.tolist(), "known": len(summary.soft)}
 
 
 def _rows(folder: Path, detections: list[str]) -> dict[str, Any]:
-    """The rows of the sample: their scalars by column, and their spectra."""
+    """Return the rows of the sample: their scalars by column, and their spectra."""
     names = [column.name for column in _FACTS]
     rows = read_rows(folder, detections, [*names, "spectrum"])
     facts = [
@@ -328,7 +313,7 @@ def _value(value: Any) -> Any:
 
 
 def _spectrum(spectrum: dict[str, Any], counts: NDArray[np.int64], background: Floats) -> dict[str, Any]:
-    """Edges of the bins, which touch each other; in the bins rate, its error, counts and scaled background."""
+    """Return the edges of the bins, which touch each other, and rate, error, counts and scaled background."""
     return {
         "edges": _rounded([*spectrum["ene_low_bin"], spectrum["ene_high_bin"][-1]], 5),
         "rate": _rounded(spectrum["flux"]),

@@ -1,4 +1,4 @@
-"""Whether a prepared folder is what it should be: its files, their content, and on demand the reduction itself."""
+"""Verification of a prepared folder: its files, their content, and on demand the reduction itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from builder.model.columns import COLUMNS, features
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import REASONS
-from builder.model.settings import Settings
 from builder.model.text import Progress, several, silent
 from builder.store.fill import make
 from builder.store.packages import REJECTIONS_SCHEMA, SPECTRA_SCHEMA, Store
@@ -47,7 +46,7 @@ from builder.workspace import open_workspace
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was checked.
+    """Checks of a folder, and what they found.
 
     Attributes
     ----------
@@ -142,7 +141,7 @@ def verify(
 
 @contextmanager
 def _reading(check: Check, file: str) -> Iterator[None]:
-    """What a damaged file or a strange manifest raises becomes a failure."""
+    """Turn the errors of a damaged file or a strange manifest into a failure."""
     try:
         yield
     except KeyError as error:
@@ -307,7 +306,7 @@ def _check_ebounds(check: Check, hdf5: Check, folder: Path, files: dict[str, int
 
 
 def _check_responses(check: Check, folder: Path, files: dict[str, int], used: dict[str, str]) -> None:
-    """Every response is well-formed, is there once, and is that of a row, with its grid; every row has its own."""
+    """Check that every response is well-formed, there once, and that of a row with its grid; every row has one."""
     found = set[str]()
     with _reading(check, DATA_FILES["responses"]):
         for path in files:
@@ -355,14 +354,7 @@ def _check_again(
     progress: Progress,
 ) -> None:
     """Reduce some rows again, by the way that every row goes, and compare with the doubles of the HDF5 file."""
-    made = manifest.settings
-    settings = Settings(
-        manifest.archive(archive),
-        made["release"],
-        made.get("catalog", ""),
-        recipe=manifest.recipe,
-        responses=made["responses"],
-    )
+    settings = replace(manifest.read_settings(folder), archive=manifest.archive(archive))
     source = open_workspace(settings, cache)
     total = manifest.counts.rows
     chosen = sorted(random.Random(seed).sample(range(total), min(number, total)))
@@ -405,10 +397,12 @@ def _check_responses_again(check: Check, folder: Path, files: list[str], again: 
 
 
 def _difference(stored: Any, again: Any) -> str:
-    """How a stored value differs from the one that came out again; empty where it does not."""
+    """Describe how a stored value differs from the one that came out again; empty where it does not."""
     if isinstance(stored, bytes):
         stored = stored.decode()
-    if np.array_equal(stored, "" if again is None else again):  # of the measured values only texts may be null
+    if again is None:  # in HDF5 a text that is null is empty
+        return "" if stored is None or np.array_equal(stored, "") else f" is {stored}, the archive's files give none"
+    if np.array_equal(stored, again):
         return ""
     if np.shape(stored) != np.shape(again):
         return f" has {np.size(stored)} values, the archive's files give {np.size(again)}"

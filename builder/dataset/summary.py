@@ -1,0 +1,97 @@
+"""Distributions of all rows of a folder, binned once for the card's pictures and for the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from builder.dataset.rows import HEALPIX_NSIDE
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+# Column, label, and whether its bins are even in the logarithm.
+_HISTOGRAMS = (
+    ("src_cnts_aper_b", "net counts, 0.5-7 keV", True),
+    ("theta", "off-axis angle (arcmin)", False),
+    ("n_bins", "bins in the spectrum", True),
+)
+
+SCALARS = ("detection_id", "healpix", "src_cnts_aper_b", "theta", "n_bins", "hard_ms", "hard_hm", "source_counts")
+"""Columns that `summarize` and whoever samples the rows want."""
+
+_POLE = np.radians([192.859, 27.128])
+"""Right ascension and declination (J2000) of the north Galactic pole; IAU 1958, Blaauw et al. 1960."""
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Numbers of rows between edges, which are even in the logarithm or not; no edges where no row has a value."""
+
+    label: str
+    logarithmic: bool
+    edges: Floats
+    rows: Integers
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The distributions of the rows.
+
+    Attributes
+    ----------
+    cells, rows : ndarray of int64, shape (n_cells,)
+        HEALPix cells that hold rows, and how many.
+    ra, dec : ndarray of float64, shape (n_cells,)
+        Centres of the cells, rad.
+    histograms : tuple of Histogram
+        Of net counts, off-axis angle and bins.
+    soft, hard : ndarray of float64, shape (n_known,)
+        ``hard_ms`` and ``hard_hm`` of the rows that have both.
+    """
+
+    cells: Integers
+    rows: Integers
+    ra: Floats
+    dec: Floats
+    histograms: tuple[Histogram, ...]
+    soft: Floats
+    hard: Floats
+
+
+def summarize(scalars: pa.Table) -> Summary:
+    """Return the bin the columns `SCALARS` of all rows."""
+    from astropy_healpix import healpix_to_lonlat
+
+    cells, rows = np.unique(scalars["healpix"].drop_null().to_numpy(), return_counts=True)
+    ra, dec = (angle.to_value("rad") for angle in healpix_to_lonlat(cells, HEALPIX_NSIDE, order="nested"))
+    histograms = (_histogram(label, _finite(scalars[name]), even) for name, label, even in _HISTOGRAMS)
+    soft, hard = _finite(scalars["hard_ms"]), _finite(scalars["hard_hm"])
+    known = ~np.isnan(soft) & ~np.isnan(hard)
+    return Summary(cells, rows, ra, dec, tuple(histograms), soft[known], hard[known])
+
+
+def _finite(column: pa.ChunkedArray) -> Floats:
+    """Return the values of a column, NaN for null and for anything that is not finite."""
+    values = column.cast(pa.float64()).to_numpy()
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _histogram(label: str, values: Floats, logarithmic: bool) -> Histogram:
+    """Return the twenty bins between 0 and a round number, or eight a decade of the values above 0."""
+    values = values[values > 0] if logarithmic else values[~np.isnan(values)]
+    if not values.size:
+        return Histogram(label, logarithmic, np.empty(0), np.empty(0, np.int64))
+    edges = np.linspace(0, np.floor(values.max()) + 1, 21)
+    if logarithmic:
+        low, high = np.floor(np.log10(values.min())), np.floor(np.log10(values.max())) + 1
+        edges = np.logspace(low, high, 8 * int(high - low) + 1)
+    return Histogram(label, logarithmic, edges, np.histogram(values, edges)[0])
+
+
+def galactic_plane(ra: Floats) -> Floats:
+    """Compute the declination of the Galactic plane (rad), 90 deg from its pole, at right ascensions (rad)."""
+    return np.asarray(np.arctan(-np.cos(ra - _POLE[0]) / np.tan(_POLE[1])))
