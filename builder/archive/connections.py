@@ -87,7 +87,7 @@ def _empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def one_session() -> Iterator[requests.Session]:
-    """A session with one connection, which no answer holds for ever, and which is closed when the context ends."""
+    """Give a session with one connection, which no answer holds for ever, and which is closed when the context ends."""
     with requests.Session() as session, mount(session):
         yield session
 

@@ -222,7 +222,7 @@ class Client:
 
     @staticmethod
     def _kind(request: Request, error: TransientError) -> str:
-        """The form of a failure: one that was seen to last for one thing needs no more tries for the next."""
+        """Name the form of a failure: one that was seen to last for one thing needs no more tries for the next."""
         return re.sub(r"\d+", "#", f"{urlsplit(request.url).path} {error}")
 
     def ask(self, session: requests.Session, request: Request, path: Path) -> None:

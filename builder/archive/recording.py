@@ -104,7 +104,7 @@ def _headers(response: requests.Response) -> dict[str, str]:
 
 @contextlib.contextmanager
 def recorded_session() -> Iterator[RecordedSession]:
-    """A session as `builder.archive.connections.one_session`, that keeps what is asked and answered."""
+    """Give a session as `builder.archive.connections.one_session`, that keeps what is asked and answered."""
     with RecordedSession() as session, mount(session):
         yield session
 

@@ -56,7 +56,7 @@ def show_checks(report: Report) -> None:
 
 
 def show_finding(finding: Finding) -> None:
-    """One line of a first contact."""
+    """Print one line of a first contact."""
     from rich.console import Console
     from rich.text import Text
 

@@ -148,7 +148,7 @@ def _render(
 
 
 def _origin(catalog: dict[str, Any]) -> str:
-    """Where and when the catalog was asked for, and what it does not give."""
+    """Say where and when the catalog was asked for, and what it does not give."""
     if "service" not in catalog:
         return ""
     asked = (

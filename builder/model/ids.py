@@ -51,7 +51,7 @@ class DetectionId:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> DetectionId | None:
-        """The detection that a catalog row names; None where its ids cannot be one's."""
+        """Find the detection that a catalog row names; None where its ids cannot be one's."""
         try:
             return cls(int(row["obsid"]), int(row["obi"]), int(row["region_id"]))
         except (TypeError, SettingError):

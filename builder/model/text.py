@@ -44,6 +44,6 @@ def size_text(size: float) -> str:
 
 
 def text_of(page: bytes, length: int = 200) -> str:
-    """The first words of a page of text, HTML or XML, as one line."""
+    """Give the first words of a page of text, HTML or XML, as one line."""
     text = re.sub(r"(?s)<(script|style)\b.*?</\1\s*>|<[^>]*>", " ", page.decode("utf-8", "replace"))
     return one_line(html.unescape(text))[:length].strip()
