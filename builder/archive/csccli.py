@@ -402,9 +402,9 @@ class Collector:
 
     @property
     def alone(self) -> bool:
-        """Whether so few are in doubt that they may be all that is refused, and there are no others to ask for."""
+        """Whether few are in doubt, and there is nothing else to ask for: they may be all that is refused."""
         others = {*self.service.others, *self.detections} - self.doubtful
-        return len(self.doubtful) <= _BELIEVED and not others
+        return self.service.facts.proof is None and len(self.doubtful) <= _BELIEVED and not others
 
     def _lacking(self) -> list[Product]:
         """List products that are missing, of any cycle that has one."""
