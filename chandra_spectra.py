@@ -11,7 +11,7 @@ To train on it, `collate` makes batches for torch, and `Calibration` sums channe
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,11 +23,12 @@ import pyarrow as pa
 from datasets.utils.info_utils import get_size_checksum_dict
 
 from builder import __version__
-from builder.archive.interface import Archive, Fetched, Record, forget
+from builder.archive.interface import Answer, Archive, Fetched, Record, forget
 from builder.archive.packages import Package
 from builder.dataset.layout import parts
 from builder.model.columns import CONFIGS, features
 from builder.model.errors import SettingError
+from builder.model.ids import DetectionId
 from builder.model.selection import Selection
 from builder.model.settings import DEFAULT_ARCHIVE, Recipe, Settings
 from builder.model.splits import Splits
@@ -149,9 +150,13 @@ class ArchiveDownloadManager(datasets.DownloadManager, Archive):
         """See `Archive.nulls`."""
         return self._opened.archive.nulls
 
-    def catalog(self, selection: Selection, record: Record = forget) -> pa.Table:
+    def catalog(self, selection: Selection, record: Record = forget) -> Answer:
         """See `Archive.catalog`."""
         return self._opened.archive.catalog(selection, self._record)
+
+    def expect(self, detections: Sequence[DetectionId]) -> None:
+        """See `Archive.expect`."""
+        self._opened.archive.expect(detections)
 
     def fetch(self, package: Package, record: Record = forget) -> AbstractContextManager[Fetched]:
         """See `Archive.fetch`."""
