@@ -69,8 +69,8 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
         ``embedded``, a mirror folder, or the base URL of the services.
     release : str
         Version word of the catalog.
-    recipe : Recipe
-        The reduction's settings.
+    recipe : Recipe or dict
+        The reduction's settings, see `builder.model.settings.Recipe`.
     splits : str
         ``none``: all rows are `train`; ``source``, or with other shares ``source:70/20/10``: train, validation and
         test, see `builder.model.splits`.
@@ -88,7 +88,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     max_theta: float | None = None
     archive: str = DEFAULT_ARCHIVE
     release: str = "rel2.1"
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Recipe | dict[str, Any] = field(default_factory=Recipe)
     splits: str = "none"
 
     def __post_init__(self) -> None:
@@ -102,8 +102,17 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     def settings(self) -> Settings:
         """The settings as the stages take them."""
         selection = Selection(self.min_cnts, self.min_sig, self.max_theta)
-        return Settings(self.archive, self.release, selection=selection, recipe=self.recipe,
+        recipe = Recipe.from_dict(self.recipe) if isinstance(self.recipe, dict) else self.recipe
+        return Settings(self.archive, self.release, selection=selection, recipe=recipe,
                         splits=Splits.parse(self.splits), responses=self.table == "responses")  # fmt: skip
+
+    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
+        """Name what is cached by the settings and by the content of the archive and the catalog, not by their names."""
+        from builder.workspace import fingerprint
+
+        known = {"table": self.table, "content": fingerprint(self.settings)}
+        name: str = super().create_config_id(known, custom_features)
+        return name
 
 
 class ArchiveDownloadManager(datasets.DownloadManager, Archive):
