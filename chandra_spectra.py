@@ -5,7 +5,8 @@
 >>> builder.download_and_prepare(); builder.as_dataset("train")         # doctest: +SKIP
 
 A folder for `load_dataset`, with the canonical HDF5 file, card and manifest, is made by ``chandra-spectra prepare``.
-To train on it, `collate` makes batches for torch, and `Calibration` sums channels into bins and folds models.
+To train on it, `collate` makes batches for torch, with `Buckets` of rows of about the same length, `Stream` reads them
+as they come, and `Calibration` sums channels into bins and folds models.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import pyarrow as pa
 
 from builder import __version__
-from builder.batches import collate
+from builder.batches import Buckets, collate
 from builder.calibration import Calibration
 from builder.catalog import Package
 from builder.columns import CONFIGS, features
@@ -30,7 +31,10 @@ from builder.settings import DEFAULT_ARCHIVE, Settings
 from builder.shards import parts
 from builder.splits import Splits
 
-__all__ = ["Calibration", "ChandraSpectra", "ChandraSpectraConfig", "collate"]
+if TYPE_CHECKING:
+    from builder.streams import Stream
+
+__all__ = ["Buckets", "Calibration", "ChandraSpectra", "ChandraSpectraConfig", "Stream", "collate"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,15 @@ CITATION = """\
 @article{2010ApJS..189...37E, author = {Evans, I. N. and others}, title = {The Chandra Source Catalog},
   journal = {ApJS}, volume = {189}, pages = {37}, year = {2010}, doi = {10.1088/0067-0049/189/1/37}}
 """
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch where it is used: that takes seconds."""
+    if name == "Stream":
+        from builder.streams import Stream
+
+        return Stream
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(eq=False)

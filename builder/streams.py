@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ class Stream(_Tables):
                     raise SettingError(f"{path} has no files {pattern}: choose another config or split")
             files = [file for each in found for file in each]
             with ThreadPoolExecutor(_CONNECTIONS) as threads:
-                self._metadata = dict(zip(files, threads.map(lambda file: _metadata(fs, file), files), strict=True))
+                self._metadata = dict(zip(files, threads.map(partial(_metadata, fs), files), strict=True))
         schema = next(iter(self._metadata.values())).schema.to_arrow_schema()
         if missing := [name for name in columns or () if name not in schema.names]:
             raise SettingError(f"config {config} has no column {missing[0]}: it has {', '.join(schema.names)}")
@@ -160,5 +161,5 @@ def _url(path: str | Path) -> str:
 
 
 def _metadata(fs: Any, file: str) -> pq.FileMetaData:
-    with fs.open(file, "rb") as opened:
+    with reported(OutputError, f"cannot read {file}"), fs.open(file, "rb") as opened:
         return pq.read_metadata(opened)
