@@ -17,11 +17,12 @@ sample: setup-sample  ## prepare ./chandra_spectra from the embedded archive, of
 	@$(BIN)/chandra-spectra prepare chandra_spectra --archive embedded
 	@echo "In this shell, first: . $(BIN)/activate"
 
-test: setup  ## check everything: ruff, mypy, pytest
+test: setup  ## check everything: ruff, mypy, import-linter, pytest
 	@sh tools/setup_browser.sh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest
 
 test-legacy: setup  ## check that datasets 3.6 runs chandra_spectra.py, in .venv-legacy
@@ -44,5 +45,5 @@ setup-sample:
 
 # A prepared ./chandra_spectra may hold days of downloads, so it is left alone.
 clean:  ## remove .venv, .venv-legacy, caches and builds (never a prepared dataset)
-	rm -rf .venv .venv-legacy build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-legacy build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

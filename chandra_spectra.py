@@ -13,28 +13,41 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import pyarrow as pa
+from datasets.utils.info_utils import get_size_checksum_dict
 
 from builder import __version__
-from builder.batches import Buckets, collate
-from builder.calibration import Calibration
-from builder.catalog import Package
-from builder.columns import CONFIGS, features
-from builder.errors import SettingError
-from builder.records import Recipe
-from builder.selection import Selection
-from builder.settings import DEFAULT_ARCHIVE, Settings
-from builder.shards import parts
-from builder.splits import Splits
+from builder.archive.interface import Archive, Fetched, Record, forget
+from builder.archive.packages import Package
+from builder.dataset.layout import parts
+from builder.model.columns import CONFIGS, features
+from builder.model.errors import SettingError
+from builder.model.selection import Selection
+from builder.model.settings import DEFAULT_ARCHIVE, Recipe, Settings
+from builder.model.splits import Splits
+from builder.use.batches import Buckets, collate
+from builder.use.calibration import Calibration
 
 if TYPE_CHECKING:
-    from builder.streams import Stream
+    from builder.use.stream import Stream
+    from builder.workspace import Workspace
 
-__all__ = ["Buckets", "Calibration", "ChandraSpectra", "ChandraSpectraConfig", "Stream", "collate"]
+__all__ = [
+    "ArchiveDownloadManager",
+    "Buckets",
+    "Calibration",
+    "ChandraSpectra",
+    "ChandraSpectraConfig",
+    "Stream",
+    "collate",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +67,7 @@ CITATION = """\
 def __getattr__(name: str) -> Any:
     """Import what needs torch where it is used: that takes seconds."""
     if name == "Stream":
-        from builder.streams import Stream
+        from builder.use.stream import Stream
 
         return Stream
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -69,7 +82,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     table : {'spectra', 'counts', 'ebounds', 'responses'}
         Which columns; by default the first word of the config's name.
     min_cnts, min_sig, max_theta : float, optional
-        Cuts, see `builder.selection.Selection`; by default 40, 4 and 10, and none for the embedded sample.
+        Cuts, see `builder.model.selection.Selection`; by default 40, 4 and 10, and none for the embedded sample.
     archive : str
         ``embedded``, a mirror folder, or the base URL of the services.
     release : str
@@ -78,7 +91,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
         The reduction's settings.
     splits : str
         ``none``: all rows are `train`; ``source``, or with other shares ``source:70/20/10``: train, validation and
-        test, see `builder.splits`.
+        test, see `builder.model.splits`.
 
     Raises
     ------
@@ -111,12 +124,70 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
                         splits=Splits.parse(self.splits), responses=self.table == "responses")  # fmt: skip
 
 
+class ArchiveDownloadManager(datasets.DownloadManager, Archive):
+    """A download manager that pulls the catalog's answers and, package by package, the spectral files.
+
+    It asks as all of this project does: patient, checked, and within the budget of connections. Sizes and, where they
+    are asked for, checksums of all answers are recorded as those of other downloads of `datasets` are.
+
+    Parameters
+    ----------
+    settings : Settings
+    dataset_name : str, optional
+    **options
+        Further arguments of `datasets.DownloadManager`.
+
+    Attributes
+    ----------
+    workspace : Workspace
+        The store of the settings, and this download manager as the archive.
+    """
+
+    def __init__(self, settings: Settings, dataset_name: str | None = None, **options: Any) -> None:
+        super().__init__(dataset_name, **options)
+        self._settings = settings
+
+    @cached_property
+    def _opened(self) -> Workspace:
+        from builder.workspace import open_workspace
+
+        return open_workspace(self._settings)
+
+    @property
+    def workspace(self) -> Workspace:
+        """The store, and this download manager as the archive."""
+        return replace(self._opened, archive=self)
+
+    @property
+    def identity(self) -> str:
+        """See `Archive.identity`."""
+        return self._opened.archive.identity
+
+    @property
+    def nulls(self) -> bool:  # type: ignore[override]
+        """See `Archive.nulls`."""
+        return self._opened.archive.nulls
+
+    def catalog(self, selection: Selection, record: Record = forget) -> pa.Table:
+        """See `Archive.catalog`."""
+        return self._opened.archive.catalog(selection, self._record)
+
+    def fetch(self, package: Package, record: Record = forget) -> AbstractContextManager[Fetched]:
+        """See `Archive.fetch`."""
+        return self._opened.archive.fetch(package, self._record)
+
+    def _record(self, address: str, path: Path) -> None:
+        self._recorded_sizes_checksums[address] = get_size_checksum_dict(
+            str(path), record_checksum=self.record_checksums
+        )
+
+
 class ChandraSpectra(datasets.GeneratorBasedBuilder):
     """The builder: asks the catalog, fetches, reduces and yields one row a spectrum.
 
-    Configs ``spectra`` (default), ``counts``, ``ebounds`` and ``responses`` hold the columns of `builder.columns`;
-    ``spectra_short`` and so on take only the brightest detections (more than 4000 counts, significance above 80, within
-    1 arcmin), for a quick try.
+    Configs ``spectra`` (default), ``counts``, ``ebounds`` and ``responses`` hold the columns of
+    `builder.model.columns`; ``spectra_short`` and so on take only the brightest detections (more than 4000 counts,
+    significance above 80, within 1 arcmin), for a quick try.
     """
 
     VERSION = _VERSION
@@ -141,22 +212,36 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
             homepage="https://cxc.cfa.harvard.edu/csc/",
         )
 
-    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        from builder.engine import results
-        from builder.rows import join
-        from builder.sources import open_source, query
+    def download_and_prepare(self, *args: Any, dl_manager: Any = None, **options: Any) -> None:
+        """Prepare the data; see `datasets.DatasetBuilder.download_and_prepare`.
 
-        source = open_source(self.config.settings)
-        plan = query(source, self.config.settings, dl_manager)
+        Where no download manager is given, an `ArchiveDownloadManager` is made, which records sizes, and checksums
+        where `datasets` asks for them.
+        """
+        if dl_manager is None:
+            dl_manager = ArchiveDownloadManager(
+                self.config.settings, self.dataset_name, record_checksums=bool(self._record_checksums)
+            )
+        super().download_and_prepare(*args, dl_manager=dl_manager, **options)
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        from builder.dataset.rows import join
+        from builder.store.fill import results
+        from builder.workspace import make_plan
+
+        settings = self.config.settings
+        if not isinstance(dl_manager, ArchiveDownloadManager):  # of a stream, or the caller's own
+            dl_manager = ArchiveDownloadManager(settings)
+        workspace = dl_manager.workspace
+        plan = make_plan(workspace, settings)
         # datasets shares lists out among its processes, but what is distinct must be met by one process
         packages = tuple(plan.packages) if self.config.table in _DISTINCT else list(plan.packages)
-        found = {"packages": packages, "catalog": plan.catalog, "source": source}
-        splits = self.config.settings.splits
-        names = [split for config, split in parts(splits, True) if config == self.config.table]
+        found = {"packages": packages, "catalog": plan.catalog, "workspace": workspace}
+        names = [split for config, split in parts(settings.splits, True) if config == self.config.table]
         if len(names) > 1:  # datasets refuses a split without rows
             there: set[str] = set()
-            for package, result in results(packages, source.archive, source.store):
-                there.update(join(plan.catalog, package, result, splits)["split"].to_pylist())
+            for package, result in results(packages, workspace.archive, workspace.store):
+                there.update(join(plan.catalog, package, result, settings.splits)["split"].to_pylist())
                 if len(there) == len(names):
                     break
             names = [split for split in names if split in there] or names[:1]
@@ -164,14 +249,14 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         return [datasets.SplitGenerator(options["split"], found | options) for options in own]
 
     def _generate_examples(
-        self, packages: list[Package], catalog: pa.Table, source: Any, split: str, warn: bool
+        self, packages: list[Package], catalog: pa.Table, workspace: Workspace, split: str, warn: bool
     ) -> Iterator[tuple[int | str, dict[str, Any]]]:
-        from builder.engine import results
-        from builder.rows import examples, join, public
+        from builder.dataset.rows import examples, join, public
+        from builder.store.fill import results
 
         table, splits = self.config.table, self.config.settings.splits
         rejected, known = 0, set()
-        for package, result in results(packages, source.archive, source.store):
+        for package, result in results(packages, workspace.archive, workspace.store):
             rejected += len(result.rejections)
             if key := _DISTINCT.get(table):
                 for row in examples(public(getattr(result, table), table)):

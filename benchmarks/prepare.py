@@ -25,12 +25,14 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from builder.embedded import embedded_rows_and_files
-from builder.holdings import Holdings
-from builder.ogip import inflate
-from builder.products import ProductName, group_products
-from builder.records import DetectionId, File, Recipe
-from builder.simulation import SimulatedArchive
+from builder.archive.products import ProductName, group_products
+from builder.model.ids import DetectionId
+from builder.model.records import File
+from builder.model.settings import Recipe
+from builder.reduce.ogip import inflate
+from builder.simulator.embedded import embedded_rows_and_files
+from builder.simulator.holdings import Holdings
+from builder.simulator.products import SimulatedArchive
 
 TICK = os.sysconf("SC_CLK_TCK")
 PERIOD = 0.1  # s between two looks at the run
@@ -103,7 +105,7 @@ def holdings(number: int, real: bool) -> Holdings:
 
 def serve(number: int, real: bool, bandwidth: float | None, pipe: Connection) -> None:
     """Serve until told to stop; says its address first and the bytes served last."""
-    from builder.server import ArchiveServer
+    from builder.simulator.server import ArchiveServer
 
     limit = bandwidth and bandwidth * 1e6
     with ArchiveServer(holdings(number, real), bytes_per_second=limit) as server:
@@ -179,7 +181,7 @@ def measure(number: int, workers: int, bandwidth: float | None, real: bool, fold
 
 def reduce_alone(number: int, real: bool) -> list[float]:
     """CPU of `reduce_products` for some of the same detections."""
-    from builder.reduction import reduce_products
+    from builder.reduce.spectrum import reduce_products
 
     archive, times = holdings(number, real), []
     for row in archive.rows[:SAMPLE]:

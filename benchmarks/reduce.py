@@ -1,7 +1,7 @@
 """What reducing one detection costs: Sherpa's session, this project, and the floor, turn by turn in one process.
 
 - plain: gzipped PHA, ARF and RMF files on disk, through `sherpa.astro.ui`
-- project: the same bytes through `builder.reduction.reduce_products`
+- project: the same bytes through `builder.reduce.spectrum.reduce_products`
 - floor: inflating the three files
 
 The detections are the two real ones that come with Sherpa and some simulated ones. Run it with
@@ -26,12 +26,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from builder import reduction
-from builder.embedded import embedded_rows_and_files
-from builder.ogip import inflate
-from builder.products import group_products
-from builder.records import DetectionId, Products, Recipe, Spectrum
-from builder.reduction import reduce_products
+from builder.archive.products import group_products
+from builder.model.ids import DetectionId
+from builder.model.records import Products, Spectrum
+from builder.model.settings import Recipe
+from builder.reduce import spectrum as reduction
+from builder.reduce.ogip import inflate
+from builder.reduce.spectrum import reduce_products
+from builder.simulator.embedded import embedded_rows_and_files
 
 RECIPE = Recipe()
 SIMULATED = 2

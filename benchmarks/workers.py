@@ -7,12 +7,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from builder.engine import download, fill
-from builder.mirror import Mirror
-from builder.server import ArchiveServer
-from builder.settings import Settings
-from builder.simulation import SimulatedArchive
-from builder.sources import open_source, plan_for
+from builder.archive.mirror import Mirror
+from builder.model.settings import Settings
+from builder.simulator.products import SimulatedArchive
+from builder.simulator.server import ArchiveServer
+from builder.store.fill import download, fill
+from builder.workspace import make_plan, open_workspace
 
 
 def main() -> None:
@@ -25,8 +25,8 @@ def main() -> None:
         mirror = Mirror(Path(folder) / "mirror")
         with ArchiveServer(SimulatedArchive(options.detections)) as server:
             settings = Settings(server.url)
-            source = open_source(settings, Path(folder))
-            planned = plan_for(source, settings)
+            source = open_workspace(settings, Path(folder))
+            planned = make_plan(source, settings)
             mirror.write_catalog(planned)
             download(planned.packages, source.archive, mirror)
         settings = Settings(str(mirror.folder))
@@ -34,9 +34,9 @@ def main() -> None:
             seconds = {}
             for workers in (1, options.workers):
                 cache = Path(folder) / f"{number}-{workers}"
-                source = open_source(settings, cache)
+                source = open_workspace(settings, cache)
                 start = time.perf_counter()
-                fill(plan_for(source, settings).packages, source.archive, source.store, workers=workers)
+                fill(make_plan(source, settings).packages, source.archive, source.store, workers=workers)
                 seconds[workers] = time.perf_counter() - start
             rates = ", ".join(f"{workers}: {options.detections / taken:.0f}" for workers, taken in seconds.items())
             print(f"spectra a second by workers {rates}; ratio {seconds[1] / seconds[options.workers]:.2f}")

@@ -11,77 +11,64 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from builder import __version__
-from builder.card import CARD_FILE, DATA_FILES, DETECTIONS_FILE, write_card
-from builder.catalog import Package, Plan
-from builder.columns import columns_when, features
-from builder.digests import file_sha256
-from builder.engine import fill, fill_by, results
-from builder.errors import OutputError, SettingError, StoreError
-from builder.hdf5 import HDF5Writer
-from builder.mirror import open_mirror
-from builder.rows import join, public
-from builder.settings import Settings
-from builder.shards import ShardWriter, parts
-from builder.sources import Source, open_source, plan_for
-from builder.splits import SPLITS
-from builder.staging import beside, recover_folder, staging_folder, workplace
-from builder.store import EBOUNDS_SCHEMA, PackageResult, rejections_table
+from builder.archive.mirror import open_mirror
+from builder.archive.packages import Package, Plan
+from builder.dataset.card import write_card
+from builder.dataset.hdf5 import HDF5Writer
+from builder.dataset.layout import (
+    CARD_FILE,
+    DATA_FILES,
+    DETECTIONS_FILE,
+    HDF5_FILE,
+    MANIFEST_FILE,
+    REJECTIONS_FILE,
+    check_settings,
+    manifest_digest,
+    parts,
+    read_manifest,
+)
+from builder.dataset.rows import join, public
+from builder.dataset.shards import ShardWriter
+from builder.files import beside, file_sha256, recover_folder, staging_folder, workplace
+from builder.model.columns import columns_when, features
+from builder.model.errors import OutputError, SettingError, StoreError
+from builder.model.settings import DEFAULT_CONNECTIONS, Settings
+from builder.model.splits import SPLITS
+from builder.model.text import Progress, silent
+from builder.store.fill import counter, dask_executor, fill, fill_by, results
+from builder.store.packages import EBOUNDS_SCHEMA, PackageResult, rejections_table
+from builder.workspace import Workspace, describe, make_plan, open_workspace
+
+if TYPE_CHECKING:
+    from builder.archive.http import Patience
 
 __all__ = [
-    "HDF5_FILE",
-    "MANIFEST_FILE",
-    "REJECTIONS_FILE",
-    "check_settings",
+    "Prepared",
     "copy_hdf5",
-    "counter",
-    "manifest_digest",
     "prepare",
     "prepare_share",
-    "read_manifest",
 ]
 
-HDF5_FILE = "chandra_spectra.hdf5"
-MANIFEST_FILE = "manifest.json"
-REJECTIONS_FILE = "rejections.parquet"
+
+class Prepared(NamedTuple):
+    """A finished folder: its manifest, and whether it was made just now (`fresh`) or was finished before."""
+
+    manifest: dict[str, Any]
+    fresh: bool
+
 
 _PACKAGES = ("astropy", "astropy-healpix", "datasets", "h5py", "numpy", "pyarrow", "sherpa")
 
 _LASTING = frozenset({"no_background", "no_counts"})
 """Reasons of rejections that come of good files, which the archive would serve as they were."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with the step, what is done and the total."""
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder; OutputError if it is none."""
-    path = folder / MANIFEST_FILE
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        why = f"{path.name}: {error.strerror}" if folder.is_dir() else "there is no such folder"
-        raise OutputError(f"{folder} is not a prepared folder: {why}") from error
-    except ValueError as error:
-        raise OutputError(f"{path} is damaged: {error}; prepare the folder again with --force") from error
-    if not isinstance(manifest, dict) or manifest.get("dataset") != "chandra_spectra":
-        raise OutputError(f"{path} is not the manifest of a prepared folder")
-    return manifest
-
-
-def manifest_digest(manifest: dict[str, Any]) -> str:
-    """SHA-256 of all that a manifest says but for its times, so that the same data have the same digest."""
-    rest = {key: value for key, value in manifest.items() if key not in ("created", "seconds", "sha256")}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def prepare(
@@ -90,14 +77,15 @@ def prepare(
     *,
     cache: Path | None = None,
     workers: int = 1,
-    connections: int = 4,
+    connections: int = DEFAULT_CONNECTIONS,
     force: bool = False,
     retry_rejected: bool = False,
     keep_downloads: Path | None = None,
     store: str | None = None,
     dask: str | None = None,
-    progress: Progress = lambda step, done, total: None,
-) -> tuple[dict[str, Any], bool]:
+    patience: Patience | None = None,
+    progress: Progress = silent,
+) -> Prepared:
     """Build a folder that `load_dataset` reads.
 
     Parameters
@@ -106,9 +94,9 @@ def prepare(
         The folder. It is swapped into place when it is complete; until then an older one stays whole.
     settings : Settings
     cache : Path, optional
-        Folder for the store and downloads, `builder.sources.default_cache` by default.
+        Folder for the store and downloads, `builder.workspace.default_cache` by default.
     workers, connections : int
-        See `builder.engine.fill`.
+        See `builder.store.fill.fill`.
     force : bool
         Replace a prepared folder that has other settings.
     retry_rejected : bool
@@ -120,13 +108,14 @@ def prepare(
         Folder or fsspec URL for finished packages, in place of one in the cache.
     dask : str, optional
         Address of a Dask scheduler whose workers make the packages, in place of `workers` processes.
+    patience : Patience, optional
+        How long to wait for an archive over HTTP.
     progress : callable
 
     Returns
     -------
-    manifest : dict
-    done : bool
-        False where the folder was finished before, and nothing was done.
+    Prepared
+        The manifest, and ``fresh``: False where the folder was finished before, and nothing was done.
 
     Raises
     ------
@@ -138,26 +127,26 @@ def prepare(
     started = time.monotonic()
     output = Path(output).resolve()  # where a link points to is what is replaced, not the link
     recover_folder(output)
-    said = settings.as_dict()  # before the catalog is read: one that changes meanwhile is not what the folder is of
+    said = describe(settings)  # before the catalog is read: one that changes meanwhile is not what the folder is of
     if (finished := _finished(output, said, force)) is not None and not retry_rejected:
-        return finished, False
+        return Prepared(finished, False)
     _check_own(output)
-    source = open_source(settings, cache, connections, store)
+    workspace = open_workspace(settings, cache, connections, store, patience)
     with workplace(output) as place:
-        planned = plan_for(source, settings)
+        planned = make_plan(workspace, settings)
         done = counter(progress, "reduce", len(planned.catalog))
-        again = _rejected(planned, source) if retry_rejected else frozenset()
+        again = _rejected(planned, workspace) if retry_rejected else frozenset()
         if dask:
-            with _dask_executor(dask) as executor:
-                fill_by(executor, planned.packages, source.archive, source.store, again=again, done=done)
+            with dask_executor(dask) as executor:
+                fill_by(executor, planned.packages, workspace.archive, workspace.store, again=again, done=done)
         else:
             with open_mirror(keep_downloads) if keep_downloads else contextlib.nullcontext() as mirror:
                 if mirror:
                     mirror.write_catalog(planned)
                 fill(
                     planned.packages,
-                    source.archive,
-                    source.store,
+                    workspace.archive,
+                    workspace.store,
                     workers=workers,
                     connections=connections,
                     mirror=mirror,
@@ -165,13 +154,13 @@ def prepare(
                     done=done,
                 )
         with staging_folder(output, place) as staging:
-            manifest = _assemble(staging, settings, said, planned, source, progress)
+            manifest = _assemble(staging, settings, said, planned, workspace, progress)
             manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             manifest["seconds"] = round(time.monotonic() - started, 1)
             manifest["sha256"] = manifest_digest(manifest)
             text = json.dumps(manifest, indent=2, ensure_ascii=False)
             (staging / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
-    return manifest, True
+    return Prepared(manifest, True)
 
 
 def prepare_share(
@@ -180,9 +169,10 @@ def prepare_share(
     *,
     cache: Path | None = None,
     workers: int = 1,
-    connections: int = 4,
+    connections: int = DEFAULT_CONNECTIONS,
     store: str | None = None,
-    progress: Progress = lambda step, done, total: None,
+    patience: Patience | None = None,
+    progress: Progress = silent,
 ) -> int:
     """Fill the store with one share of the packages, for a `prepare` that follows; returns their number.
 
@@ -191,42 +181,14 @@ def prepare_share(
     settings : Settings
     share : (int, int)
         Which share, from 0 up, of how many.
-    cache, workers, connections, store, progress
+    cache, workers, connections, store, patience, progress
         As for `prepare`; all shares must have the same cache and store.
     """
-    source = open_source(settings, cache, connections, store)
-    packages = plan_for(source, settings).packages[share[0] :: share[1]]
+    workspace = open_workspace(settings, cache, connections, store, patience)
+    packages = make_plan(workspace, settings).packages[share[0] :: share[1]]
     done = counter(progress, "reduce", sum(len(package.detections) for package in packages))
-    fill(packages, source.archive, source.store, workers=workers, connections=connections, done=done)
+    fill(packages, workspace.archive, workspace.store, workers=workers, connections=connections, done=done)
     return len(packages)
-
-
-def counter(progress: Progress, step: str, total: int) -> Callable[[Package], None]:
-    """Turn finished packages into progress in detections."""
-    count = 0
-
-    def done(package: Package) -> None:
-        nonlocal count
-        count += len(package.detections)
-        progress(step, count, total)
-
-    progress(step, 0, total)
-    return done
-
-
-@contextlib.contextmanager
-def _dask_executor(address: str) -> Iterator[Executor]:
-    """The executor of a Dask cluster; SettingError where Dask is not installed or does not answer."""
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise SettingError("--dask needs Dask: pip install 'chandra-spectra[dask]'") from error
-    try:
-        client = Client(address, timeout=30)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise SettingError(f"no Dask scheduler at {address}: {error}") from error
-    with client:
-        yield client.get_executor()
 
 
 def copy_hdf5(folder: Path, path: Path) -> None:
@@ -235,24 +197,14 @@ def copy_hdf5(folder: Path, path: Path) -> None:
         shutil.copyfile(folder / HDF5_FILE, partial)
 
 
-def _rejected(planned: Plan, source: Source) -> frozenset[Package]:
+def _rejected(planned: Plan, workspace: Workspace) -> frozenset[Package]:
     """The finished packages that hold rejections which other files may change."""
     found = set()
-    for package in source.store.finished(planned.packages):
+    for package in workspace.store.finished(planned.packages):
         with contextlib.suppress(StoreError):  # one that is damaged is made anyway
-            if {*source.store.read(package).rejections["reason"].to_pylist()} - _LASTING:
+            if {*workspace.store.read(package).rejections["reason"].to_pylist()} - _LASTING:
                 found.add(package)
     return frozenset(found)
-
-
-def check_settings(manifest: dict[str, Any], said: dict[str, Any], where: Path | str) -> None:
-    """OutputError where the folder of a manifest was made with other settings than are said now."""
-    there = manifest.get("settings", {})
-    if differ := [name for name in {**said, **there} if said.get(name) != there.get(name)]:
-        raise OutputError(
-            f"{where} was prepared with other settings, or from another catalog (see {', '.join(differ)} in its "
-            "manifest.json): choose another name, or --force to replace it"
-        )
 
 
 def _finished(output: Path, said: dict[str, Any], force: bool) -> dict[str, Any] | None:
@@ -294,7 +246,7 @@ def _check_own(output: Path) -> None:
 
 
 def _assemble(
-    staging: Path, settings: Settings, said: dict[str, Any], planned: Plan, source: Source, progress: Progress
+    staging: Path, settings: Settings, said: dict[str, Any], planned: Plan, workspace: Workspace, progress: Progress
 ) -> dict[str, Any]:
     """Write everything but the manifest, one package at a time, and return the manifest."""
     attributes = {**said, "dataset": "chandra_spectra", "builder": __version__, "versions": _versions()}
@@ -311,7 +263,7 @@ def _assemble(
         for writer in shards.values():
             stack.enter_context(writer)
         hdf5 = stack.enter_context(HDF5Writer(staging / HDF5_FILE, attributes, columns_when(settings.recipe.subtract)))
-        for package, result in results(planned.packages, source.archive, source.store):
+        for package, result in results(planned.packages, workspace.archive, workspace.store):
             selected += _complete(package, result)
             table = join(planned.catalog, package, result, settings.splits)
             for split in settings.splits.names:

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.errors import OutputError, SettingError
-from builder.filesystems import open_url, reported
-from builder.prepare import HDF5_FILE, MANIFEST_FILE, Progress, check_settings, prepare
-from builder.settings import Settings
-from builder.sources import default_cache
-from builder.staging import hold
+from builder.dataset.layout import HDF5_FILE, MANIFEST_FILE, check_settings
+from builder.files import hold, open_url, reported
+from builder.model.errors import OutputError, SettingError
+from builder.model.settings import Settings
+from builder.model.text import Progress, silent
+from builder.prepare import Prepared, prepare
+from builder.workspace import default_cache, describe
 
 __all__ = ["UPLOADING_FILE", "prepare_remote"]
 
@@ -37,9 +38,9 @@ def prepare_remote(
     cache: Path | None = None,
     force: bool = False,
     retry_rejected: bool = False,
-    progress: Progress = lambda step, done, total: None,
+    progress: Progress = silent,
     **options: Any,
-) -> tuple[dict[str, Any], bool]:
+) -> Prepared:
     """`builder.prepare.prepare`, and upload what it makes.
 
     Parameters
@@ -51,9 +52,7 @@ def prepare_remote(
 
     Returns
     -------
-    manifest : dict
-    done : bool
-        False where the folder was finished before, and nothing was done.
+    Prepared
 
     Raises
     ------
@@ -66,13 +65,11 @@ def prepare_remote(
         if UPLOADING_FILE in there.sizes:  # of a run that was killed just before its end
             with _upload_place(cache or default_cache(), url):
                 there.remove(UPLOADING_FILE)
-        return finished, False
+        return Prepared(finished, False)
     with _upload_place(cache or default_cache(), url) as folder:
-        manifest, done = prepare(
-            folder, settings, cache=cache, retry_rejected=retry_rejected, progress=progress, **options
-        )
-        _upload(folder, manifest, there, progress)
-    return manifest, done
+        prepared = prepare(folder, settings, cache=cache, retry_rejected=retry_rejected, progress=progress, **options)
+        _upload(folder, prepared.manifest, there, progress)
+    return prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +135,7 @@ def _finished(there: _Folder, settings: Settings, force: bool) -> dict[str, Any]
             f"{there.url}/{MANIFEST_FILE} is not the manifest of a prepared folder: choose another name, "
             "or --force if it is damaged"
         )
-    check_settings(manifest, settings.as_dict(), there.url)
+    check_settings(manifest, describe(settings), there.url)
     for file in manifest["files"]:
         if there.sizes.get(file["path"]) != file["bytes"]:
             path = f"{there.url}/{file['path']}"

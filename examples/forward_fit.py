@@ -24,7 +24,7 @@ import sherpa
 from datasets import concatenate_datasets, load_dataset
 from sherpa.optmethods import NelderMead
 
-from builder.simulated_sky import absorption_cross_section
+from builder.simulator.sky import absorption_cross_section
 from chandra_spectra import Calibration
 
 DETECTION, FILE = "4938.0.43", "astro/datastack/tests/data/acisf04938_000N002_r0043_pha3.fits"

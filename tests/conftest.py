@@ -73,9 +73,9 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def full_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded sample in splits by source, with the responses, in a folder named chandra_spectra."""
+    from builder.model.settings import Settings
+    from builder.model.splits import Splits
     from builder.prepare import prepare
-    from builder.settings import Settings
-    from builder.splits import Splits
 
     folder = tmp_path_factory.mktemp("full") / "chandra_spectra"
     prepare(folder, Settings(archive="embedded", splits=Splits(divided=True), responses=True))
@@ -85,11 +85,17 @@ def full_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def whole_mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded archive as a mirror."""
-    from builder.embedded import make_embedded_mirror
+    from builder.simulator.embedded import make_embedded_mirror
 
     folder = tmp_path_factory.mktemp("whole") / "mirror"
     make_embedded_mirror(folder)
     return folder
+
+
+@pytest.fixture
+def folder(sample: Path, tmp_path: Path) -> Path:
+    """A copy of the sample that a test may damage."""
+    return Path(shutil.copytree(sample, tmp_path / "chandra_spectra"))
 
 
 @pytest.fixture

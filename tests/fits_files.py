@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from astropy.io import fits
 from hypothesis import HealthCheck, settings
 from numpy.typing import ArrayLike
 
-from builder.records import N_CHANNELS, DetectionId, File, Products
+from builder.model.ids import DetectionId
+from builder.model.records import N_CHANNELS, File, Products
 
 DETECTION = DetectionId(123, 1, 7)
 CHANNEL = np.arange(1, N_CHANNELS + 1)
@@ -33,6 +35,11 @@ def stable(examples: int) -> settings:
     """Hypothesis settings that give the same examples on every machine, however slow it is."""
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     return settings(max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=slow)
+
+
+def detection(row: Mapping[str, Any]) -> DetectionId:
+    """The id of a catalog row."""
+    return DetectionId(row["obsid"], row["obi"], row["region_id"])
 
 
 def stem(detection: DetectionId, version: int = 1) -> str:
@@ -220,12 +227,18 @@ def poisson(mean: float, seed: int = 1, edge: float = 0.0) -> np.ndarray:
     return np.random.default_rng(seed).poisson(mean * shape)
 
 
-def products(detection: DetectionId = DETECTION, **bytes_of: bytes) -> Products:
+def products(detection: DetectionId = DETECTION, /, **bytes_of: bytes) -> Products:
     """Products of good files but for those given as ``pha=``, ``arf=`` or ``rmf=``."""
     good = {"pha": bytes_of.get("pha") or _plain_pha(detection), "arf": arf(detection), "rmf": plain_rmf(detection)}
     return Products(
         detection, **{kind: File(product_name(detection, kind), data) for kind, data in (good | bytes_of).items()}
     )
+
+
+def with_file(products: Products, kind: str, file: File | None) -> Products:
+    """The products with another file of one kind, or none."""
+    change: dict[str, Any] = {kind: file}
+    return replace(products, **change)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""Numbers that the reduction of the two real detections must give.
+"""What the dataset must give: numbers of the two real detections, and names that readers look for.
 
-From `sherpa.astro.ui` 4.18.0 and 4.19.0, which agree: load_pha, ignore below 0.5 and above 8 keV, subtract,
-group_counts(5), get_data_plot, on the files that come with Sherpa (sherpa/astro/datastack/tests/data).
+The numbers are from `sherpa.astro.ui` 4.18.0 and 4.19.0, which agree: load_pha, ignore below 0.5 and above 8 keV,
+subtract, group_counts(5), get_data_plot, on the files that come with Sherpa (sherpa/astro/datastack/tests/data).
 """
 
 GOLDENS = {
@@ -13,3 +13,24 @@ GOLDENS = {
     },
     "7867.0.2": {"n_bins": 40, "low": 0.5110, "rate": (0.007833, 0.00466719, 0.0093996), "error": None},
 }
+
+CATALOG_DATASETS = (
+    "name",
+    "ra",
+    "dec",
+    "obsid",
+    "obi",
+    "region_id",
+    "src_cnts_aper_b",
+    "flux_significance_b",
+    "flux_aper_b",
+    "theta",
+    "flux_bb_aper_b",
+    "gti_mjd_obs",
+    "hard_hm",
+    "hard_hs",
+    "hard_ms",
+    "var_prob_b",
+    "var_index_b",
+)
+"""Datasets of the catalog's values that existing readers of the HDF5 layout look for."""

@@ -212,7 +212,8 @@ class Handler(BaseHTTPRequestHandler):
     def tree(self, repo: Repo, branch: str, oid: str, under: str | None = None) -> None:
         files, prefix = repo.commits[oid], f"{under}/" if under else ""
         recursive = "recursive=true" in self.path.lower()
-        found, folders = [], set()
+        found: list[dict[str, Any]] = []
+        folders: set[str] = set()
         for path in sorted(path for path in files if path.startswith(prefix)):
             rest = path[len(prefix) :]
             parts = rest.split("/")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
+from types import ModuleType
 
-from builder.records import DetectionId, File
-from builder.simulation import SimulatedArchive
+from builder.model.ids import DetectionId
+from builder.model.records import File
+from builder.simulator.products import SimulatedArchive
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,20 +25,27 @@ class RememberedArchive(SimulatedArchive):
         return self._remembered(detection)
 
 
-def impatient(read: float = 1) -> None:
-    """Change this process: short pauses, small packages, and no pictures, which take longer than all the rest."""
-    import builder.card
-    import builder.cli
-    import builder.remote
-    import builder.sources
-    from builder.catalog import plan
-    from builder.client import Client, Patience
+def changes(read: float = 1) -> list[tuple[ModuleType, str, object]]:
+    """Short pauses, small packages, and no pictures, which take longer than all the rest: module, name and value."""
+    import builder.archive.http
+    import builder.cli.run
+    import builder.dataset.card
+    import builder.workspace
+    from builder.archive.http import Patience
+    from builder.archive.packages import plan
 
-    patience = Patience(connect=2, read=read, base=0.01, longest=0.05)
-    builder.remote.Client = functools.partial(Client, patience=patience)  # type: ignore[misc]
-    builder.sources.plan = functools.partial(plan, size=10)
-    builder.cli._PATIENCE = 1
-    builder.card.draw_pictures = lambda folder, shards, scalars: []
+    return [
+        (builder.archive.http, "Patience", functools.partial(Patience, connect=2, read=read, base=0.01, longest=0.05)),
+        (builder.workspace, "plan", functools.partial(plan, size=10)),
+        (builder.cli.run, "_PATIENCE", 1),
+        (builder.dataset.card, "draw_pictures", lambda folder, shards, scalars: []),
+    ]
+
+
+def impatient(read: float = 1) -> None:
+    """Make these changes in this process."""
+    for change in changes(read):
+        setattr(*change)
 
 
 def impatient_command(*words: object) -> list[str]:
@@ -44,6 +53,6 @@ def impatient_command(*words: object) -> list[str]:
     # Not a module run by -m: the workers of a run would import that again, with all that it imports.
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.impatient import impatient; impatient(); "
-        "from builder.cli import main; main()"
+        "from builder.cli.run import main; main()"
     )
     return [sys.executable, "-c", code, *map(str, words)]

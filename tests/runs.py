@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import subprocess
@@ -9,22 +10,23 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Run", "command"]
+__all__ = ["Run", "command", "python"]
 
 # Importing these takes a process two seconds, and most tests of the command no more than that; forking takes nothing.
 # A bare start and a bare end are tested in test_hub, from prepare to push, and by what is killed or interrupted.
 _FORK = multiprocessing.get_context("forkserver")
 _FORK.set_forkserver_preload(
     [
-        "builder.cli",
+        "builder.cli.run",
         "builder.prepare",
-        "builder.reduction",
-        "builder.embedded",
-        "builder.remote",
-        "builder.verify",
-        "builder.export",
-        "builder.plots",
+        "builder.reduce.spectrum",
+        "builder.simulator.embedded",
+        "builder.archive.csc",
+        "builder.use.verify",
+        "builder.use.export",
+        "builder.use.plot",
         "astropy.coordinates",
         "astropy.io.votable",
         "astropy_healpix",
@@ -88,9 +90,25 @@ def _main(
     sys.argv = ["chandra-spectra", *words]
     if change is not None:
         change()
-    from builder.cli import main
+    from builder.cli.run import main
 
     main()
+
+
+def python(code: str, *words: object, cwd: Path | None = None, stdin: str = "", **environment: str) -> Any:
+    """Run code in a bare process; gives the last line that it prints, which is JSON."""
+    run = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        input=stdin,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def command(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

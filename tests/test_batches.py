@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from builder.batches import Buckets, collate
-from builder.errors import SettingError
+from builder.model.errors import MissingExtraError, SettingError
+from builder.use.batches import Buckets, collate
 from tests.fits_files import stable
+from tests.runs import python
 
 LOADERS = """
-import hashlib, json, os, sys
+import hashlib, json, sys
 from datasets import load_dataset
 from torch.utils.data import DataLoader
 from chandra_spectra import collate
@@ -55,10 +54,8 @@ FORMS = [None, "numpy", "torch", "arrow"]
 @pytest.fixture(scope="module")
 def loaded(sample: Path) -> dict[str, Any]:
     """What DataLoader(num_workers=2) gives for each config, format and way of reading."""
-    command = [sys.executable, "-c", LOADERS, str(sample)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    found: dict[str, Any] = python(LOADERS, sample)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +200,7 @@ def test_a_table_of_nulls_only_has_the_types_of_its_schema(spectra: Dataset) -> 
 @given(data=st.data())
 def test_a_table_is_collated_as_its_rows_are_however_it_is_cut(data: st.DataObject) -> None:
     """Chunks, offsets, nulls: the tables that come from files, filters and shuffles."""
-    rows = data.draw(
+    rows: list[dict[str, Any]] = data.draw(
         st.lists(
             st.fixed_dictionaries(
                 {
@@ -293,5 +290,5 @@ def test_an_empty_batch_is_refused() -> None:
 
 def test_without_torch_collate_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
-    with pytest.raises(SettingError, match=r"pip install 'chandra-spectra\[torch\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'chandra-spectra\[torch\]'"):
         collate([{"theta": 1.0}])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from datasets import load_dataset
 
-from builder.errors import SettingError
-from builder.selection import Selection
+from builder.model.errors import SettingError
+from builder.model.selection import Selection
 from chandra_spectra import ChandraSpectra, ChandraSpectraConfig
 
 
@@ -64,7 +65,7 @@ def test_the_builder_streams(sample: Path, tmp_path: Path) -> None:
         ({"archive": ""}, "archive"),
     ],
 )
-def test_a_wrong_setting_is_refused_on_construction_in_one_sentence(setting: dict[str, object], words: str) -> None:
+def test_a_wrong_setting_is_refused_on_construction_in_one_sentence(setting: dict[str, Any], words: str) -> None:
     for construct in (ChandraSpectra, ChandraSpectraConfig):
         with pytest.raises(SettingError, match=words) as caught:
             construct(**setting)

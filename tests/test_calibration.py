@@ -19,9 +19,9 @@ from sherpa.astro.instrument import RSPModelPHA
 from sherpa.astro.io import read_pha
 from sherpa.models import NormGauss1D, PowLaw1D
 
-from builder.batches import collate
-from builder.calibration import Calibration
-from builder.errors import SettingError
+from builder.model.errors import SettingError
+from builder.use.batches import collate
+from builder.use.calibration import Calibration
 from tests.fits_files import REAL, REAL_FOLDER, stable
 
 EDGES = np.geomspace(0.5, 8.0, 65)
@@ -182,7 +182,7 @@ def test_folding_is_that_of_sherpa(folding: Calibration, counts: Dataset, detect
 
 def test_folding_takes_a_function_and_a_row_in_any_format(folding: Calibration, counts: Dataset) -> None:
     def flat(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        return 1e-4 * (high - low)
+        return np.asarray(1e-4 * (high - low))
 
     plain = folding.fold(flat, counts[0])
     for form in ("numpy", "torch"):

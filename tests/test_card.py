@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,19 +26,22 @@ from huggingface_hub import DatasetCard, DatasetCardData, metadata_load
 from matplotlib.figure import Figure
 from PIL import Image
 
-from builder import card as card_module
 from builder import prepare as prepare_module
-from builder.card import DATA_FILES, selection_words, write_card
-from builder.cli import app
-from builder.columns import COLUMNS, EBOUNDS, RESPONSES, configs_with, features, markdown
-from builder.pictures import SCALARS, draw_pictures, energy_axis
-from builder.prepare import prepare, read_manifest
-from builder.records import REASONS, DetectionId, Recipe
-from builder.selection import Cone, Selection
-from builder.settings import Settings
-from builder.shards import ShardWriter
-from builder.splits import Splits
-from builder.words import size_text
+from builder.cli.run import app
+from builder.dataset import card as card_module
+from builder.dataset.card import selection_words, write_card
+from builder.dataset.layout import DATA_FILES, read_manifest
+from builder.dataset.pictures import SCALARS, draw_pictures, energy_axis
+from builder.dataset.shards import ShardWriter
+from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, configs_with, features, markdown
+from builder.model.ids import DetectionId
+from builder.model.records import REASONS
+from builder.model.selection import Cone, Selection
+from builder.model.settings import Recipe, Settings
+from builder.model.splits import Splits
+from builder.model.text import size_text
+from builder.prepare import prepare
+from tests.runs import python
 
 ACKNOWLEDGEMENT = (
     "This research has made use of data obtained from the Chandra Source Catalog, provided by the Chandra X-ray Center "
@@ -215,21 +217,11 @@ def test_it_names_no_time_and_no_folder_of_the_machine(sample: Path, text: str) 
 
 
 def test_the_snippets_run_beside_the_folder(sample: Path, text: str, tmp_path: Path) -> None:
-    code = "import json, os, sys\nfor block in json.loads(sys.argv[1]):\n    exec(block, names := {})\n"
-    code += "    if 'test' in names: print(len(names['test']), len(names['train']), flush=True)\n"
-    code += "os._exit(0)  # pyarrow's threads, left from streaming, now and then abort the interpreter's own way out\n"
+    code = "import json, sys\nfor block in json.loads(sys.argv[1]):\n    exec(block, names := {})\n"
+    code += "    if 'test' in names: print(json.dumps([len(names['test']), len(names['train'])]))\n"
     snippets = blocks(text, "python")
     assert len(snippets) == 4
-    run = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(snippets)],
-        cwd=sample.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HOME": str(tmp_path)},
-    )
-    assert run.returncode == 0, run.stderr
-    test, train = map(int, run.stdout.split())
+    test, train = python(code, json.dumps(snippets), cwd=sample.parent, HF_HOME=str(tmp_path))
     rows = Counter(pq.read_table(sample / "data")["split"].to_pylist())
     assert (test, train) == (rows["test"], rows["train"])
     assert 0 < test < train
@@ -262,7 +254,7 @@ def settings_of(line: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 @pytest.fixture
-def written(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def written(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the sample's shards to write cards for, without pictures."""
     monkeypatch.setattr(card_module, "draw_pictures", lambda *arguments: [])
     for config in configs_with(False):
@@ -469,9 +461,9 @@ def test_without_matplotlib_there_are_no_pictures_and_one_line_says_so(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with caplog.at_level(logging.WARNING):
-        manifest, _ = prepare(tmp_path / "out", Settings("embedded"))
+        manifest = prepare(tmp_path / "out", Settings("embedded")).manifest
     assert [record.getMessage() for record in caplog.records] == [
-        "the card has no pictures, for they need matplotlib: pip install 'chandra-spectra[plots]'"
+        "the card has no pictures: a picture needs matplotlib: pip install 'chandra-spectra[plots]'"
     ]
     assert not (tmp_path / "out" / "images").exists()
     assert "![" not in (tmp_path / "out" / "README.md").read_text()
@@ -498,7 +490,7 @@ def assert_reads(folder: Path, rows: int) -> None:
 def test_a_folder_with_one_row(tmp_path: Path) -> None:
     chosen = DetectionId(4938, 0, 43)
     folder = tmp_path / "chandra_spectra"
-    manifest, _ = prepare(folder, Settings("embedded", selection=Selection(detections=frozenset({chosen}))))
+    manifest = prepare(folder, Settings("embedded", selection=Selection(detections=frozenset({chosen})))).manifest
     paths = [file["path"] for file in manifest["files"]]
     images = [f"images/{name}.png" for name in PICTURES[:3]]  # a real detection of the sample has no hardness ratios
     assert paths[-5:] == ["README.md", *images, "detections.txt"]

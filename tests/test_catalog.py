@@ -15,12 +15,14 @@ from astropy.io import votable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.catalog import PACKAGE_SIZE, SCHEMA, Package, count_of, from_rows, plan, read_votable, write_votable
-from builder.columns import CATALOG
-from builder.errors import CatalogError
-from builder.records import DetectionId, Recipe
-from builder.remote import _check_votable
-from builder.votable import write_votable as write_any
+from builder.archive.catalog import SCHEMA, count_of, from_rows, read_votable, write_votable
+from builder.archive.csc import _check_votable
+from builder.archive.packages import PACKAGE_SIZE, Package, plan
+from builder.archive.votable import write_votable as write_any
+from builder.model.columns import CATALOG
+from builder.model.errors import CatalogError
+from builder.model.ids import DetectionId
+from builder.model.settings import Recipe
 from tests.fits_files import stable
 
 NAMES = [column.name for column in CATALOG]

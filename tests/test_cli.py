@@ -12,11 +12,12 @@ import pytest
 from datasets import load_dataset
 
 from builder import __version__
-from builder.catalog import from_rows, plan
-from builder.cli import app
-from builder.command import local
-from builder.errors import SettingError
-from builder.settings import Settings
+from builder.archive.catalog import from_rows
+from builder.archive.packages import plan
+from builder.cli.app import local
+from builder.cli.run import app
+from builder.model.errors import SettingError
+from builder.model.settings import Settings
 from tests.conftest import command
 
 
@@ -28,7 +29,7 @@ from tests.conftest import command
         (["--archive", "nowhere"], "no such folder"),
         (["--release", "rel9"], "unknown release 'rel9'"),
         (["--energy-min", "9"], "energy range"),
-        (["--min-counts", "0"], "min_counts"),
+        (["--group-counts", "0"], "min_counts"),
     ],
 )
 def test_a_wrong_option_is_one_clear_line_and_leaves_nothing_behind(
@@ -114,7 +115,7 @@ def test_the_scheme_and_the_host_of_an_archive_have_no_case() -> None:
 def test_an_estimate_says_what_the_download_takes(
     bandwidth: float, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from builder.terminal import show_estimate
+    from builder.cli.terminal import show_estimate
 
     rows = [{"name": "X", "obsid": 1, "obi": 0, "region_id": number, "instrument": "ACIS"} for number in range(18)]
     show_estimate(plan(from_rows(rows)), bandwidth)
@@ -171,7 +172,7 @@ def test_a_selection_of_nothing_is_refused_in_one_line(options: list[str], tmp_p
 def test_without_a_terminal_progress_is_a_line_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from builder import terminal
+    from builder.cli import terminal
 
     monkeypatch.setattr("rich.console.Console.is_terminal", False)
     for pause, said in ((0.0, 2), (1000.0, 0)):
@@ -202,7 +203,8 @@ def test_the_version_and_the_help_are_printed() -> None:
 
 
 def test_help_and_import_do_not_load_sherpa_or_datasets() -> None:
-    code = "import sys, builder.cli; print([name for name in ('sherpa', 'datasets', 'astropy') if name in sys.modules])"
+    heavy = ("sherpa", "datasets", "astropy")
+    code = f"import sys, builder.cli.run; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     code = "import sys, chandra_spectra; print('sherpa' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
@@ -236,8 +238,8 @@ def test_what_goes_into_a_pipe_has_no_blanks_at_the_ends_of_lines(sample: Path) 
 
 def test_a_split_without_rows_is_said_to_have_no_file(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As of --splits source where all sources are of train; `load_dataset` then knows no other split."""
-    from builder.prepare import read_manifest
-    from builder.terminal import show_summary
+    from builder.cli.terminal import show_summary
+    from builder.dataset.layout import read_manifest
 
     manifest = read_manifest(sample)
     show_summary(sample, manifest | {"settings": manifest["settings"] | {"splits": "source:100/0/0"}}, None)
@@ -249,10 +251,3 @@ def test_a_split_without_rows_is_said_to_have_no_file(sample: Path, capsys: pyte
 
 def test_an_unknown_option_is_wrong_usage() -> None:
     assert command("prepare", "--min-count-rate", "3").returncode == 2
-
-
-def test_the_default_archive_is_that_of_the_settings() -> None:
-    from builder.command import ARCHIVE
-    from builder.settings import DEFAULT_ARCHIVE
-
-    assert ARCHIVE == DEFAULT_ARCHIVE

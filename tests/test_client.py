@@ -16,32 +16,43 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 import urllib3
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
-from builder import client as client_module
-from builder.catalog import Package, from_rows, write_votable
-from builder.client import Client, Patience, Slots, one_session
-from builder.errors import ArchiveError, RefusedError, StoreError, TransientError, UnavailableError
-from builder.products import members
-from builder.records import DetectionId
-from builder.remote import ArchiveDownloadManager, HttpArchive, _check_tar
+from builder.archive import http as client_module
+from builder.archive.catalog import from_rows, write_votable
+from builder.archive.csc import HttpArchive, _check_tar
+from builder.archive.http import Client, Patience, Slots, one_session
+from builder.archive.interface import forget
+from builder.archive.packages import Package
+from builder.archive.products import MAX_MEMBER_BYTES, members
+from builder.model.errors import ArchiveError, CatalogError, RefusedError, StoreError, TransientError, UnavailableError
+from builder.model.ids import DetectionId
+from builder.model.settings import Settings
+from builder.prepare import prepare
+from builder.simulator.products import SimulatedArchive
 from tests.fits_files import stable
+from tests.tars import tar_bytes
 from tests.waiting import stays_locked, wait_for
 
 Answer = tuple[int, dict[str, str], bytes]
+Answering = Callable[[str, str, int], Answer]
+"""Gives the answer to a path and a form, and the number of the request, from 1."""
 
 
 class Script:
     """A server that answers as a function says, and notes what it was asked."""
 
-    def __init__(self, answer: Callable[[str, str, int], Answer]) -> None:
-        script, self.asked = self, []
+    def __init__(self, answer: Answering) -> None:
+        script = self
+        self.asked: list[tuple[str, str, str, str]] = []
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -61,17 +72,23 @@ class Script:
 
             def log_message(self, *arguments: object) -> None: ...
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.handle_error = lambda request, address: None  # a client may leave amid an answer
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                """Pass it over: a client may leave amid an answer."""
+
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
 
+Serve = Callable[[Answering], Script]
+
+
 @pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[str, str, int], Answer]], Script]]:
+def serve() -> Iterator[Serve]:
     scripts: list[Script] = []
 
-    def start(answer: Callable[[str, str, int], Answer]) -> Script:
+    def start(answer: Answering) -> Script:
         scripts.append(Script(answer))
         return scripts[-1]
 
@@ -85,7 +102,8 @@ class Clock:
     """Time that passes only by sleeping."""
 
     def __init__(self) -> None:
-        self.now, self.pauses = 0.0, []
+        self.now = 0.0
+        self.pauses: list[float] = []
 
     def sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
@@ -101,7 +119,7 @@ def get(client: Client, url: str, path: Path, max_bytes: int = 1000) -> bytes:
     return path.read_bytes()
 
 
-def test_pauses_grow_and_are_jittered_until_the_answer_is_right(serve, tmp_path: Path) -> None:
+def test_pauses_grow_and_are_jittered_until_the_answer_is_right(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda path, form, number: (503, {}, b"") if number <= 5 else (200, {}, b"fine"))
     clock = Clock()
     assert get(clock.client(server.url), server.url + "/x?a=1&b=2", tmp_path / "file") == b"fine"
@@ -112,7 +130,7 @@ def test_pauses_grow_and_are_jittered_until_the_answer_is_right(serve, tmp_path:
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_retry_after_is_honoured_in_both_forms(form: str, serve, tmp_path: Path) -> None:
+def test_retry_after_is_honoured_in_both_forms(form: str, serve: Serve, tmp_path: Path) -> None:
     value = "30" if form == "seconds" else email.utils.formatdate(time.time() + 30, usegmt=True)
     server = serve(lambda path, f, number: (429, {"Retry-After": value}, b"") if number == 1 else (200, {}, b"fine"))
     clock = Clock()
@@ -121,13 +139,15 @@ def test_retry_after_is_honoured_in_both_forms(form: str, serve, tmp_path: Path)
     assert least <= clock.pauses[0] <= 31
 
 
-class Answers:
+class Answers(requests.Session):
     """A session without a network: gives what it is told to, and notes what it was asked."""
 
     def __init__(self, *answers: Answer | Exception) -> None:
-        self.answers, self.asked = list(answers), []
+        super().__init__()
+        self.answers = list(answers)
+        self.asked: list[tuple[str, str, object]] = []
 
-    def request(self, method: str, url: str, *, data: object, **rest: object) -> requests.Response:
+    def request(self, method: str, url: str, *, data: Any, **rest: Any) -> requests.Response:  # type: ignore[override]
         self.asked.append((method, url, data))
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
@@ -190,7 +210,7 @@ def test_whatever_retry_after_says_the_answer_is_waited_for_or_given_up(after: s
         assert len(ask(tmp_path, "https://host", (503, {"Retry-After": after}, b""), FINE).asked) == 2
 
 
-def test_it_gives_up_in_the_end_with_a_line_that_says_what_to_do(serve, tmp_path: Path) -> None:
+def test_it_gives_up_in_the_end_with_a_line_that_says_what_to_do(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda path, form, number: (503, {}, b""))
     clock = Clock()
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1.*503.*run the same command again"):
@@ -206,7 +226,7 @@ def test_a_host_that_was_never_reached_is_given_up_sooner(tmp_path: Path) -> Non
     assert clock.now <= 20
 
 
-def test_redirects_are_followed_as_get_but_never_to_another_host(serve, tmp_path: Path) -> None:
+def test_redirects_are_followed_as_get_but_never_to_another_host(serve: Serve, tmp_path: Path) -> None:
     def answer(path: str, form: str, number: int) -> Answer:
         if path == "/start":
             return 303, {"Location": "/result"}, b""
@@ -281,7 +301,7 @@ PACKED = gzip.compress(b"fine" * 100, mtime=0)
 )
 @pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
 def test_an_answer_sent_in_gzip_is_taken_only_if_the_gzip_is_whole(
-    chunked: bool, encoding: str, wrong: bytes, serve, tmp_path: Path
+    chunked: bool, encoding: str, wrong: bytes, serve: Serve, tmp_path: Path
 ) -> None:
     def answer(path: str, form: str, number: int) -> Answer:
         body = wrong if number == 1 else PACKED
@@ -296,14 +316,16 @@ def test_an_answer_sent_in_gzip_is_taken_only_if_the_gzip_is_whole(
     assert len(server.asked) == 2
 
 
-def test_an_answer_that_inflates_beyond_the_limit_is_refused(serve, tmp_path: Path) -> None:
+def test_an_answer_that_inflates_beyond_the_limit_is_refused(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda path, form, number: (200, {"Content-Encoding": "gzip"}, gzip.compress(bytes(10**6))))
     with pytest.raises(RefusedError, match="more than 1000 bytes"):
         get(Clock().client(server.url), server.url, tmp_path / "file")
 
 
 @pytest.mark.parametrize("length", ["5", "9" * 5000, "3, 4"], ids=["more", "much more", "two"])
-def test_an_answer_of_another_length_than_announced_is_asked_for_again(length: str, serve, tmp_path: Path) -> None:
+def test_an_answer_of_another_length_than_announced_is_asked_for_again(
+    length: str, serve: Serve, tmp_path: Path
+) -> None:
     server = serve(
         lambda path, form, number: (
             (200, {"Content-Length": length, "Connection": "close"}, b"fine") if number == 1 else FINE
@@ -313,23 +335,25 @@ def test_an_answer_of_another_length_than_announced_is_asked_for_again(length: s
     assert len(server.asked) == 2
 
 
-def test_the_connection_of_a_session_is_closed_with_it(serve, tmp_path: Path) -> None:
+def test_the_connection_of_a_session_is_closed_with_it(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda path, form, number: FINE)
     with one_session() as session:
         session.get(server.url, timeout=60)
-        pool = session.adapters["http://"].poolmanager.connection_from_url(server.url)
+        adapter = session.adapters["http://"]
+        assert isinstance(adapter, requests.adapters.HTTPAdapter)
+        pool = adapter.poolmanager.connection_from_url(server.url)
         assert pool.pool is not None
     assert pool.pool is None
 
 
-def test_an_answer_larger_than_the_limit_is_refused_and_nothing_stays(serve, tmp_path: Path) -> None:
+def test_an_answer_larger_than_the_limit_is_refused_and_nothing_stays(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda path, form, number: (200, {}, b"x" * 5000))
     with pytest.raises(RefusedError, match="more than 1000 bytes"):
         get(Clock().client(server.url), server.url, tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_fails_its_check_is_never_kept(serve, tmp_path: Path) -> None:
+def test_what_fails_its_check_is_never_kept(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda path, form, number: (200, {}, b"<html>" if number == 1 else b"fine"))
 
     def check(path: Path) -> None:
@@ -344,7 +368,7 @@ def test_what_fails_its_check_is_never_kept(serve, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_place_that_cannot_be_written_is_no_reason_to_ask_again(serve, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_no_reason_to_ask_again(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda path, form, number: (200, {}, b"fine"))
     with pytest.raises(StoreError, match="cannot write"):
         get(Clock().client(server.url), server.url, tmp_path / "missing" / "file")
@@ -403,8 +427,8 @@ def test_who_waits_for_a_slot_is_not_overtaken_by_who_gives_one_back(tmp_path: P
 def test_however_many_threads_wait_only_one_looks_for_a_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: set[int] = set()
 
-    class Lock(client_module.FileLock):
-        def acquire(self, *arguments: object, **more: object) -> object:
+    class Lock(FileLock):
+        def acquire(self, *arguments: Any, **more: Any) -> Any:
             if "slot" in self.lock_file:
                 tried.add(threading.get_ident())
             return super().acquire(*arguments, **more)
@@ -427,13 +451,7 @@ def test_however_many_threads_wait_only_one_looks_for_a_slot(tmp_path: Path, mon
 
 
 def tar_of(**files: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo("package/" + name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
+    return tar_bytes(*((f"package/{name}", data) for name, data in files.items()))
 
 
 NAME = "acisf00001_000N001_r0001_{}3.fits.gz"
@@ -442,7 +460,7 @@ PACKAGE = Package(0, (DetectionId(1, 0, 1),))
 
 
 def open_archive(server: Script, tmp_path: Path, **patience: float) -> HttpArchive:
-    return HttpArchive(server.url, "rel2.1", tmp_path, client=Clock().client(server.url, **patience))
+    return HttpArchive(server.url, "rel2.1", tmp_path, Clock().client(server.url, **patience))
 
 
 def fetched(
@@ -460,7 +478,7 @@ def listing(*names: str) -> Answer:
     return 200, {}, json.dumps([{"filename": name} for name in names]).encode()
 
 
-def test_a_package_asks_for_the_three_products_of_each_detection(serve, tmp_path: Path) -> None:
+def test_a_package_asks_for_the_three_products_of_each_detection(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda path, form, number: (200, {}, tar_of(**GOOD)))
     assert fetched(server, tmp_path) == (["0.tar"], {})
     (asked,) = server.asked
@@ -469,14 +487,14 @@ def test_a_package_asks_for_the_three_products_of_each_detection(serve, tmp_path
     assert "version=rel2.1" in asked[2]
 
 
-def test_files_of_strangers_make_the_answer_a_wrong_one(serve, tmp_path: Path) -> None:
+def test_files_of_strangers_make_the_answer_a_wrong_one(serve: Serve, tmp_path: Path) -> None:
     strange = {NAME.replace("r0001", "r0002").format("pha"): b"\x1f\x8b"}
     server = serve(lambda path, form, number: (200, {}, tar_of(**strange, **GOOD) if number < 3 else tar_of(**GOOD)))
     assert fetched(server, tmp_path) == (["0.tar"], {})
     assert len(server.asked) == 3
 
 
-def test_more_members_than_were_asked_for_are_refused(serve, tmp_path: Path) -> None:
+def test_more_members_than_were_asked_for_are_refused(serve: Serve, tmp_path: Path) -> None:
     many = tar_of(**{f"note{number}.txt": b"" for number in range(50)})
     server = serve(lambda path, form, number: (200, {}, many if path.endswith("retrieve") else b"[]"))
     _, unserved = fetched(server, tmp_path)
@@ -484,7 +502,23 @@ def test_more_members_than_were_asked_for_are_refused(serve, tmp_path: Path) -> 
     assert len([entry for entry in server.asked if entry[1].endswith("retrieve")]) == 1
 
 
-def test_names_in_a_listing_never_become_paths(serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [0, 1], ids=["the largest", "larger"])
+def test_a_member_too_large_is_refused_before_anything_reads_it(more: int, serve: Serve, tmp_path: Path) -> None:
+    """Zeros, which take no time to send where the answer is packed."""
+    files = {**GOOD, NAME.format("pha"): bytes(MAX_MEMBER_BYTES + more)}
+    packed = gzip.compress(tar_of(**files), 1)
+
+    def answer(path: str, form: str, number: int) -> Answer:
+        return (200, {"Content-Encoding": "gzip"}, packed) if path.endswith("/retrieve") else (404, {}, b"gone")
+
+    server = serve(answer)
+    parts, unserved = fetched(server, tmp_path)
+    assert parts == ([] if more else ["0.tar"])
+    assert unserved.keys() == (set(PACKAGE.detections) if more else set())
+    assert services_asked(server) == (["retrieve", "browse"] if more else ["retrieve"])
+
+
+def test_names_in_a_listing_never_become_paths(serve: Serve, tmp_path: Path) -> None:
     def answer(path: str, form: str, number: int) -> Answer:
         if path.endswith("browse"):
             evil = [{"filename": "../../../" + NAME.format("pha")}, {"filename": "../../evil"}, {"other": 1}]
@@ -498,7 +532,7 @@ def test_names_in_a_listing_never_become_paths(serve, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"cache"}
 
 
-def test_a_package_that_is_refused_is_fetched_file_by_file(serve, tmp_path: Path) -> None:
+def test_a_package_that_is_refused_is_fetched_file_by_file(serve: Serve, tmp_path: Path) -> None:
     def answer(path: str, form: str, number: int) -> Answer:
         if path.endswith("browse"):
             return 200, {}, str([{"filename": name} for name in GOOD]).replace("'", '"').encode()
@@ -508,7 +542,9 @@ def test_a_package_that_is_refused_is_fetched_file_by_file(serve, tmp_path: Path
     assert (sorted(parts), unserved) == (sorted(GOOD), {})
 
 
-def test_one_package_that_is_never_served_is_a_rejection_and_does_not_stop_the_run(serve, tmp_path: Path) -> None:
+def test_one_package_that_is_never_served_is_a_rejection_and_does_not_stop_the_run(
+    serve: Serve, tmp_path: Path
+) -> None:
     def answer(path: str, form: str, number: int) -> Answer:
         if path.endswith("browse"):
             return 200, {}, str([{"filename": name} for name in GOOD]).replace("'", '"').encode()
@@ -519,7 +555,9 @@ def test_one_package_that_is_never_served_is_a_rejection_and_does_not_stop_the_r
     assert "503" in unserved[PACKAGE.detections[0]]
 
 
-def test_a_long_pause_is_told_and_a_short_one_is_not(serve, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_pause_is_told_and_a_short_one_is_not(
+    serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pauses = {1: "2", 2: "60"}
     server = serve(lambda path, form, n: (503, {"Retry-After": pauses[n]}, b"") if n in pauses else (200, {}, b"fine"))
     get(Clock().client(server.url), server.url, tmp_path / "file")
@@ -527,7 +565,7 @@ def test_a_long_pause_is_told_and_a_short_one_is_not(serve, tmp_path: Path, capl
     assert re.fullmatch(r"127\.0\.0\.1:\d+: .*503.*; asking again in 60 s", told)
 
 
-def test_an_empty_tar_lacks_everything_and_is_no_fault_of_the_line(serve, tmp_path: Path) -> None:
+def test_an_empty_tar_lacks_everything_and_is_no_fault_of_the_line(serve: Serve, tmp_path: Path) -> None:
     def answer(path: str, form: str, number: int) -> Answer:
         return (200, {}, bytes(10240)) if "retrieve" in path else (200, {}, b"[]")
 
@@ -538,14 +576,16 @@ def test_an_empty_tar_lacks_everything_and_is_no_fault_of_the_line(serve, tmp_pa
     assert not unserved  # it lists none, so the files are missing
 
 
-def test_a_service_that_answers_nothing_at_all_stops_the_run(serve, tmp_path: Path) -> None:
+def test_a_service_that_answers_nothing_at_all_stops_the_run(serve: Serve, tmp_path: Path) -> None:
     with pytest.raises(UnavailableError):
         fetched(serve(lambda path, form, number: (503, {}, b"")), tmp_path, total=30)
     with pytest.raises(ArchiveError, match="403"):
         fetched(serve(lambda path, form, number: (403, {}, b"")), tmp_path)
 
 
-def test_an_archive_that_refuses_everything_is_out_of_order_and_no_reason_to_reject(serve, tmp_path: Path) -> None:
+def test_an_archive_that_refuses_everything_is_out_of_order_and_no_reason_to_reject(
+    serve: Serve, tmp_path: Path
+) -> None:
     server = serve(lambda path, form, number: (404, {}, b"gone"))
     with pytest.raises(UnavailableError, match=r"refuses whatever.*404.*run the same command again"):
         fetched(server, tmp_path, Package(0, tuple(DetectionId(1, 0, region) for region in range(50))))
@@ -553,14 +593,14 @@ def test_an_archive_that_refuses_everything_is_out_of_order_and_no_reason_to_rej
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_a_few_detections_may_be_all_that_is_refused(number: int, serve, tmp_path: Path) -> None:
+def test_a_few_detections_may_be_all_that_is_refused(number: int, serve: Serve, tmp_path: Path) -> None:
     package = Package(0, tuple(DetectionId(1, 0, region) for region in range(number)))
     _, unserved = fetched(serve(lambda path, form, number: (404, {}, b"gone")), tmp_path, package)
     assert unserved.keys() == set(package.detections)
 
 
 @pytest.mark.parametrize("served", ["retrieve", "browse"])
-def test_many_may_be_refused_where_one_is_served(served: str, serve, tmp_path: Path) -> None:
+def test_many_may_be_refused_where_one_is_served(served: str, serve: Serve, tmp_path: Path) -> None:
     def answer(path: str, form: str, number: int) -> Answer:
         if number == 1 and served == "retrieve":
             return 200, {}, tar_of(**GOOD)
@@ -571,7 +611,9 @@ def test_many_may_be_refused_where_one_is_served(served: str, serve, tmp_path: P
     assert unserved.keys() == set(package.detections[1:])
 
 
-def test_each_detection_has_an_address_of_its_own_where_its_files_can_be_asked_for(serve, tmp_path: Path) -> None:
+def test_each_detection_has_an_address_of_its_own_where_its_files_can_be_asked_for(
+    serve: Serve, tmp_path: Path
+) -> None:
     server = serve(lambda path, form, number: (404, {}, b"gone"))
     package = Package(0, (DetectionId(1, 0, 1), DetectionId(1, 0, 2)))
     with open_archive(server, tmp_path).fetch(package) as result:
@@ -580,14 +622,14 @@ def test_each_detection_has_an_address_of_its_own_where_its_files_can_be_asked_f
         assert "1.0.1" not in result.urls[package.detections[1]]
 
 
-def test_what_a_package_lacks_is_in_the_next(serve, tmp_path: Path) -> None:
+def test_what_a_package_lacks_is_in_the_next(serve: Serve, tmp_path: Path) -> None:
     some = {name: GOOD[name] for name in list(GOOD)[:2]}
     server = serve(lambda path, form, number: (200, {}, tar_of(**some) if number == 1 else tar_of(**GOOD)))
     assert fetched(server, tmp_path) == (["0.tar", "1.tar"], {})
     assert services_asked(server) == ["retrieve", "retrieve"]
 
 
-def test_of_the_files_that_are_listed_only_those_are_fetched_that_no_package_held(serve, tmp_path: Path) -> None:
+def test_of_the_files_that_are_listed_only_those_are_fetched_that_no_package_held(serve: Serve, tmp_path: Path) -> None:
     def answer(path: str, form: str, number: int) -> Answer:
         if path.endswith("/browse"):
             return listing(*GOOD)
@@ -602,7 +644,7 @@ def test_of_the_files_that_are_listed_only_those_are_fetched_that_no_package_hel
 
 @pytest.mark.parametrize("lacking", ["e1", "e2"])
 def test_a_cycle_that_lacks_a_file_is_asked_for_again_though_the_other_is_whole(
-    lacking: str, serve, tmp_path: Path
+    lacking: str, serve: Serve, tmp_path: Path
 ) -> None:
     both = {name.replace("_r0", f"_{cycle}_r0"): data for cycle in ("e1", "e2") for name, data in GOOD.items()}
     some = {name: data for name, data in both.items() if lacking not in name or "pha" in name}
@@ -615,7 +657,7 @@ def test_a_cycle_that_lacks_a_file_is_asked_for_again_though_the_other_is_whole(
     [b"[" * 100_000, b"[" + b"9" * 5000 + b"]", b"\xff", b"{}", b"[1]", b""],
     ids=["deep", "large", "no text", "no list", "no entries", "empty"],
 )
-def test_a_listing_that_is_none_is_asked_for_again(wrong: bytes, serve, tmp_path: Path) -> None:
+def test_a_listing_that_is_none_is_asked_for_again(wrong: bytes, serve: Serve, tmp_path: Path) -> None:
     def answer(path: str, form: str, number: int) -> Answer:
         if path.endswith("/browse"):
             return (200, {}, wrong) if number < 4 else listing()
@@ -631,21 +673,34 @@ def test_a_listing_that_is_none_is_asked_for_again(wrong: bytes, serve, tmp_path
 VOTABLE = write_votable([])
 
 
-def test_an_answer_without_its_end_is_asked_for_again(serve, tmp_path: Path) -> None:
+def test_an_answer_without_its_end_is_asked_for_again(serve: Serve, tmp_path: Path) -> None:
     cut = VOTABLE[: VOTABLE.index(b"</RESOURCE>")]
     server = serve(lambda path, form, number: (200, {}, cut if number == 1 else VOTABLE))
     assert open_archive(server, tmp_path).download_catalog(server.url).read_bytes() == VOTABLE
     assert len(server.asked) == 2
 
 
-def test_answers_have_names_of_their_own_and_none_is_left_once_it_is_read(serve, tmp_path: Path) -> None:
+def test_answers_have_names_of_their_own_and_none_is_left_once_it_is_read(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda path, form, number: (200, {}, VOTABLE))
     archive = open_archive(server, tmp_path)
     assert archive.download_catalog(server.url) != archive.download_catalog(server.url)
     first, second = sorted(tmp_path.glob("*.vot"))
     os.utime(first, (0, 0))  # of a run that was killed long ago; the other may be another run's
-    archive._answer(ArchiveDownloadManager(archive), "SELECT")
+    archive._answer("SELECT", forget)
     assert list(tmp_path.glob("*.vot")) == [second]
+
+
+COUNT_OF_TWO = b"""<VOTABLE><RESOURCE type="results"><INFO name="QUERY_STATUS" value="OK"/><TABLE>
+<FIELD name="n" datatype="long"/><DATA><TABLEDATA><TR><TD>2</TD></TR></TABLEDATA></DATA></TABLE></RESOURCE></VOTABLE>"""
+
+
+def test_a_catalog_that_does_not_add_up_to_its_own_count_builds_nothing(serve: Serve, tmp_path: Path) -> None:
+    (row,) = SimulatedArchive(1).rows
+    rows = write_votable([row])
+    server = serve(lambda path, form, number: (200, {}, COUNT_OF_TWO if "COUNT" in form else rows))
+    with pytest.raises(CatalogError, match="counts 2 rows but answered 1"):
+        prepare(tmp_path / "out", Settings(server.url), cache=tmp_path / "cache")
+    assert not (tmp_path / "out").exists()
 
 
 @stable(100)

@@ -5,26 +5,28 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from builder.columns import (
+from builder.dataset.rows import FULL_SCHEMA, public
+from builder.model.columns import (
     CATALOG,
     COLUMNS,
     CONFIGS,
     EBOUNDS,
     RAGGED,
     RESPONSES,
+    Column,
     arrow_schema,
     columns_of,
     features,
     markdown,
 )
-from builder.errors import SettingError
-from builder.rows import FULL_SCHEMA, public
+from builder.model.errors import SettingError
+from tests.goldens import CATALOG_DATASETS
 
 EVERY = (*COLUMNS, *EBOUNDS, *RESPONSES)
 
 
 @pytest.mark.parametrize("column", EVERY, ids=lambda column: column.name)
-def test_every_column_says_what_it_is_and_where_it_comes_from(column) -> None:  # type: ignore[no-untyped-def]
+def test_every_column_says_what_it_is_and_where_it_comes_from(column: Column) -> None:
     for text in (column.name, column.meaning, column.source):
         assert text
         assert text == text.strip()
@@ -138,29 +140,10 @@ def test_the_canonical_hdf5_names_are_there() -> None:
     """The datasets that existing readers of this dataset's HDF5 layout look for, with their types."""
     names = {column.hdf5_name: column for column in COLUMNS}
     spectra = ["spectrum_ene", "spectrum_ene_lo", "spectrum_ene_hi", "spectrum_flux", "spectrum_flux_err"]
-    catalog = [
-        "name",
-        "ra",
-        "dec",
-        "obsid",
-        "obi",
-        "region_id",
-        "src_cnts_aper_b",
-        "flux_significance_b",
-        "flux_aper_b",
-        "theta",
-        "flux_bb_aper_b",
-        "gti_mjd_obs",
-        "hard_hm",
-        "hard_hs",
-        "hard_ms",
-        "var_prob_b",
-        "var_index_b",
-    ]
-    assert {*spectra, *catalog, "object_id", "healpix"} <= set(names)
+    assert {*spectra, *CATALOG_DATASETS, "object_id", "healpix"} <= set(names)
     for name in spectra:
         assert names[name].full_type == pa.list_(pa.float64())
-    for name in catalog:
+    for name in CATALOG_DATASETS:
         column = names[name]
         assert column.name == name
         expected = {"string": pa.string(), "int32": pa.int32()}.get(column.dtype, pa.float64())

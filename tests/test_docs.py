@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import runpy
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +17,11 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from builder.cli import app
-from builder.columns import COLUMNS, EBOUNDS, RESPONSES
-from builder.export import export
+from builder.cli.run import app
+from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES
+from builder.use.export import export
 from tests.goldens import GOLDENS
-from tests.runs import Run
+from tests.runs import Run, python
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -76,7 +73,7 @@ def desk(sample: Path, full_sample: Path, tmp_path_factory: pytest.TempPathFacto
         (desk / name).mkdir()
         (desk / name / "chandra_spectra").symlink_to(prepared)
     for layout in ("healpix", "hats", "fits"):
-        options = {"detections": list(GOLDENS), "archive": "embedded"} if layout == "fits" else {}
+        options: dict[str, Any] = {"detections": list(GOLDENS), "archive": "embedded"} if layout == "fits" else {}
         export(sample, desk / "plain" / f"chandra_spectra_{layout}", layout=layout, **options)
     return desk
 
@@ -92,8 +89,7 @@ for block in json.load(sys.stdin):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(compile("\\n" * block["line"] + block["code"], page, "exec"), names)
     printed.append(out.getvalue())
-print(json.dumps(printed), flush=True)
-os._exit(0)  # pyarrow's threads, left from streaming, now and then abort the interpreter's own way out
+print(json.dumps(printed))
 """
 
 
@@ -122,18 +118,9 @@ def test_the_python_of_every_page_runs_and_prints_what_the_page_says(torch: bool
     task = [
         {"page": block.page, "line": block.line, "code": block.code, "folder": where[block.page]} for block in chosen
     ]
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RUNNER],
-        input=json.dumps(task),
-        cwd=desk,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HOME": str(tmp_path), "MPLBACKEND": "Agg"},
-    )
-    assert run.returncode == 0, run.stderr
+    environment = {"HF_HOME": str(tmp_path), "MPLBACKEND": "Agg", "PYTHONWARNINGS": "ignore"}
     wrong = []
-    for block, printed in zip(chosen, json.loads(run.stdout), strict=True):
+    for block, printed in zip(chosen, python(RUNNER, cwd=desk, stdin=json.dumps(task), **environment), strict=True):
         said, found = (block.printed or "").split(), printed.split()
         close = partial(same, margin=0.1 if TRAINED.search(block.code) else 1e-9)
         if block.printed is not None and not (len(said) == len(found) and all(map(close, said, found))):

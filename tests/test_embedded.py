@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -15,23 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import sherpa
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
 
-from builder import embedded
-from builder.catalog import read_votable
-from builder.columns import CATALOG
-from builder.embedded import embedded_rows_and_files, make_embedded_mirror
-from builder.errors import ArchiveError, OutputError
-from builder.products import group_products, members
-from builder.records import DetectionId
-
-DATA = Path(sherpa.__file__).parent / "astro/datastack/tests/data"
-
-
-def detection(row: dict) -> DetectionId:
-    return DetectionId(row["obsid"], row["obi"], row["region_id"])
+from builder.archive.catalog import read_votable
+from builder.archive.products import group_products, members
+from builder.model.columns import CATALOG
+from builder.model.errors import ArchiveError, OutputError
+from builder.model.ids import DetectionId
+from builder.simulator import embedded
+from builder.simulator.embedded import embedded_rows_and_files, make_embedded_mirror
+from tests.fits_files import REAL_FOLDER, detection
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +35,7 @@ def entries():
 
 
 @pytest.fixture(scope="module")
-def mirror(tmp_path_factory) -> Path:
+def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache") / "embedded"
     make_embedded_mirror(folder)
     return folder
@@ -98,7 +93,7 @@ def test_the_simulated_rows_span_counts_and_repeat_sources_and_one_has_two_cycle
 )
 def test_a_real_row_tells_what_its_files_tell_and_nothing_else(entries, stem, name):
     (row,) = [row for row, files in entries if files[0].name.startswith(stem)]
-    with fits.open(DATA / f"{stem}_pha3.fits") as pha, fits.open(DATA / f"{stem}_rmf3.fits") as rmf:
+    with fits.open(REAL_FOLDER / f"{stem}_pha3.fits") as pha, fits.open(REAL_FOLDER / f"{stem}_rmf3.fits") as rmf:
         header, bounds = pha[1].header, rmf["EBOUNDS"].data
         broad = (bounds["E_MIN"] >= 0.5) & (bounds["E_MAX"] <= 7.0)
         on, off = (pha["SPECTRUM", number].data["COUNTS"][broad].sum() for number in (1, 2))
@@ -133,7 +128,7 @@ def test_the_real_files_are_the_installed_ones_gzipped(entries):
     for row, files in entries:
         if row["name"].startswith("2CXO"):
             for file in files:
-                assert gzip.decompress(file.data) == (DATA / file.name.removesuffix(".gz")).read_bytes()
+                assert gzip.decompress(file.data) == (REAL_FOLDER / file.name.removesuffix(".gz")).read_bytes()
                 assert file.data[4:8] == b"\0\0\0\0"
 
 
@@ -194,24 +189,26 @@ def test_of_two_that_make_it_at_once_both_succeed_and_nothing_is_left_over(mirro
 
 
 def test_what_it_has_lost_is_made_again(mirror, tmp_path, monkeypatch):
-    def lose(name: str, folder: Path) -> None:
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
+    def damage(path: Path, length: int | None) -> None:
+        if length is not None:
+            os.truncate(path, length)
+        elif path.is_dir():
+            shutil.rmtree(path)
         else:
-            (folder / name).unlink()
+            path.unlink()
 
     monkeypatch.setattr(embedded, "_write", lambda folder: shutil.copytree(mirror, folder, dirs_exist_ok=True))
     folder = tmp_path / "embedded"
     shutil.copytree(mirror, folder)
-    for damaged in (
-        lambda: lose("packages/00001.tar", folder),
-        lambda: os.truncate(folder / "packages/00000.tar", 1000),
-        lambda: lose("packages", folder),
-        lambda: lose("packages.jsonl", folder),
-        lambda: os.truncate(folder / "packages.jsonl", 0),
-        lambda: lose("catalog.vot", folder),
+    for name, length in (
+        ("packages/00001.tar", None),
+        ("packages/00000.tar", 1000),
+        ("packages", None),
+        ("packages.jsonl", None),
+        ("packages.jsonl", 0),
+        ("catalog.vot", None),
     ):
-        damaged()
+        damage(folder / name, length)
         make_embedded_mirror(folder)
         assert digests(folder) == digests(mirror)
     assert [path.name for path in tmp_path.iterdir()] == ["embedded"]
@@ -238,6 +235,6 @@ def test_a_sherpa_without_the_files_is_named_as_the_cause(monkeypatch, tmp_path)
     class Spec:
         origin = str(tmp_path / "sherpa" / "__init__.py")
 
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: Spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: Spec)
     with pytest.raises(ArchiveError, match="does not carry acisf04938"):
         embedded_rows_and_files()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
-import shutil
+import resource
 import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -18,38 +18,21 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
-from builder import export_hats
-from builder.columns import COLUMNS
-from builder.errors import ArchiveError, OutputError, SettingError
-from builder.export import Exported, export
+from builder.archive.products import members
+from builder.model.columns import COLUMNS
+from builder.model.errors import ArchiveError, MissingExtraError, OutputError, SettingError
+from builder.model.selection import Cone, Selection
+from builder.model.settings import Settings
 from builder.prepare import prepare
-from builder.products import members
-from builder.selection import Cone, Selection
-from builder.settings import Settings
-from builder.verify import verify
+from builder.use import export_hats
+from builder.use.export import Exported, export, write_healpix
+from builder.use.verify import verify
 from tests.conftest import command
-from tests.goldens import GOLDENS
+from tests.fits_files import REAL
+from tests.folders import contents, rehash
+from tests.goldens import CATALOG_DATASETS, GOLDENS
 
-STEMS = {"4938.0.43": "acisf04938_000N002_r0043", "7867.0.2": "acisf07867_000N001_r0002"}
-CATALOG = (
-    "name",
-    "ra",
-    "dec",
-    "obsid",
-    "obi",
-    "region_id",
-    "src_cnts_aper_b",
-    "flux_significance_b",
-    "flux_aper_b",
-    "theta",
-    "flux_bb_aper_b",
-    "gti_mjd_obs",
-    "hard_hm",
-    "hard_hs",
-    "hard_ms",
-    "var_prob_b",
-    "var_index_b",
-)
+STEMS = {str(detection): stem for detection, stem in REAL.items()}
 FLOATS = {
     "spectrum_ene": "ene_center_bin",
     "spectrum_ene_lo": "ene_low_bin",
@@ -57,10 +40,6 @@ FLOATS = {
     "spectrum_flux": "flux",
     "spectrum_flux_err": "flux_error",
 }
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +50,7 @@ def exported(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     def make(layout: str) -> Path:
         if layout not in made:
             made[layout] = tmp_path_factory.mktemp("export") / layout
-            options = {"detections": list(GOLDENS), "archive": "embedded"} if layout == "fits" else {}
+            options: dict[str, Any] = {"detections": list(GOLDENS), "archive": "embedded"} if layout == "fits" else {}
             export(sample, made[layout], layout=layout, **options)
         return made[layout]
 
@@ -81,13 +60,13 @@ def exported(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 # --- HDF5 by sky pixel
 
 
-def existing_reader(folder: Path) -> dict[int, dict[str, object]]:
+def existing_reader(folder: Path) -> dict[int, dict[str, Any]]:
     """Read the layout as CSC.md describes it, and by nothing else: a row for each object_id."""
     rows = {}
     for path in sorted(folder.glob("spectra/healpix=*/*.hdf5")):
         assert path.name == "001-of-001.hdf5"
         with h5py.File(path) as file:
-            columns = {name: file[name][:] for name in (*CATALOG, *FLOATS, "object_id", "healpix")}
+            columns = {name: file[name][:] for name in (*CATALOG_DATASETS, *FLOATS, "object_id", "healpix")}
             assert all(isinstance(file[name], h5py.Dataset) and len(file[name]) == len(file["ra"]) for name in file)
         for index, number in enumerate(columns["object_id"]):
             rows[int(number)] = {name: values[index] for name, values in columns.items()}
@@ -134,12 +113,10 @@ def test_load_dataset_reads_the_pixels_files(exported: Callable[[str], Path]) ->
         assert rows[detection]["spectrum_flux"][:3] == pytest.approx(golden["rate"], rel=1e-5)
 
 
-def test_rows_are_read_in_slices(
-    sample: Path, tmp_path: Path, exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("builder.export._SLICE", 2)
-    export(sample, tmp_path / "again", layout="healpix")
-    assert existing_reader(tmp_path / "again").keys() == existing_reader(exported("healpix")).keys()
+def test_rows_are_read_in_slices(sample: Path, tmp_path: Path, exported: Callable[[str], Path]) -> None:
+    with h5py.File(sample / "chandra_spectra.hdf5") as file:
+        write_healpix(file, tmp_path, lambda *_: None, slice_rows=2)
+    assert contents(tmp_path / "spectra") == contents(exported("healpix") / "spectra")
 
 
 # --- HATS
@@ -190,9 +167,8 @@ def test_crowded_places_are_divided_until_each_file_is_small(
 def test_without_the_hats_package_it_says_what_to_install(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "builder.export_hats")
-    monkeypatch.setitem(sys.modules, "hats.catalog", None)
-    with pytest.raises(SettingError, match=r"pip install 'chandra-spectra\[hats\]'"):
+    monkeypatch.setitem(sys.modules, "hats", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'chandra-spectra\[hats\]'"):
         export(sample, tmp_path / "hats", layout="hats")
 
 
@@ -344,7 +320,7 @@ def test_other_files_than_the_rows_are_refused(
     ],
 )
 def test_wrong_options_are_refused_in_clear_words(
-    sample: Path, tmp_path: Path, options: dict[str, object], words: str
+    sample: Path, tmp_path: Path, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(SettingError, match=words):
         export(sample, tmp_path / "out", **options)
@@ -358,9 +334,9 @@ def test_wrong_options_are_refused_in_clear_words(
 def test_the_same_rows_give_the_same_bytes(
     sample: Path, tmp_path: Path, exported: Callable[[str], Path], layout: str
 ) -> None:
-    options = {"detections": list(GOLDENS), "archive": "embedded"} if layout == "fits" else {}
+    options: dict[str, Any] = {"detections": list(GOLDENS), "archive": "embedded"} if layout == "fits" else {}
     done = export(sample, tmp_path / "again", layout=layout, **options)
-    first, second = content(exported(layout)), content(tmp_path / "again")
+    first, second = contents(exported(layout)), contents(tmp_path / "again")
     assert first == second
     assert done == Exported(tmp_path / "again", len(second), sum(map(len, second.values())))
 
@@ -368,10 +344,10 @@ def test_the_same_rows_give_the_same_bytes(
 def test_what_is_there_is_replaced_only_if_it_is_an_export_and_with_force(sample: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     export(sample, output, layout="hats")
-    before = content(output)
+    before = contents(output)
     with pytest.raises(OutputError, match="--force"):
         export(sample, output, layout="healpix")
-    assert content(output) == before
+    assert contents(output) == before
     export(sample, output, layout="healpix", force=True)
     assert sorted(path.name for path in output.iterdir()) == ["export.json", "spectra"]
     (output / "export.json").unlink()
@@ -380,20 +356,19 @@ def test_what_is_there_is_replaced_only_if_it_is_an_export_and_with_force(sample
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_export_that_fails_leaves_the_old_one_whole(
-    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_that_fails_leaves_the_old_one_whole(sample: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: the same error path, another errno."""
     output = tmp_path / "out"
     export(sample, output, layout="healpix")
-    before = content(output)
-
-    def full(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("builder.export.read_rows", full)
-    with pytest.raises(OutputError, match="No space left on device"):
-        export(sample, output, layout="healpix", force=True)
-    assert content(output) == before
+    before = contents(output)
+    usual, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(map(len, before.values())) - 1, most))
+    try:
+        with pytest.raises(OutputError, match="File too large"):
+            export(sample, output, layout="healpix", force=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (usual, most))
+    assert contents(output) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -404,25 +379,19 @@ def test_places_inside_each_other_are_refused(sample: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["healpix", "hats"])
-def test_rows_without_a_place_and_folders_without_rows_are_refused(sample: Path, tmp_path: Path, layout: str) -> None:
-    folder = Path(shutil.copytree(sample, tmp_path / "chandra_spectra"))
+def test_rows_without_a_place_and_folders_without_rows_are_refused(folder: Path, tmp_path: Path, layout: str) -> None:
     with h5py.File(folder / "chandra_spectra.hdf5", "r+") as file:
         file["healpix"][5] = -1
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (entry,) = (file for file in manifest["files"] if file["path"] == "chandra_spectra.hdf5")
-    entry["sha256"] = hashlib.sha256((folder / "chandra_spectra.hdf5").read_bytes()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    rehash(folder)
     with pytest.raises(OutputError, match=r"row 5 of .* has no position on the sky"):
         export(folder, layout=layout)
-    manifest["counts"]["rows"] = 0
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    rehash(folder, lambda manifest: manifest["counts"].update(rows=0))
     with pytest.raises(OutputError, match="no rows to export"):
         export(folder, layout=layout)
     assert [path.name for path in tmp_path.iterdir()] == ["chandra_spectra"]
 
 
-def test_a_damaged_or_missing_hdf5_file_is_found_first(sample: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(sample, tmp_path / "chandra_spectra"))
+def test_a_damaged_or_missing_hdf5_file_is_found_first(folder: Path, tmp_path: Path) -> None:
     path = folder / "chandra_spectra.hdf5"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

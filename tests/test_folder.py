@@ -9,13 +9,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from builder.catalog_files import read_catalog
-from builder.errors import OutputError, SettingError
-from builder.folder import find_detections, overview, read_rows, read_scalars, read_settings
-from builder.prepare import prepare, read_manifest
-from builder.records import DetectionId
-from builder.selection import Cone, Selection
-from builder.settings import Settings
+from builder.dataset.catalog_file import read_catalog
+from builder.dataset.layout import read_manifest, read_settings
+from builder.dataset.read import find_detections, overview, read_rows, read_scalars
+from builder.model.errors import OutputError, SettingError
+from builder.model.ids import DetectionId
+from builder.model.selection import Cone, Selection
+from builder.model.settings import Settings
+from builder.prepare import prepare
 
 REAL = "4938.0.43"
 

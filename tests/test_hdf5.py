@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.columns import CATALOG, COLUMNS, EBOUNDS, RAGGED, Column, arrow_schema
-from builder.hdf5 import HDF5Writer, read_columns
-from builder.records import N_CHANNELS
+from builder.dataset.hdf5 import HDF5Writer, read_columns
+from builder.model.columns import CATALOG, COLUMNS, EBOUNDS, RAGGED, Column, arrow_schema
+from builder.model.records import N_CHANNELS
 from tests.fits_files import stable
 
 SCHEMA = arrow_schema(COLUMNS)
@@ -32,10 +32,10 @@ def value(column: Column, rng: np.random.Generator, length: int) -> Any:
     if pa.types.is_boolean(kind):
         return bool(rng.integers(2))
     if pa.types.is_integer(kind):
-        found = rng.integers(0, 2**31 - 1, size)
-        return int(found) if size is None else found.astype(kind.to_pandas_dtype())
-    found = rng.normal(size=size)
-    return float(found) if size is None else found.astype(kind.to_pandas_dtype())
+        integers = rng.integers(0, 2**31 - 1, size)
+        return int(integers) if size is None else integers.astype(kind.to_pandas_dtype())
+    floats = rng.normal(size=size)
+    return float(floats) if size is None else floats.astype(kind.to_pandas_dtype())
 
 
 def table(rows: int, seed: int = 1, length: int | None = None, nulls: bool = False) -> pa.Table:
@@ -219,7 +219,7 @@ def test_a_failed_write_still_closes_the_file(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_at_whatever_byte_is_an_error_and_no_crash(tmp_path: Path) -> None:
     """A limit on the size of files stands in for a full disk, in a process of its own: it is the end that crashed."""
     code = (
-        "import errno, resource, sys; from pathlib import Path; from builder.hdf5 import HDF5Writer\n"
+        "import errno, resource, sys; from pathlib import Path; from builder.dataset.hdf5 import HDF5Writer\n"
         "from tests.test_hdf5 import table; rows = table(300, length=90)\n"
         "for size in (0, 1000, 40_000, 150_000, 300_000, 900_000, 1_500_000):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))\n"

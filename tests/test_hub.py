@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import close_session, constants
 
-from builder.errors import HubError, OutputError, SettingError
-from builder.hub import Pushed, push
-from builder.prepare import manifest_digest, read_manifest
+from builder.model.errors import HubError, OutputError, SettingError
+from builder.use.push import Pushed, push
+from tests.folders import contents, rehash
 from tests.hub_server import DROP, TOKEN, Hub
+from tests.runs import python
 
 NAME = "org/chandra_spectra"
 COMMIT = rf"POST /api/datasets/{NAME}/commit/"
@@ -37,10 +36,6 @@ def upload(folder: Path, hub: Hub, name: str = NAME, **options: object) -> Pushe
     return push(folder, name, endpoint=hub.url, quick=True, **options)  # type: ignore[arg-type]
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def on_hub(hub: Hub, revision: str = "main") -> dict[str, bytes]:
     repo = hub.repos[NAME]
     commit = repo.find(revision)
@@ -48,9 +43,15 @@ def on_hub(hub: Hub, revision: str = "main") -> dict[str, bytes]:
     return {path: data for path, data in repo.commits[commit].items() if path != ".gitattributes"}
 
 
-def run(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own, with an empty cache, in which all but loopback is out of reach."""
+def away(cwd: Path, **environment: str) -> dict[str, str]:
+    """Name the environment of a process with an empty cache, for which only loopback is within reach."""
     wall = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    loopback = dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1")
+    return {**wall, **loopback, "HF_HOME": str(cwd / "hf"), "HF_HUB_DISABLE_XET": "1", **environment}
+
+
+def run(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a bare process with that environment."""
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -58,15 +59,7 @@ def run(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess
         timeout=240,
         check=False,
         cwd=cwd,
-        env={
-            **os.environ,
-            **wall,
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
-            "HF_HOME": str(cwd / "hf"),
-            "HF_HUB_DISABLE_XET": "1",
-            **environment,
-        },
+        env={**os.environ, **away(cwd, **environment)},
     )
 
 
@@ -74,7 +67,7 @@ def main(*arguments: object, cwd: Path, **environment: str) -> subprocess.Comple
     """The command `chandra-spectra`, as `run` runs it."""
     words = ["chandra-spectra", *map(str, arguments)]
     return run(
-        f"import sys; sys.argv = {words!r}; from builder.cli import main; main()",
+        f"import sys; sys.argv = {words!r}; from builder.cli.run import main; main()",
         cwd,
         PYTHONPATH=str(Path(__file__).parents[1]),
         **environment,
@@ -83,8 +76,8 @@ def main(*arguments: object, cwd: Path, **environment: str) -> subprocess.Comple
 
 def test_what_is_pushed_is_the_folder_in_one_commit(sample: Path, hub: Hub) -> None:
     pushed = upload(sample, hub)
-    assert on_hub(hub) == files(sample)
-    assert dict(pushed.files) == {path: len(data) for path, data in files(sample).items()}
+    assert on_hub(hub) == contents(sample)
+    assert dict(pushed.files) == {path: len(data) for path, data in contents(sample).items()}
     assert len(hub.repos[NAME].commits) == 2
     assert pushed.commit == hub.repos[NAME].branches["main"]
     assert not hub.repos[NAME].private
@@ -127,10 +120,8 @@ def test_prepare_verify_push_and_load_from_the_hub_with_a_fresh_cache(hub: Hub, 
     again = main("push", sample, NAME, "--tag", "v1", "--quick", cwd=tmp_path, HF_ENDPOINT=hub.url)
     assert (again.returncode, again.stderr) == (0, "")
     assert "all of it was there before" in again.stdout
-    assert on_hub(hub, "v1") == on_hub(hub) == files(sample)
-    loaded = run(LOAD.replace("REVISION", "'v1'"), tmp_path, HF_ENDPOINT=hub.url)
-    assert loaded.returncode == 0, loaded.stderr
-    found = json.loads(loaded.stdout.splitlines()[-1])
+    assert on_hub(hub, "v1") == on_hub(hub) == contents(sample)
+    found = python(LOAD.replace("REVISION", "'v1'"), cwd=tmp_path, **away(tmp_path, HF_ENDPOINT=hub.url))
     table = pq.read_table(sample / "data")
     ids = table["detection_id"].to_pylist()
     for config in ("spectra", "counts"):
@@ -143,7 +134,7 @@ def test_a_dry_run_lists_files_and_sizes_and_asks_the_hub_nothing(sample: Path, 
     result = main("push", sample, NAME, "--dry-run", cwd=tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN="")
     assert result.returncode == 0, result.stderr
     assert hub.requests == []
-    for path in files(sample):
+    for path in contents(sample):
         assert path in result.stdout
     assert "kB" in result.stdout
 
@@ -154,7 +145,7 @@ def test_pushing_again_changes_nothing(mode: str, sample: Path, hub: Hub) -> Non
     first, second = upload(sample, hub), upload(sample, hub)
     assert first.changed and not second.changed
     assert first.commit == second.commit
-    assert on_hub(hub) == files(sample)
+    assert on_hub(hub) == contents(sample)
 
 
 @pytest.mark.parametrize(
@@ -173,23 +164,23 @@ def test_a_push_that_is_cut_off_is_resumed_and_sends_nothing_twice(
     kept = dict(hub.blobs)
     hub.requests.clear()
     upload(sample, hub)
-    assert on_hub(hub) == files(sample)
+    assert on_hub(hub) == contents(sample)
     sent = [request.rpartition("/")[2] for request in hub.requests if request.startswith("PUT ")]
     assert not set(sent) & set(kept)
-    assert len(sent) + len(kept) == len(files(sample)) - 1  # all but the card
+    assert len(sent) + len(kept) == len(contents(sample)) - 1  # all but the card
 
 
 def test_a_killed_push_leaves_the_hub_as_it_was_and_is_resumed(sample: Path, hub: Hub, tmp_path: Path) -> None:
     die = "import os, huggingface_hub.hf_api as h; h.HfApi.create_commit = lambda *_, **__: os._exit(9); "
     code = (
         f"import sys; sys.argv = ['chandra-spectra', 'push', {str(sample)!r}, {NAME!r}, '--quick']; {die}"
-        "from builder.cli import main; main()"
+        "from builder.cli.run import main; main()"
     )
     killed = run(code, tmp_path, HF_ENDPOINT=hub.url, PYTHONPATH=str(Path(__file__).parents[1]))
     assert killed.returncode == 9, killed.stderr
     assert on_hub(hub) == {}
     upload(sample, hub)
-    assert on_hub(hub) == files(sample)
+    assert on_hub(hub) == contents(sample)
 
 
 def test_shards_that_are_no_more_go_in_the_same_commit_and_nothing_else_does(sample: Path, hub: Hub) -> None:
@@ -203,14 +194,14 @@ def test_shards_that_are_no_more_go_in_the_same_commit_and_nothing_else_does(sam
     old = on_hub(hub) | dict.fromkeys(stale, b"old") | {"notes.md": b"mine", "data/notes.md": b"mine"}
     repo.commit("main", old)
     upload(sample, hub)
-    assert on_hub(hub) == files(sample) | {"notes.md": b"mine", "data/notes.md": b"mine"}
+    assert on_hub(hub) == contents(sample) | {"notes.md": b"mine", "data/notes.md": b"mine"}
     assert len(repo.commits) == 4
 
 
 def test_a_branch_and_a_private_repository_are_made(sample: Path, hub: Hub) -> None:
     upload(sample, hub, revision="next", private=True)
     assert hub.repos[NAME].private
-    assert on_hub(hub, "next") == files(sample)
+    assert on_hub(hub, "next") == contents(sample)
     assert on_hub(hub) == {}
 
 
@@ -220,23 +211,17 @@ def test_nothing_private_goes_into_a_public_repository(sample: Path, hub: Hub) -
         upload(sample, hub, private=True)
 
 
-def test_a_tag_of_another_commit_is_not_moved(sample: Path, hub: Hub, tmp_path: Path) -> None:
+def test_a_tag_of_another_commit_is_not_moved(sample: Path, folder: Path, hub: Hub) -> None:
     upload(sample, hub, tag="v1")
     upload(sample, hub, tag="v1")
-    other = Path(shutil.copytree(sample, tmp_path / "other"))
-    manifest = read_manifest(other)
-    manifest["seconds"] = 1.0
-    (other / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    rehash(folder, lambda manifest: manifest.update(seconds=1.0))
     with pytest.raises(HubError, match="the tag v1 names another commit"):
-        upload(other, hub, tag="v1")
-    assert on_hub(hub, "v1") == files(sample)
+        upload(folder, hub, tag="v1")
+    assert on_hub(hub, "v1") == contents(sample)
 
 
 @pytest.mark.parametrize("damage", ["flip", "script", "extra"])
-def test_a_folder_that_is_not_what_its_manifest_says_is_not_pushed(
-    damage: str, sample: Path, hub: Hub, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(sample, tmp_path / "out"))
+def test_a_folder_that_is_not_what_its_manifest_says_is_not_pushed(damage: str, folder: Path, hub: Hub) -> None:
     if damage == "flip":
         (folder / "README.md").write_text("mine")
     elif damage == "script":
@@ -248,15 +233,10 @@ def test_a_folder_that_is_not_what_its_manifest_says_is_not_pushed(
     assert NAME not in hub.repos
 
 
-def test_a_script_is_not_pushed_even_if_the_manifest_names_it(sample: Path, hub: Hub, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(sample, tmp_path / "out"))
+def test_a_script_is_not_pushed_even_if_the_manifest_names_it(folder: Path, hub: Hub) -> None:
     (folder / "chandra_spectra.py").write_bytes(b"")
-    manifest = read_manifest(folder)
-    manifest["files"].append(
-        {"path": "chandra_spectra.py", "rows": None, "bytes": 0, "sha256": hashlib.sha256().hexdigest()}
-    )
-    manifest["sha256"] = manifest_digest(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    entry = {"path": "chandra_spectra.py", "rows": None, "bytes": 0, "sha256": hashlib.sha256().hexdigest()}
+    rehash(folder, lambda manifest: manifest["files"].append(entry))
     with pytest.raises(OutputError, match="refuses a repository with a script"):
         upload(folder, hub)
     assert NAME not in hub.repos

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from builder.card import DATA_FILES
+from builder.dataset.layout import DATA_FILES
 
 CHECKOUT = Path(__file__).parent.parent
 PYTHON = CHECKOUT / ".venv-legacy" / "bin" / "python"
@@ -34,7 +34,7 @@ for config in ("spectra", "counts", "ebounds", "responses"):
 def test_the_loading_script_gives_the_rows_of_the_prepared_folder(
     sample: Path, full_sample: Path, tmp_path: Path
 ) -> None:
-    words = [PYTHON, "-c", LOAD, CHECKOUT / "chandra_spectra.py", tmp_path]
+    words = [str(PYTHON), "-c", LOAD, str(CHECKOUT / "chandra_spectra.py"), str(tmp_path)]
     run = subprocess.run(
         words, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"HF_HOME": str(tmp_path)}
     )

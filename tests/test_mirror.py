@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from builder.catalog import Package
-from builder.engine import download
-from builder.errors import ArchiveError, CatalogError, OutputError, SettingError
-from builder.export import export
-from builder.mirror import Mirror, MirrorArchive, open_mirror, read_index
-from builder.prepare import prepare, read_manifest
-from builder.products import members
-from builder.records import DetectionId
-from builder.selection import Selection
-from builder.settings import Settings
-from builder.sources import open_source, plan_for
-from builder.verify import verify
+from builder.archive.mirror import Mirror, MirrorArchive, open_mirror, read_index
+from builder.archive.packages import Package
+from builder.archive.products import members
+from builder.dataset.layout import read_manifest
+from builder.model.errors import ArchiveError, CatalogError, OutputError, SettingError
+from builder.model.ids import DetectionId
+from builder.model.selection import Selection
+from builder.model.settings import Settings
+from builder.prepare import prepare
+from builder.store.fill import download
+from builder.use.export import export
+from builder.use.verify import verify
+from builder.workspace import make_plan, open_workspace
 from tests.conftest import command
 
 CUTS = Selection(min_cnts=0, min_sig=0, max_theta=60)
@@ -35,7 +36,7 @@ def complete(mirror: Path, origin: Path) -> None:
     """What `download` does."""
     settings = Settings(str(origin), selection=CUTS)
     with open_mirror(mirror) as target:
-        download(packages(origin), open_source(settings, mirror.parent / "c").archive, target)
+        download(packages(origin), open_workspace(settings, mirror.parent / "c").archive, target)
 
 
 def damage(path: Path) -> None:
@@ -67,10 +68,10 @@ def test_two_downloads_into_one_mirror_at_once_are_refused_and_no_row_is_lost(mi
         assert f"another run is writing {tmp_path / 'new'}" in result.stderr
         with pytest.raises(OutputError, match="another run is writing"):
             prepare(tmp_path / "out", first, cache=tmp_path / "c", keep_downloads=tmp_path / "new")
-        held.write_catalog(plan_for(open_source(first, tmp_path / "c"), first))
+        held.write_catalog(make_plan(open_workspace(first, tmp_path / "c"), first))
     assert command(*words).returncode == 0
     both = [Settings(str(folder), selection=CUTS) for folder in (mirror, tmp_path / "new")]
-    rows = [len(plan_for(open_source(settings, tmp_path / "c"), settings).catalog) for settings in both]
+    rows = [len(make_plan(open_workspace(settings, tmp_path / "c"), settings).catalog) for settings in both]
     assert rows[0] == rows[1] > 5
 
 
@@ -85,7 +86,7 @@ def test_a_byte_that_the_disk_has_changed_is_no_rejection(mirror: Path, whole_mi
     assert not (tmp_path / "out").exists()
     tar.unlink()
     complete(mirror, whole_mirror)
-    manifest, _ = prepare(tmp_path / "out", settings, cache=tmp_path / "c")
+    manifest = prepare(tmp_path / "out", settings, cache=tmp_path / "c").manifest
     assert manifest["counts"]["reasons"] == {"damaged_gzip": 1, "missing_rmf": 1}  # those of the archive itself
 
 
@@ -116,8 +117,30 @@ def test_a_tar_is_on_disk_before_it_has_its_name(mirror: Path, tmp_path: Path, m
         monkeypatch.setattr(Path, "replace", watch)
         new.add(packages(mirror)[0], fetched)
         settings = Settings(str(mirror))
-        new.write_catalog(plan_for(open_source(settings, tmp_path / "c"), settings))
+        new.write_catalog(make_plan(open_workspace(settings, tmp_path / "c"), settings))
     assert named == [".tar", ".vot"]
+
+
+def test_a_package_is_held_only_once_its_line_in_the_index_is_on_disk(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, index = packages(mirror)[0], tmp_path / "new" / "packages.jsonl"
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        if os.path.sameopenfile(descriptor, reader.fileno()):
+            assert package not in new
+            flushed.append(index.read_text())
+        fsync(descriptor)
+
+    with open_mirror(tmp_path / "new") as new, index.open() as reader:
+        monkeypatch.setattr(os, "fsync", watch)
+        with MirrorArchive(mirror, "rel2.1").fetch(package) as fetched:
+            new.add(package, fetched)
+        assert package in new
+    assert flushed == [index.read_text()]
+    assert [line["detections"] for line in read_index(tmp_path / "new")] == [list(map(str, package.detections))]
 
 
 def test_a_catalog_that_the_service_cut_at_its_row_limit_is_refused(mirror: Path, tmp_path: Path) -> None:
@@ -143,14 +166,14 @@ def test_two_mirrors_with_other_files_of_the_same_detections_share_no_finished_p
 
 def test_what_may_be_published_does_not_say_where_the_mirror_and_the_catalog_are(mirror: Path, tmp_path: Path) -> None:
     settings = Settings(str(mirror), catalog=str(mirror / "catalog.vot"))
-    said = prepare(tmp_path / "out", settings, cache=tmp_path / "c")[0]["settings"]
+    said = prepare(tmp_path / "out", settings, cache=tmp_path / "c").manifest["settings"]
     assert (said["archive"], said["catalog"]) == ("mirror", "catalog.vot")
     for path in (tmp_path / "out").rglob("*.*"):
         assert str(tmp_path).encode() not in path.read_bytes(), path
     (tmp_path / "moved").mkdir()
     moved = mirror.rename(tmp_path / "moved" / "mirror")
     settings = Settings(str(moved), catalog=str(moved / "catalog.vot"))
-    assert not prepare(tmp_path / "out", settings, cache=tmp_path / "c")[1]
+    assert not prepare(tmp_path / "out", settings, cache=tmp_path / "c").fresh
 
 
 def test_a_folder_that_was_made_from_a_mirror_is_told_where_it_is(

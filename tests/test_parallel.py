@@ -11,24 +11,25 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from builder.archive import Fetched
-from builder.catalog import Package
-from builder.engine import download, fill, fill_by
-from builder.errors import ArchiveError, ChandraSpectraError
-from builder.mirror import Mirror, MirrorArchive
+from builder.archive.interface import Fetched, Record, forget
+from builder.archive.mirror import Mirror, MirrorArchive
+from builder.archive.packages import Package
+from builder.model.errors import ArchiveError, ChandraSpectraError
+from builder.model.ids import DetectionId
+from builder.model.selection import Selection
+from builder.model.settings import Recipe, Settings
 from builder.prepare import prepare, prepare_share
-from builder.records import DetectionId, Recipe
-from builder.selection import Selection
-from builder.server import ArchiveServer
-from builder.settings import Settings
-from builder.sources import open_source, plan_for
-from builder.store import RemoteStore, Store
+from builder.simulator.server import ArchiveServer
+from builder.store.fill import download, fill, fill_by
+from builder.store.packages import RemoteStore, Store
+from builder.workspace import make_plan, open_workspace
+from tests.folders import contents
 from tests.impatient import RememberedArchive
 from tests.runs import Run, command
 from tests.waiting import wait_for
@@ -42,7 +43,7 @@ def archive() -> RememberedArchive:
 
 
 @pytest.fixture(scope="module")
-def server(archive: RememberedArchive) -> ArchiveServer:
+def server(archive: RememberedArchive) -> Iterator[ArchiveServer]:
     with ArchiveServer(archive, bytes_per_second=80e6) as running:
         yield running
 
@@ -52,22 +53,19 @@ def expected(server: ArchiveServer, tmp_path_factory: pytest.TempPathFactory) ->
     """The folder of a run with one worker."""
     folder = tmp_path_factory.mktemp("one")
     prepare(folder / "out", Settings(server.url), cache=folder / "cache", workers=1)
-    return contents(folder / "out")
+    return data_of(folder / "out")
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "manifest.json"
-    }
+def data_of(folder: Path) -> dict[str, bytes]:
+    """Every file but the manifest, which says when it was made."""
+    return {path: data for path, data in contents(folder).items() if path != "manifest.json"}
 
 
 def test_four_workers_give_the_same_bytes_as_one(
     server: ArchiveServer, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     prepare(tmp_path / "out", Settings(server.url), cache=tmp_path / "cache", workers=4)
-    assert contents(tmp_path / "out") == expected
+    assert data_of(tmp_path / "out") == expected
 
 
 @pytest.mark.parametrize("listed", [False, True], ids=["each asks the catalog", "listed in a file"])
@@ -76,9 +74,10 @@ def test_three_shards_and_then_an_assembly_give_the_same_bytes_and_fetch_nothing
 ) -> None:
     start = len(server.log)
     words = ("--archive", server.url, "--cache", tmp_path / "cache", "--workers", 1)
-    file = ("--cat-file", tmp_path / "cache" / "selection.vot") if listed else ()
+    selection = tmp_path / "cache" / "selection.vot"
+    file = ("--cat-file", selection) if listed else ()
     if listed:
-        assert command("catalog", file[1], *words[:4]).returncode == 0
+        assert command("catalog", selection, *words[:4]).returncode == 0
     for index in range(3):
         result = command("prepare", "--shard", f"{index}/3", *file, *words, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
@@ -87,7 +86,7 @@ def test_three_shards_and_then_an_assembly_give_the_same_bytes_and_fetch_nothing
     assert result.returncode == 0, result.stderr
     asked = [request.detections for request in server.log[start:] if request.service == "retrieve"]
     assert len(asked) == len(set(asked)) == 5
-    assert contents(tmp_path / "out") == expected
+    assert data_of(tmp_path / "out") == expected
 
 
 @pytest.mark.parametrize("shard", ["3/3", "1", "a/b", "-1/2"])
@@ -113,27 +112,30 @@ def test_a_store_on_a_file_system_of_fsspec_gives_the_same_bytes(
     prepare(tmp_path / "out", settings, cache=tmp_path / "cache", store=store)
     asked = [request.detections for request in server.log[start:] if request.service == "retrieve"]
     assert len(asked) == len(set(asked)) == 5
-    assert contents(tmp_path / "out") == expected
-    source = open_source(settings, tmp_path / "cache", store=store)
+    assert data_of(tmp_path / "out") == expected
+    source = open_workspace(settings, tmp_path / "cache", store=store)
     assert isinstance(source.store, RemoteStore)
-    package = plan_for(source, settings).packages[0]
+    package = make_plan(source, settings).packages[0]
     assert package in source.store
 
 
 def test_after_an_error_no_further_package_is_begun(tmp_path: Path) -> None:
-    begun, raised = [], threading.Event()
+    begun: list[Package] = []
+    raised = threading.Event()
 
-    class Failing:
-        def fetch(self, package: Package) -> None:
+    class Failing(MirrorArchive):
+        @contextlib.contextmanager
+        def fetch(self, package: Package, record: Record = forget) -> Iterator[Fetched]:
             begun.append(package)
             if len(begun) > 1:
                 raised.wait(30)  # its thread may have begun the next before the error was seen, but not another
-            raise ArchiveError("no")
+            with super().fetch(package, record) as fetched:
+                yield fetched
 
     before = set(threading.enumerate())
     packages = [Package(number, (DetectionId(number, 0, 1),)) for number in range(5)]
-    with pytest.raises(ArchiveError):
-        download(packages, Failing(), Mirror(tmp_path), connections=1)
+    with pytest.raises(ArchiveError, match="has no files of"):
+        download(packages, Failing(tmp_path, "rel2.1"), Mirror(tmp_path), connections=1)
     raised.set()
     for thread in set(threading.enumerate()) - before:
         thread.join()
@@ -142,26 +144,27 @@ def test_after_an_error_no_further_package_is_begun(tmp_path: Path) -> None:
 
 def test_after_an_error_no_worker_is_left(mirror: Path, tmp_path: Path) -> None:
     """They would end by themselves, but the interpreter may trip over that at its own end."""
-    source = open_source(Settings(str(mirror)), tmp_path)
-    first, *_ = plan_for(source, Settings(str(mirror))).packages
+    source = open_workspace(Settings(str(mirror)), tmp_path)
+    first, *_ = make_plan(source, Settings(str(mirror))).packages
     second = Package(1, (DetectionId(1, 0, 1),))
 
-    class Failing:
-        def fetch(self, package: Package) -> AbstractContextManager[Fetched]:
-            if package is first:
-                return source.archive.fetch(first)
-            wait_for(multiprocessing.active_children)
-            raise ArchiveError("no")
+    class Failing(MirrorArchive):
+        @contextlib.contextmanager
+        def fetch(self, package: Package, record: Record = forget) -> Iterator[Fetched]:
+            if package is not first:
+                wait_for(multiprocessing.active_children)
+            with super().fetch(package, record) as fetched:
+                yield fetched
 
-    with pytest.raises(ArchiveError):
-        fill([first, second], Failing(), source.store, workers=2)
+    with pytest.raises(ArchiveError, match="has no files of"):
+        fill([first, second], Failing(mirror, "rel2.1"), source.store, workers=2)
     assert multiprocessing.active_children() == []
 
 
 UNGUARDED = """
 from pathlib import Path
 from builder.prepare import prepare
-from builder.settings import Settings
+from builder.model.settings import Settings
 prepare("out", Settings("mirror"), cache=Path("cache"), workers=2)
 """
 
@@ -244,15 +247,16 @@ def test_workers_find_a_mirror_and_a_store_that_are_named_from_the_folder_of_the
     assert list((tmp_path / "store").rglob("*.arrows")) and not list(cluster.folder.rglob("*.arrows"))
 
 
-def test_workers_that_write_to_a_store_of_their_own_end_the_run(
-    cluster: Cluster, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_that_write_to_a_store_of_their_own_end_the_run(cluster: Cluster, mirror: Path, tmp_path: Path) -> None:
     """Each process has a memory:// of its own."""
-    monkeypatch.setattr("builder.engine._PATIENCE", 1)
+    from distributed import Client
+
     settings = Settings(str(mirror), selection=Selection(0, 0, 60))
-    with pytest.raises(ChandraSpectraError, match="the workers write to another store than this process reads"):
-        prepare(tmp_path / "out", settings, cache=tmp_path, store="memory://theirs", dask=cluster.address)
-    assert not (tmp_path / "out").exists()
+    source = open_workspace(settings, tmp_path, store="memory://theirs")
+    packages = make_plan(source, settings).packages
+    refused = pytest.raises(ChandraSpectraError, match="the workers write to another store than this process reads")
+    with Client(cluster.address) as client, refused:
+        fill_by(client.get_executor(), packages, source.archive, source.store, lag=1)
 
 
 def test_a_dask_cluster_that_loses_a_worker_half_way_gives_the_same_bytes(
@@ -264,7 +268,7 @@ def test_a_dask_cluster_that_loses_a_worker_half_way_gives_the_same_bytes(
     os.kill(cluster.workers[0], signal.SIGKILL)
     result = run.wait(120)
     assert result.returncode == 0, result.stderr
-    assert contents(tmp_path / "out") == expected
+    assert data_of(tmp_path / "out") == expected
 
 
 def test_a_dask_scheduler_that_is_lost_half_way_is_one_clear_line(archive: RememberedArchive, tmp_path: Path) -> None:
@@ -279,8 +283,8 @@ def test_a_dask_scheduler_that_is_lost_half_way_is_one_clear_line(archive: Remem
 
 def test_what_a_worker_raises_without_a_word_is_named(tmp_path: Path) -> None:
     class Wordless(Executor):
-        def submit(self, *_: object) -> Future[None]:
-            future: Future[None] = Future()
+        def submit(self, *_: Any, **__: Any) -> Future[Any]:
+            future: Future[Any] = Future()
             future.set_exception(MemoryError())
             return future
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.errors import OutputError, SettingError
-from builder.folder import read_rows, read_scalars
-from builder.plots import MOST, binned_counts, check_number, save_plot, terminal_plot, title
-from builder.staging import beside
+from builder.dataset.read import read_rows, read_scalars
+from builder.files import beside
+from builder.model.errors import OutputError, SettingError
+from builder.use.plot import MOST, binned_counts, check_number, save_plot, terminal_plot, title
 from tests.conftest import command
 
 REAL = "4938.0.43"

@@ -13,7 +13,6 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
 import h5py
@@ -21,20 +20,23 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from builder.catalog import Package, Plan
-from builder.catalog_files import read_catalog, write_catalog
-from builder.columns import COLUMNS, columns_of
-from builder.errors import ArchiveError, ChandraSpectraError, OutputError, SettingError
-from builder.mirror import MirrorArchive
-from builder.prepare import _rejected, prepare, read_manifest
-from builder.records import REASONS, DetectionId, Rejection
-from builder.selection import Selection
-from builder.settings import Settings
-from builder.sources import default_cache, open_source, plan_for
-from builder.store import package_result
+from builder.archive.mirror import MirrorArchive
+from builder.archive.packages import Package
+from builder.dataset.catalog_file import read_catalog, write_catalog
+from builder.dataset.layout import read_manifest
+from builder.model.columns import COLUMNS, columns_of
+from builder.model.errors import ArchiveError, ChandraSpectraError, OutputError, SettingError
+from builder.model.ids import DetectionId
+from builder.model.records import REASONS, Rejection
+from builder.model.selection import Selection
+from builder.model.settings import Settings
+from builder.prepare import _rejected, prepare
+from builder.store.packages import package_result
+from builder.workspace import default_cache, make_plan, open_workspace
 from tests.conftest import command
+from tests.folders import contents
 from tests.goldens import GOLDENS
-from tests.runs import Run
+from tests.runs import Run, python
 
 EMBEDDED = Settings(archive="embedded")
 
@@ -42,25 +44,15 @@ EMBEDDED = Settings(archive="embedded")
 def load(folder: Path, *arguments: str, **options: object) -> datasets.Dataset:
     """`load_dataset("chandra_spectra")` in the folder's parent, with an empty cache."""
     code = (
-        "import json, os, sys; from datasets import load_dataset\n"
+        "import json, sys; from datasets import load_dataset\n"
         "args, options = json.loads(sys.argv[1])\n"
         "d = load_dataset('chandra_spectra', *args, split='train', **options)\n"
         "d = d.with_format('numpy') if not options.get('streaming') else d\n"
         "rows = [(r.get('detection_id', r.get('ebounds_id')), sorted(r)) for r in d]\n"
-        "print(json.dumps(rows), flush=True)\n"
-        "os._exit(0)  # pyarrow's threads, left from streaming, now and then abort the interpreter's own way out\n"
+        "print(json.dumps(rows))\n"
     )
     cache = folder.parent / f"cache-{time.monotonic_ns()}"
-    run = subprocess.run(
-        [sys.executable, "-c", code, json.dumps([arguments, options])],
-        cwd=folder.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HOME": str(cache)},
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return python(code, json.dumps([arguments, options]), cwd=folder.parent, HF_HOME=str(cache))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -155,7 +147,7 @@ def test_the_manifest_names_every_file_with_its_size_and_checksum(sample: Path) 
 
 
 def test_two_runs_in_different_folders_give_the_same_bytes(sample: Path, tmp_path: Path) -> None:
-    other, _ = prepare(tmp_path / "again", EMBEDDED, cache=tmp_path / "cache", workers=1)
+    other = prepare(tmp_path / "again", EMBEDDED, cache=tmp_path / "cache", workers=1).manifest
     for path in (path.relative_to(sample) for path in sample.rglob("*") if path.is_file()):
         if path.name != "manifest.json":
             assert (tmp_path / "again" / path).read_bytes() == (sample / path).read_bytes(), path
@@ -190,12 +182,12 @@ def test_other_settings_do_not_overwrite_without_force(mirror: Path, tmp_path: P
 def test_a_run_that_fails_leaves_the_old_folder_whole_and_nothing_else(mirror: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     prepare(output, EMBEDDED)
-    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    before = contents(output)
     tar = sorted((mirror / "packages").iterdir())[-1]
     tar.write_bytes(tar.read_bytes()[:-5000])
     with pytest.raises(ArchiveError, match=r"bytes instead of"):
         prepare(output, Settings(archive=str(mirror)), cache=tmp_path / "cache", force=True)
-    assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert before == contents(output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mirror", "out"]
 
 
@@ -209,11 +201,11 @@ def test_a_run_that_is_killed_leaves_the_old_folder_and_the_next_one_completes_i
     """Before a package is kept, before the folder is begun and amid it; the swap is in test_staging."""
     output, cache = tmp_path / "out", tmp_path / "cache"
     shutil.copytree(sample, output)
-    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    before = contents(output)
     words = ("prepare", output, "--archive", mirror, "--cache", cache, "--force", "--workers", 1)
     for name in ("store.Store.write", "prepare.staging_folder", "prepare.HDF5Writer.append", "prepare.manifest_digest"):
         assert Run(*words, change=partial(die_at, f"builder.{name}")).wait().returncode == -signal.SIGKILL
-        assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+        assert before == contents(output)
     assert len(list(tmp_path.glob(".out.*"))) == 1
     result = command(*words)
     assert result.returncode == 0, result.stderr
@@ -222,23 +214,21 @@ def test_a_run_that_is_killed_leaves_the_old_folder_and_the_next_one_completes_i
 
 
 def test_a_disk_that_is_full_as_the_folder_is_written_is_one_line_and_the_old_folder_stays(
-    sample: Path, tmp_path: Path
+    folder: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "out"
-    shutil.copytree(sample, output)
-    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    script = f'ulimit -f 300; exec {sys.executable} -m builder prepare "$0" --archive embedded --force'
-    result = subprocess.run(["bash", "-c", script, output], capture_output=True, text=True, check=False)
+    before = contents(tmp_path)
+    script = f'ulimit -f 300; exec {sys.executable} -m builder.cli prepare "$0" --archive embedded --force'
+    result = subprocess.run(["bash", "-c", script, folder], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
     assert "cannot write" in result.stderr and "what was there before is kept" in result.stderr
-    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert before == contents(tmp_path)
 
 
 def test_a_folder_moved_away_amid_the_swap_is_brought_back(tmp_path: Path) -> None:
     output = tmp_path / "out"
     prepare(output, EMBEDDED)
     output.replace(tmp_path / ".out.old")
-    _, done = prepare(output, EMBEDDED)
+    done = prepare(output, EMBEDDED).fresh
     assert not done
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -271,14 +261,14 @@ def test_a_finished_package_is_never_fetched_again(
 
 
 def test_only_what_other_files_may_change_is_tried_again(tmp_path: Path) -> None:
-    source = open_source(EMBEDDED, tmp_path)
+    source = open_workspace(EMBEDDED, tmp_path)
     packages = {}
     for number, reason in enumerate(REASONS):
         detection = DetectionId(number, 0, 1)
         packages[reason] = Package(number, (detection,))
         source.store.write(packages[reason], package_result((detection,), [Rejection(detection, "reduce", reason, "")]))
     missing = Package(0, (DetectionId(1, 2, 3),))
-    planned = replace(plan_for(source, EMBEDDED), packages=(*packages.values(), missing))
+    planned = replace(make_plan(source, EMBEDDED), packages=(*packages.values(), missing))
     kept = {packages[reason] for reason in ("no_background", "no_counts")}
     assert _rejected(planned, source) == {*packages.values()} - kept
 
@@ -318,42 +308,35 @@ def test_force_never_replaces_a_folder_with_somebody_elses_manifest(tmp_path: Pa
 
 
 @pytest.mark.parametrize("option", ["force", "retry_rejected"])
-def test_what_somebody_else_put_into_the_folder_is_not_replaced_with_it(
-    option: str, sample: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    shutil.copytree(sample, output)
+def test_what_somebody_else_put_into_the_folder_is_not_replaced_with_it(option: str, folder: Path) -> None:
     for name in (".git/HEAD", "data/notes.txt", "notes"):
-        (output / name).parent.mkdir(exist_ok=True)
-        (output / name).write_text("mine")
-        with pytest.raises(OutputError, match=rf"{output / name} would be lost with the old folder: move it away"):
-            prepare(output, EMBEDDED, **{option: True})
-        assert (output / name).read_text() == "mine"
-        (output / name).unlink()
-    assert prepare(output, EMBEDDED, **{option: True})[1]
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+        with pytest.raises(OutputError, match=rf"{folder / name} would be lost with the old folder: move it away"):
+            prepare(folder, EMBEDDED, force=option == "force", retry_rejected=option == "retry_rejected")
+        assert (folder / name).read_text() == "mine"
+        (folder / name).unlink()
+    assert prepare(folder, EMBEDDED, force=option == "force", retry_rejected=option == "retry_rejected").fresh
 
 
 def test_a_folder_with_a_damaged_manifest_is_replaced_by_force_unless_it_holds_what_is_no_part_of_one(
-    sample: Path, tmp_path: Path
+    folder: Path,
 ) -> None:
-    output = tmp_path / "out"
-    shutil.copytree(sample, output)
-    (output / "manifest.json").write_text("{")
-    (output / "notes").write_text("mine")
+    (folder / "manifest.json").write_text("{")
+    (folder / "notes").write_text("mine")
     with pytest.raises(OutputError, match="notes would be lost"):
-        prepare(output, EMBEDDED, force=True)
-    (output / "notes").unlink()
+        prepare(folder, EMBEDDED, force=True)
+    (folder / "notes").unlink()
     with pytest.raises(OutputError, match=r"damaged: .*--force"):
-        prepare(output, EMBEDDED)
-    assert prepare(output, EMBEDDED, force=True)[1]
+        prepare(folder, EMBEDDED)
+    assert prepare(folder, EMBEDDED, force=True).fresh
 
 
-def test_a_shard_that_was_cut_short_is_not_taken_for_finished(sample: Path, tmp_path: Path) -> None:
-    shutil.copytree(sample, tmp_path / "out")
-    (shard,) = (tmp_path / "out" / "data").iterdir()
+def test_a_shard_that_was_cut_short_is_not_taken_for_finished(folder: Path) -> None:
+    (shard,) = (folder / "data").iterdir()
     os.truncate(shard, 1000)
     with pytest.raises(OutputError, match=rf"{shard} is not what the manifest says: .*--force"):
-        prepare(tmp_path / "out", EMBEDDED)
+        prepare(folder, EMBEDDED)
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +368,7 @@ def test_a_run_does_not_touch_the_unfinished_folder_of_another_output(tmp_path: 
 
 def test_two_runs_into_the_same_folder_do_not_take_each_others_work_away(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from builder.staging import workplace\n"
+        "import sys; from pathlib import Path; from builder.files import workplace\n"
         "with workplace(Path(sys.argv[1])) as place:\n"
         "    (place / 'half').touch(); print(place, flush=True); sys.stdin.read()\n"
     )
@@ -413,20 +396,16 @@ def test_a_catalog_file_that_changed_is_not_taken_for_finished(mirror: Path, tmp
         )
 
 
-def test_a_catalog_that_changes_while_it_is_built_from_is_not_taken_for_finished(
-    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_catalog_that_changes_while_it_is_built_from_is_not_taken_for_finished(mirror: Path, tmp_path: Path) -> None:
     rows = read_catalog(mirror / "catalog.vot")
     settings = Settings(str(mirror), catalog=str(tmp_path / "catalog.parquet"))
     write_catalog(tmp_path / "catalog.parquet", rows)
 
-    def plan_and_change(*arguments: Any) -> Plan:
-        planned = plan_for(*arguments)
+    def change(*progress: object) -> None:
         write_catalog(tmp_path / "catalog.parquet", rows.slice(0, 10))
-        return planned
 
-    monkeypatch.setattr("builder.prepare.plan_for", plan_and_change)
-    prepare(tmp_path / "out", settings, cache=tmp_path / "c")
+    manifest = prepare(tmp_path / "out", settings, cache=tmp_path / "c", progress=change).manifest
+    assert manifest["counts"]["detections"] == len(rows)
     with pytest.raises(OutputError, match="another catalog"):
         prepare(tmp_path / "out", settings, cache=tmp_path / "c")
 
@@ -439,16 +418,16 @@ def test_a_mirror_whose_catalog_grew_is_not_taken_for_finished(mirror: Path, tmp
         if len(rows) == len(whole):
             with pytest.raises(OutputError, match="other settings"):
                 prepare(tmp_path / "out", Settings(str(mirror), selection=cuts), cache=tmp_path / "c")
-        done = prepare(tmp_path / "out", Settings(str(mirror), selection=cuts), cache=tmp_path / "c", force=True)[1]
+        done = prepare(tmp_path / "out", Settings(str(mirror), selection=cuts), cache=tmp_path / "c", force=True).fresh
         assert done
-        assert not prepare(tmp_path / "out", Settings(str(mirror), selection=cuts), cache=tmp_path / "c")[1]
+        assert not prepare(tmp_path / "out", Settings(str(mirror), selection=cuts), cache=tmp_path / "c").fresh
 
 
 def test_threads_that_open_a_mirror_at_once_find_all_of_it(mirror: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from builder.catalog import Package
-    from builder.mirror import read_index
+    from builder.archive.mirror import read_index
+    from builder.archive.packages import Package
 
     lines = read_index(mirror) * 200
     (mirror / "packages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder import products
-from builder.errors import ArchiveError
-from builder.products import KINDS, ProductName, group_products, members
-from builder.records import DetectionId, File
+from builder.archive import products
+from builder.archive.products import KINDS, ProductName, group_products, members
+from builder.model.errors import ArchiveError
+from builder.model.ids import DetectionId
+from builder.model.records import File
 from tests.fits_files import product_name, stable
+from tests.tars import tar_bytes
 
 detections = st.builds(
     DetectionId,
@@ -110,21 +112,6 @@ def test_a_changed_character_never_gives_another_kind_of_answer(
 # --- the files of a package ---
 
 
-def tar_bytes(*entries: tuple[str, bytes | None], format: int = tarfile.USTAR_FORMAT) -> bytes:
-    """A tar of files, or of folders where there is no content."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=format) as tar:
-        for name, content in entries:
-            info = tarfile.TarInfo(name)
-            if content is None:
-                info.type = tarfile.DIRTYPE
-                tar.addfile(info)
-            else:
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    return stream.getvalue()
-
-
 def listed(folder: Path, content: bytes, name: str = "part.tar") -> list[File]:
     path = folder / name
     path.write_bytes(content)
@@ -201,7 +188,7 @@ def test_a_tar_cut_between_members_or_within_a_header_is_an_error(tmp_path: Path
 
 def cut(folder: Path, length: int) -> None:
     (folder / "cut.tar").write_bytes(TAR[:length])
-    found = []
+    found: list[File] = []
     with pytest.raises(ArchiveError, match=r"cut\.tar"):
         found.extend(members(folder / "cut.tar"))
 

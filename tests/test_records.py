@@ -14,8 +14,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from builder.errors import ChandraSpectraError, ProductError, SettingError, TransientError
-from builder.records import CYCLES, N_CHANNELS, REASONS, DetectionId, Recipe, Rejection, Response, Spectrum
+from builder.model.errors import ChandraSpectraError, ProductError, SettingError, TransientError
+from builder.model.ids import CYCLES, DetectionId
+from builder.model.records import N_CHANNELS, REASONS, Rejection, Response, Spectrum
+from builder.model.settings import Recipe
 from tests.fits_files import stable
 
 detections = st.builds(
@@ -298,7 +300,7 @@ def test_a_spectrum_that_contradicts_itself_is_refused(changes: dict[str, Any], 
 
 def response(**changes: Any) -> Response:
     one, energies = np.ones(2, np.int32), np.array([1.0, 2.0])
-    values = {
+    values: dict[str, Any] = {
         "first_channel": 1,
         "energy_lo": energies,
         "energy_hi": energies + 1,

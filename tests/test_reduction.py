@@ -21,11 +21,13 @@ from astropy.io import fits
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from builder import ogip
-from builder.records import N_CHANNELS, REASONS, DetectionId, File, Products, Recipe, Rejection, Spectrum
-from builder.reduction import reduce_products
+from builder.model.ids import DetectionId
+from builder.model.records import N_CHANNELS, REASONS, File, Products, Rejection, Spectrum
+from builder.model.settings import Recipe
+from builder.reduce import ogip
+from builder.reduce.spectrum import reduce_products
 from tests import fits_files as ff
-from tests.fits_files import DETECTION, KINDS, REAL, poisson, products, real_products, stable
+from tests.fits_files import DETECTION, KINDS, REAL, poisson, products, real_products, stable, with_file
 from tests.goldens import GOLDENS
 
 BRIGHT, FAINT = REAL
@@ -96,7 +98,7 @@ def rejected(files: Products, reason: str, word: str = "", recipe: Recipe = DEFA
 
 
 def gzipped(files: Products) -> Products:
-    packed = {
+    packed: dict[str, Any] = {
         kind: File(f"{file.name}.gz", gzip.compress(file.data, mtime=0))
         for kind in KINDS
         if (file := getattr(files, kind)) is not None
@@ -395,7 +397,7 @@ def test_one_detection_leaves_no_trace_in_the_next() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_file_is_named(kind: str) -> None:
-    rejected(replace(products(), **{kind: None}), f"missing_{kind}", kind.upper())
+    rejected(with_file(products(), kind, None), f"missing_{kind}", kind.upper())
 
 
 def test_no_background_extension() -> None:
@@ -569,7 +571,8 @@ def test_numbers_of_the_responses_that_are_not_finite(value: float) -> None:
     for name, array in (("e_min", ff.E_MIN), ("e_max", ff.E_MAX)):
         bad = array.copy()
         bad[500] = value
-        rejected(products(rmf=ff.rmf(**{name: bad})), "not_finite", name.upper())
+        changed: dict[str, Any] = {name: bad}
+        rejected(products(rmf=ff.rmf(**changed)), "not_finite", name.upper())
 
 
 def test_channel_energies_that_do_not_rise() -> None:
@@ -613,7 +616,7 @@ def test_a_gzip_cut_short_anywhere(kind: str, keep: float) -> None:
     file = getattr(PACKED, kind)
     data = file.data[: int(keep * len(file.data))]
     reason = "damaged_gzip" if len(data) >= 2 else f"unreadable_{kind}"
-    rejected(replace(PACKED, **{kind: File(file.name, data)}), reason, file.name)
+    rejected(with_file(PACKED, kind, File(file.name, data)), reason, file.name)
 
 
 @pytest.mark.parametrize("missing", range(1, 10))
@@ -621,7 +624,7 @@ def test_a_gzip_cut_short_anywhere(kind: str, keep: float) -> None:
 def test_a_gzip_cut_within_its_trailer(kind: str, missing: int) -> None:
     """Its last eight bytes are the CRC and the length: all data are there, but nothing proves it."""
     file = getattr(PACKED, kind)
-    rejected(replace(PACKED, **{kind: File(file.name, file.data[:-missing])}), "damaged_gzip", file.name)
+    rejected(with_file(PACKED, kind, File(file.name, file.data[:-missing])), "damaged_gzip", file.name)
 
 
 @pytest.mark.parametrize("position", range(1, 9))
@@ -630,7 +633,7 @@ def test_a_gzip_with_a_wrong_crc_or_length(kind: str, position: int) -> None:
     file = getattr(PACKED, kind)
     data = bytearray(file.data)
     data[-position] ^= 0x10
-    rejected(replace(PACKED, **{kind: File(file.name, bytes(data))}), "damaged_gzip", file.name)
+    rejected(with_file(PACKED, kind, File(file.name, bytes(data))), "damaged_gzip", file.name)
 
 
 @pytest.mark.parametrize(
@@ -656,7 +659,7 @@ def test_a_changed_byte_in_a_gzip_never_changes_the_numbers(kind: str, place: fl
     file = getattr(PACKED, kind)
     data = bytearray(file.data)
     data[int(place * len(data))] ^= mask
-    outcome = reduce_products(replace(PACKED, **{kind: File(file.name, bytes(data))}), DEFAULT)
+    outcome = reduce_products(with_file(PACKED, kind, File(file.name, bytes(data))), DEFAULT)
     if isinstance(outcome, Spectrum):
         assert int(place * len(data)) < 10  # RFC 1952: ten bytes of header
         assert outcome.sha256 == reduced(PACKED).sha256
@@ -694,7 +697,7 @@ def test_a_product_of_just_the_largest_size_is_read(monkeypatch: pytest.MonkeyPa
     ids=["empty", "newline", "html", "text", "word", "half card", "card", "zeros", "half magic", "magic", "zlib"],
 )
 def test_something_else_in_place_of_a_file(kind: str, content: bytes) -> None:
-    files = replace(products(), **{kind: File("some_name", content)})
+    files = with_file(products(), kind, File("some_name", content))
     rejected(files, "damaged_gzip" if content == b"\x1f\x8b" else f"unreadable_{kind}", "some_name")
 
 
@@ -750,7 +753,7 @@ HEADERS = {kind: header_positions(getattr(WHOLE, kind).data) for kind in KINDS}
 
 
 def assert_no_exception(kind: str, data: bytes, recipe: Recipe = DEFAULT) -> None:
-    outcome = reduce_products(replace(WHOLE, **{kind: File(f"x_{kind}3.fits", data)}), recipe)
+    outcome = reduce_products(with_file(WHOLE, kind, File(f"x_{kind}3.fits", data)), recipe)
     if isinstance(outcome, Spectrum):
         assert np.isfinite([*outcome.rate, *outcome.rate_error, outcome.background_scale]).all()
     else:

@@ -15,16 +15,17 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
-from builder.catalog import Package
-from builder.errors import OutputError, SettingError, StoreError
+from builder.archive.packages import Package
+from builder.cli.terminal import show_uploaded
+from builder.model.errors import OutputError, SettingError, StoreError
+from builder.model.selection import Selection
+from builder.model.settings import Settings
+from builder.model.splits import Splits
 from builder.prepare import prepare
 from builder.remote_output import UPLOADING_FILE, _upload_place, prepare_remote
-from builder.selection import Selection
-from builder.settings import Settings
-from builder.sources import default_cache, open_source, plan_for
-from builder.splits import Splits
-from builder.store import package_result
-from builder.terminal import show_uploaded
+from builder.store.packages import package_result
+from builder.workspace import default_cache, make_plan, open_workspace
+from tests import folders
 from tests.conftest import command
 
 s3fs = pytest.importorskip("s3fs", reason="the extra [s3] is not installed")
@@ -114,9 +115,7 @@ def local(settings: Settings, place: Path) -> Path:
 
 def contents(folder: Path | str) -> dict[str, bytes]:
     """Every file of a folder or a URL, with a manifest that does not say when it was made and how fast."""
-    fs, root = fsspec.url_to_fs(str(folder))
-    fs.invalidate_cache()
-    files = {path.removeprefix(f"{root}/"): fs.cat_file(path) for path in fs.find(root)}
+    files = folders.contents(folder)
     if "manifest.json" in files:
         manifest = json.loads(files["manifest.json"]) | {"created": "", "seconds": 0}
         files["manifest.json"] = json.dumps(manifest).encode()
@@ -239,7 +238,7 @@ def test_a_url_that_cannot_be_used_is_one_clear_line(s3: S3, url: str, error: ty
 
 @pytest.mark.parametrize("words", [("s3://bucket/x",), ("x", "--store", "s3://bucket/store")])
 def test_without_s3fs_the_command_says_what_to_install(words: tuple[str, ...], tmp_path: Path) -> None:
-    code = "import sys; sys.modules['s3fs'] = None; from builder.cli import main; main()"
+    code = "import sys; sys.modules['s3fs'] = None; from builder.cli.run import main; main()"
     result = subprocess.run(
         [sys.executable, "-c", code, "prepare", *words, *WORDS],
         capture_output=True,
@@ -258,8 +257,8 @@ def test_an_hdf5_file_beside_a_url_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_store_on_s3_that_refuses_or_knows_nobody_is_one_clear_line(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = open_source(SETTINGS, store="s3://bucket/refused")
-    package = plan_for(source, SETTINGS).packages[0]
+    source = open_workspace(SETTINGS, store="s3://bucket/refused")
+    package = make_plan(source, SETTINGS).packages[0]
     s3.puts_left = 0
     with pytest.raises(StoreError, match=r"cannot write bucket/refused/\S+ in \S+ .*Access Denied; finished") as caught:
         source.store.write(package, package_result(package.detections, ()))
@@ -280,8 +279,8 @@ def test_a_bucket_that_is_not_there_is_one_clear_line_and_is_not_made(s3: S3, tm
     result = command("prepare", tmp_path / "out", *WORDS, "--store", "s3://slip/store")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert "s3://slip/store" in result.stderr and "The specified bucket does not exist" in result.stderr
-    source = open_source(SETTINGS, store="s3://slip/store")
-    package = plan_for(source, SETTINGS).packages[0]
+    source = open_workspace(SETTINGS, store="s3://slip/store")
+    package = make_plan(source, SETTINGS).packages[0]
     with pytest.raises(StoreError, match=r"cannot write .*The specified bucket does not exist"):
         source.store.write(package, package_result(package.detections, ()))
     assert "PUT" not in {method for method, path in s3.log if path.strip("/") == "slip"}
@@ -289,16 +288,16 @@ def test_a_bucket_that_is_not_there_is_one_clear_line_and_is_not_made(s3: S3, tm
 
 
 def test_a_file_system_with_folders_has_them_made(tmp_path: Path) -> None:
-    source = open_source(SETTINGS, store=f"file://{tmp_path}/deep/store")
-    package = plan_for(source, SETTINGS).packages[0]
+    source = open_workspace(SETTINGS, store=f"file://{tmp_path}/deep/store")
+    package = make_plan(source, SETTINGS).packages[0]
     assert source.store.finished([package]) == set()
     source.store.write(package, package_result(package.detections, ()))
     assert source.store.finished([package]) == {package} and package in source.store
 
 
 def test_a_store_on_s3_takes_a_request_to_list_and_one_for_each_package_that_is_written_or_read(s3: S3) -> None:
-    source = open_source(SETTINGS, store="s3://bucket/asked")
-    detections = plan_for(source, SETTINGS).packages[0].detections
+    source = open_workspace(SETTINGS, store="s3://bucket/asked")
+    detections = make_plan(source, SETTINGS).packages[0].detections
     packages = [Package(0, (one,)) for one in detections]
     for package in packages[1:]:
         source.store.write(package, package_result(package.detections, ()))
@@ -313,8 +312,8 @@ def test_a_store_on_s3_takes_a_request_to_list_and_one_for_each_package_that_is_
 
 
 def test_a_package_that_another_machine_finishes_after_a_listing_is_found(s3: S3) -> None:
-    source = open_source(SETTINGS, store="s3://bucket/meanwhile")
-    first, second = (Package(0, (one,)) for one in plan_for(source, SETTINGS).packages[0].detections[:2])
+    source = open_workspace(SETTINGS, store="s3://bucket/meanwhile")
+    first, second = (Package(0, (one,)) for one in make_plan(source, SETTINGS).packages[0].detections[:2])
     source.store.write(first, package_result(first.detections, ()))
     assert source.store.finished([first, second]) == {first}
     code = "import pickle, sys; store, package, result = pickle.load(sys.stdin.buffer); store.write(package, result)"

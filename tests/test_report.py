@@ -18,12 +18,12 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from builder.errors import OutputError
-from builder.folder import date_text
-from builder.pictures import galactic_plane
-from builder.prepare import read_manifest
-from builder.records import REASONS
-from builder.report import SAMPLE, write_report
+from builder.dataset.layout import read_manifest
+from builder.dataset.pictures import galactic_plane
+from builder.dataset.read import date_text
+from builder.model.errors import MissingExtraError, OutputError
+from builder.model.records import REASONS
+from builder.use.report import SAMPLE, write_report
 from tests.conftest import command
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -239,8 +239,8 @@ def test_a_page_within_the_prepared_folder_is_refused(sample: Path) -> None:
 def test_without_plotly_one_line_says_what_to_install(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(OutputError, match=r"pip install 'chandra-spectra\[report\]'"):
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'chandra-spectra\[report\]'"):
         write_report(sample, tmp_path / "a.html")
     assert list(tmp_path.iterdir()) == []
 

@@ -15,18 +15,19 @@ from datasets import load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.errors import ProductError
-from builder.ogip import tables
+from builder.model.errors import ProductError
+from builder.model.ids import DetectionId
+from builder.model.records import File, Rejection, Response, Spectrum
+from builder.model.selection import Selection
+from builder.model.settings import Recipe, Settings
 from builder.prepare import prepare
-from builder.records import DetectionId, Recipe, Rejection, Response, Spectrum
-from builder.reduction import reduce_products
-from builder.response import read_response
-from builder.selection import Selection
-from builder.settings import Settings
-from builder.verify import verify
+from builder.reduce.ogip import tables
+from builder.reduce.response import read_response
+from builder.reduce.spectrum import reduce_products
+from builder.use.verify import verify
 from chandra_spectra import ChandraSpectra
 from tests import fits_files as ff
-from tests.test_verify import rehash
+from tests.folders import rehash
 
 NAMES = ("n_grp", "f_chan", "n_chan", "matrix")
 
@@ -64,7 +65,7 @@ def made(
         return fits.Column(title, f"{width}{code}", array=np.array([row + [0] * (width - len(row)) for row in lists]))
 
     energy = np.arange(1, len(groups) + 1, dtype=np.float32)
-    lists = {
+    lists: dict[str, list[list[Any]]] = {
         "F_CHAN": [[begin for begin, _ in of] for of in groups],
         "N_CHAN": [[len(values) for _, values in of] for of in groups],
         "MATRIX": [[value for _, values in of for value in values] for of in groups],
@@ -156,7 +157,7 @@ def test_an_unreadable_matrix_rejects_only_where_it_is_kept() -> None:
     assert products.rmf is not None
     data = bytearray(products.rmf.data)
     data[groups : groups + 2] = b"\x7f\xff"
-    damaged = ff.Products(products.detection, products.pha, products.arf, ff.File(products.rmf.name, bytes(data)))
+    damaged = ff.with_file(products, "rmf", File(products.rmf.name, bytes(data)))
     assert isinstance(reduce_products(damaged, Recipe()), Spectrum)
     rejection = reduce_products(damaged, Recipe(), response=True)
     assert isinstance(rejection, Rejection)

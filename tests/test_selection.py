@@ -13,12 +13,14 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from builder.catalog import from_rows
-from builder.columns import CATALOG
-from builder.errors import SettingError
-from builder.records import DetectionId
-from builder.selection import COLUMNS_QUERIED, Cone, Selection, read_detections
-from builder.settings import DEFAULT_CUTS, Settings
+from builder.archive.catalog import from_rows
+from builder.archive.csc import COLUMNS_QUERIED
+from builder.dataset.catalog_file import read_detections
+from builder.model.columns import CATALOG
+from builder.model.errors import SettingError
+from builder.model.ids import DetectionId
+from builder.model.selection import Cone, Selection
+from builder.model.settings import DEFAULT_CUTS, Settings
 from tests.fits_files import stable
 
 # The way from a source to its detections, and the fixed part of the dataset's definition: CSC 2.1 TAP, the form of

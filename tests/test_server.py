@@ -23,15 +23,16 @@ from xml.etree import ElementTree
 import pytest
 import requests
 
-from builder.catalog import read_votable, write_votable
-from builder.errors import ArchiveError, SettingError
-from builder.faults import PERMANENT, TRANSIENT, Faults
-from builder.holdings import MirrorHoldings
-from builder.products import KINDS, ProductName, members
-from builder.records import DetectionId, File
-from builder.selection import COLUMNS_QUERIED
-from builder.server import ArchiveServer
-from builder.settings import Settings
+from builder.archive.catalog import read_votable, write_votable
+from builder.archive.csc import COLUMNS_QUERIED
+from builder.archive.products import KINDS, ProductName, members
+from builder.model.errors import ArchiveError, SettingError
+from builder.model.ids import DetectionId
+from builder.model.records import File
+from builder.model.settings import Settings
+from builder.simulator.faults import PERMANENT, TRANSIENT, Faults
+from builder.simulator.holdings import MirrorHoldings
+from builder.simulator.server import ArchiveServer
 
 FROM = (
     "FROM csc21.master_source m, csc21.master_stack_assoc a, csc21.observation_source o, "
@@ -152,6 +153,7 @@ def test_a_query_is_answered_by_a_redirect_to_a_votable_with_get_and_post_alike(
         ("((o.obsid = 100 AND o.obi = 0 AND o.region_id = 2) OR (o.obsid = 102 AND o.obi = 1))", [2, 3]),
         ("o.obsid = 100 AND (o.region_id = 1 OR o.region_id = 7 OR (o.region_id = 2))", [0, 2]),
         ("o.sat_src_flag = 1", [4]),
+        ("o.obsid = '101'", []),
     ],
 )
 def test_conditions_are_evaluated_as_in_sql_where_a_comparison_with_null_is_never_true(
@@ -159,7 +161,7 @@ def test_conditions_are_evaluated_as_in_sql_where_a_comparison_with_null_is_neve
 ) -> None:
     with ArchiveServer(TinyHoldings()) as server:
         answer = query(server, f"SELECT o.obsid, o.region_id {FROM} AND {condition}")
-    assert cells(answer) == [[str(ROWS[n]["obsid"]), str(ROWS[n]["region_id"])] for n in expected]
+    assert sorted(cells(answer)) == sorted([str(ROWS[n]["obsid"]), str(ROWS[n]["region_id"])] for n in expected)
 
 
 @pytest.mark.parametrize(
@@ -167,8 +169,8 @@ def test_conditions_are_evaluated_as_in_sql_where_a_comparison_with_null_is_neve
     [
         (f"SELECT COUNT(*) AS n {FROM} AND o.obsid = 100", [["2"]]),
         (f"SELECT TOP 2 o.obsid {FROM} ORDER BY o.obsid DESC, o.region_id", [["103"], ["102"]]),
-        (f"SELECT o.region_id AS region {FROM} AND o.obsid = 100 ORDER BY obsid, region_id DESC", [["2"], ["1"]]),
-        (f"SELECT o.region_id {FROM} ORDER BY o.obsid DESC", [["4"], ["3"], ["7"], ["1"], ["2"]]),
+        (f"SELECT o.region_id AS region {FROM} AND o.obsid = 100 ORDER BY o.obsid, region DESC", [["2"], ["1"]]),
+        (f"SELECT o.region_id {FROM} ORDER BY o.obsid DESC, m.name", [["4"], ["3"], ["7"], ["1"], ["2"]]),
         ("select name from CSC21.Master_Source where ra < 1", [["2CXO J0001"]]),
         ("SELECT COUNT(*) FROM csc21.master_source m", [["4"]]),
         ("SELECT theta FROM csc21.observation_source AS o WHERE o.obsid IN (100)", [["1.0"], [""]]),
@@ -190,20 +192,22 @@ def test_infinities_are_spelt_as_votable_has_them() -> None:
     [
         (
             "SELECT m.name FROM csc21.master_source m WHERE 1 = CONTAINS(POINT('ICRS', m.ra, m.dec), 1)",
-            "CONTAINS not found",
+            "POINT not found",
         ),
         ("SELECT m.name FROM csc20.master_source m", "table csc20.master_source not found"),
         ("SELECT m.nam FROM csc21.master_source m", "column m.nam not found"),
         ("SELECT x.name FROM csc21.master_source m", "column x.name not found"),
-        ("SELECT s.region_id FROM csc21.observation_source o, csc21.stack_source s", "column s.region_id not found"),
-        ("SELECT m.name FROM csc21.master_source m, csc21.observation_source o", "no join condition between m and o"),
+        ("SELECT m.name FROM csc21.master_source m WHERE abs(m.ra) < 1", "abs not found"),
+        ("SELECT m.name FROM csc21.master_source m WHERE m.name = (SELECT name FROM sqlite_master)", "sqlite_master"),
         ("SELECT m.name FROM csc21.master_source m JOIN csc21.observation_source o ON 1", "unexpected JOIN"),
-        ("SELECT m.name FROM csc21.master_source m WHERE m.ra = 'x'", "cannot be compared"),
-        ("SELECT m.name FROM csc21.master_source m WHERE m.ra", "unexpected the end of the query"),
-        ("SELECT m.name FROM csc21.master_source m WHERE m.name = 'x", "unexpected"),
-        ("SELECT m.name, COUNT(*) FROM csc21.master_source m", "GROUP BY"),
-        ("SELECT * FROM csc21.master_source m", "unexpected *"),
-        ("SELECT m.ra FROM csc21.master_source m WHERE " + "(" * 5000, "nested too deeply"),
+        ("SELECT m.name FROM csc21.master_source m LIMIT 2", "unexpected LIMIT"),
+        ("SELECT m.name FROM csc21.master_source m; SELECT 1", "unexpected ;"),
+        ("SELECT m.name FROM csc21.master_source m WHERE m.name = 'x", "unrecognized token"),
+        ("SELECT m.name, a.name FROM csc21.master_source m, csc21.master_stack_assoc a", "the same name"),
+        ("SELECT m.ra FROM csc21.master_source m WHERE m.ra >", "incomplete input"),
+        ("SELECT m.ra FROM csc21.master_source m WHERE " + "(" * 5000 + "1" + ")" * 5000, ""),
+        ("SELECT '\0'", "null character"),
+        ("DELETE FROM csc21.master_source", "expected SELECT"),
         ("", "expected SELECT"),
     ],
 )
@@ -232,10 +236,21 @@ def test_a_row_limit_of_the_server_or_the_client_is_an_overflow_after_the_table(
     assert after == [True, True, False]
 
 
-def test_a_hundred_thousand_rows_are_queried() -> None:
+def test_a_hundred_thousand_rows_are_queried_by_several_at_once() -> None:
     rows = [{**ROWS[n % 5], "obsid": n} for n in range(100_000)]
     with ArchiveServer(TinyHoldings(rows)) as server:
-        assert cells(query(server, f"SELECT COUNT(*) AS n {FROM_WHERE}")) == [["60000"]]
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            answers = list(pool.map(lambda _: query(server, f"SELECT COUNT(*) AS n {FROM_WHERE}"), range(2)))
+        assert [cells(answer) for answer in answers] == [[["60000"]]] * 2
+
+
+def test_a_query_without_a_join_condition_is_stopped() -> None:
+    rows = [{**ROWS[n % 5], "obsid": n} for n in range(2000)]
+    with ArchiveServer(TinyHoldings(rows)) as server:
+        for _ in range(2):
+            runaway = query(server, "SELECT COUNT(*) FROM csc21.observation_source o, csc21.stack_source s")
+            assert "is a join condition missing?" in runaway.text
+            assert cells(query(server, f"SELECT COUNT(*) AS n {FROM_WHERE}")) == [["1200"]]
 
 
 def test_pyvo_gets_the_same_catalog() -> None:
@@ -554,7 +569,7 @@ def test_bandwidth_is_shared_by_all_connections() -> None:
     with ArchiveServer(TinyHoldings(), bytes_per_second=100_000) as server:
         start = time.monotonic()
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            sizes = list(pool.map(lambda n: len(retrieve(server, ids([n])).content), range(4)))
+            sizes = list(pool.map(lambda n: len(retrieve(server, ids([n])).content), range(2)))
         elapsed = time.monotonic() - start
     assert elapsed > 0.9 * sum(sizes) / 100_000
 

@@ -13,8 +13,8 @@ from datasets import Features, List, Value, load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder import shards
-from builder.shards import ShardWriter
+from builder.dataset import shards
+from builder.dataset.shards import ShardWriter
 from tests.fits_files import stable
 
 FEATURES = Features({"number": Value("int64"), "text": Value("string"), "values": List(Value("float32"))})

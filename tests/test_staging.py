@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from builder.errors import OutputError
-from builder.staging import beside, recover_folder, staging_folder, workplace
+from builder.files import beside, recover_folder, staging_folder, workplace
+from builder.model.errors import OutputError
 
 
 @contextmanager
@@ -128,7 +128,8 @@ def test_what_a_killed_run_left_of_a_file_is_removed_and_that_of_another_file_is
 
 
 def test_the_new_folder_is_on_disk_before_the_old_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output, flushed, moved = tmp_path / "out", set(), []
+    output, moved = tmp_path / "out", list[str]()
+    flushed: set[int] = set()
     replace = Path.replace
 
     def watch(path: Path, target: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.catalog import Package
-from builder.errors import StoreError
-from builder.records import REASONS, DetectionId, Recipe, Rejection, Spectrum
-from builder.reduction import reduce_products
-from builder.store import EBOUNDS_SCHEMA, REJECTIONS_SCHEMA, SPECTRA_SCHEMA, PackageResult, Store, package_result
+from builder.archive.packages import Package
+from builder.model.errors import StoreError
+from builder.model.ids import DetectionId
+from builder.model.records import REASONS, Rejection, Spectrum
+from builder.model.settings import Recipe
+from builder.reduce.spectrum import reduce_products
+from builder.store.packages import (
+    EBOUNDS_SCHEMA,
+    REJECTIONS_SCHEMA,
+    SPECTRA_SCHEMA,
+    PackageResult,
+    Store,
+    package_result,
+)
 from tests import fits_files as ff
 from tests.fits_files import REAL, stable
 
@@ -185,9 +195,10 @@ def test_a_changed_version_of_the_recipe_is_another_store(store: Store, monkeypa
     assert PACKAGE not in store
 
 
-def test_a_file_of_another_format_is_missing_and_not_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_another_format_is_missing_and_not_damaged(store: Store) -> None:
     store.write(PACKAGE, RESULT)
-    monkeypatch.setattr("builder.store._FORMAT", 4)
+    folder = store.path(PACKAGE).parent
+    folder.rename(folder.with_name(folder.name.removesuffix("-3") + "-2"))  # where an older version kept its own
     assert PACKAGE not in store and not store.finished([PACKAGE])
 
 
@@ -251,7 +262,7 @@ def test_any_truncation_is_noticed(written: tuple[Store, bytes], place: float) -
     ],
     ids=["empty", "short", "long", "twice", "zeros", "headless"],
 )
-def test_other_damage_is_noticed(written: tuple[Store, bytes], change) -> None:  # type: ignore[no-untyped-def]
+def test_other_damage_is_noticed(written: tuple[Store, bytes], change: Callable[[bytes], bytes]) -> None:
     store, content = written
     refuse(store, change(content))
 
@@ -294,8 +305,17 @@ def test_a_failed_write_leaves_things_as_they_were(
 def test_the_bytes_are_flushed_before_the_file_gets_its_name(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     fsync, rename = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda number: (steps.append(f"fsync {os.fstat(number).st_size}"), fsync(number)))
-    monkeypatch.setattr(Path, "replace", lambda path, to: (steps.append("replace"), rename(path, to)))
+
+    def flush(number: int) -> None:
+        steps.append(f"fsync {os.fstat(number).st_size}")
+        fsync(number)
+
+    def move(path: Path, target: Path) -> Path:
+        steps.append("replace")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "replace", move)
     store.write(PACKAGE, RESULT)
     assert steps == [f"fsync {store.path(PACKAGE).stat().st_size}", "replace"]
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,18 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from builder import shards, verify
-from builder.columns import COLUMNS, arrow_schema, columns_of, features
-from builder.errors import OutputError, SettingError
-from builder.hdf5 import HDF5Writer
-from builder.prepare import manifest_digest, prepare, read_manifest
-from builder.records import Recipe
-from builder.rows import public
-from builder.server import ArchiveServer
-from builder.settings import Settings
-from builder.sources import holdings
-from builder.verify import Report
+from builder.dataset import shards
+from builder.dataset.hdf5 import HDF5Writer
+from builder.dataset.rows import public
+from builder.model.columns import COLUMNS, arrow_schema, columns_of, features
+from builder.model.errors import OutputError, SettingError
+from builder.model.settings import Recipe, Settings
+from builder.prepare import prepare
+from builder.simulator.server import ArchiveServer
+from builder.use import verify
+from builder.use.verify import Report
+from builder.workspace import holdings
 from tests.conftest import command
+from tests.folders import rehash
 
 HDF5 = "chandra_spectra.hdf5"
 SHARDS = {
@@ -38,26 +37,8 @@ FILES = (*SHARDS.values(), HDF5, "rejections.parquet", "README.md")
 ROW, DETECTION = 7, "90001.0.35"
 
 
-@pytest.fixture
-def folder(sample: Path, tmp_path: Path) -> Path:
-    """A copy of the sample that a test may damage."""
-    return Path(shutil.copytree(sample, tmp_path / "chandra_spectra"))
-
-
 def content(folder: Path, **options: Any) -> Report:
     return verify.verify(folder, load=False, **options)
-
-
-def rehash(folder: Path, change: Callable[[dict[str, Any]], None] = lambda manifest: None) -> None:
-    """Write the manifest anew, so that the checksums fit whatever the folder holds."""
-    manifest = read_manifest(folder)
-    for file in manifest["files"]:
-        data = (folder / file["path"]).read_bytes()
-        file.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    change(manifest)
-    manifest["sha256"] = manifest_digest(manifest)
-    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    (folder / "manifest.json").write_text(text, encoding="utf-8")
 
 
 def other(value: Any) -> Any:
@@ -101,18 +82,17 @@ def test_other_recipes_are_found_right_and_give_the_same_numbers_again(recipe: R
 def test_shards_and_slices_of_any_size_are_read_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_GROUP_ROWS", 10)
     monkeypatch.setattr(shards, "_SHARD_BYTES", 300_000)
-    monkeypatch.setattr("builder.slices._SLICE", 7)
     folder = tmp_path / "out"
     prepare(folder, Settings(archive="embedded"), cache=tmp_path / "cache")
     assert len(list((folder / "data").iterdir())) == 1
-    assert content(folder).failures == []
+    assert content(folder, slice_rows=7).failures == []
     path = folder / "counts" / "train-00001-of-00002.parquet"
     table = pq.read_table(path)
     rows = table.to_pylist()
     detection, rows[3]["phi"] = rows[3]["detection_id"], 1.5
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
     rehash(folder)
-    failures = content(folder).failures
+    failures = content(folder, slice_rows=7).failures
     assert any(line.startswith(f"counts/{path.name}: {detection} (row 5") for line in failures), failures
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from typer.main import get_command
 
-from builder.cli import app
-from builder.columns import COLUMNS, CONFIGS, EBOUNDS, RESPONSES, markdown
+from builder.cli.run import app
+from builder.model.columns import COLUMNS, CONFIGS, EBOUNDS, RESPONSES, markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -93,7 +93,7 @@ def columns_page() -> str:
     lists = [column for column in COLUMNS if column.length is not None or column.name == "ebounds_id"]
     renamed = [column for column in COLUMNS if column.hdf5_name != column.name]
     hdf5 = ["| column | dataset |", "| --- | --- |"]
-    return MARK.format(source="columns.py") + COLUMNS_PAGE.format(
+    return MARK.format(source="model/columns.py") + COLUMNS_PAGE.format(
         configs="\n".join(f"| `{name}` | {text.removeprefix('one row ')} |" for name, text in CONFIGS.items()),
         scalars=markdown(tuple(column for column in COLUMNS if column not in lists)),
         spectrum=markdown(tuple(column for column in lists if column.configs == ("spectra",))),
@@ -144,7 +144,7 @@ def commands_page() -> str:
     listed = [f"| [`{name}`](#{name}) | {command.help.partition(chr(10))[0]} |" for name, command in commands.items()]
     sections = [section(name, command) for name, command in commands.items()]
     page = COMMANDS_PAGE.format(commands="\n".join(listed))
-    return "\n".join([MARK.format(source="commands_*.py") + page, *sections])
+    return "\n".join([MARK.format(source="cli/") + page, *sections])
 
 
 def pages() -> dict[Path, str]:

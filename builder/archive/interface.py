@@ -1,0 +1,85 @@
+"""Where the catalog and the product files come from: what every archive can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from builder.archive.packages import Package
+from builder.files import file_sha256
+from builder.model.errors import ArchiveError
+from builder.model.ids import DetectionId
+from builder.model.selection import Selection
+
+__all__ = ["Archive", "Fetched", "Record", "forget"]
+
+Record = Callable[[str, Path], None]
+"""A function that is called with the address and the file of each answer, while the file is there."""
+
+
+def forget(address: str, path: Path) -> None:
+    """Record nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The files of one package on this machine.
+
+    Attributes
+    ----------
+    parts : tuple of Path
+        Tars, or single product files.
+    urls : dict of DetectionId to str
+        Where those of each detection can be asked for; for a mirror the tars that have them.
+    unserved : dict of DetectionId to str
+        Detections that the archive refuses to serve, and its words.
+    sha256 : tuple of str
+        What the parts were when they were kept; empty where no one knows.
+    """
+
+    parts: tuple[Path, ...]
+    urls: dict[DetectionId, str]
+    unserved: dict[DetectionId, str] = field(default_factory=dict)
+    sha256: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """ArchiveError if a part is not what was kept."""
+        for path, expected in zip(self.parts, self.sha256, strict=False):
+            try:
+                found = file_sha256(path)
+            except OSError as error:
+                raise ArchiveError(f"cannot read {path}: {error.strerror}") from error
+            if found != expected:
+                raise ArchiveError(f"{path} is damaged: its checksum is wrong; remove it and download the mirror again")
+
+
+class Archive(ABC):
+    """A source of the catalog and of packages."""
+
+    release: str
+    nulls: bool = False
+    """Let a detection pass a cut on a quantity that the catalog does not give."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """What finished packages of this archive are kept under: other files under the same ids, another identity."""
+
+    @abstractmethod
+    def catalog(self, selection: Selection, record: Record = forget) -> pa.Table:
+        """Ask for at least the selected detections, columns of `builder.model.columns.CATALOG`, in any order.
+
+        Raises
+        ------
+        ArchiveError
+            If the catalog cannot be had whole.
+        """
+
+    @abstractmethod
+    def fetch(self, package: Package, record: Record = forget) -> AbstractContextManager[Fetched]:
+        """Get the files of a package, which are there until the context ends; ArchiveError if it fails."""

@@ -1,0 +1,251 @@
+"""Mirrors: folders with what the archive answered, to build from later and without a network.
+
+A mirror holds ``catalog.vot``, ``packages/*.tar`` and ``packages.jsonl``, the index: for each tar, one line with its
+size, SHA-256, detections, and those of them that were refused. A tar is renamed into place before its line is written,
+so whatever the index names is whole, and a download that is interrupted goes on after the last line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from builder.archive.catalog import read_votable, write_votable
+from builder.archive.interface import Archive, Fetched, Record, forget
+from builder.archive.packages import Package, Plan, plan
+from builder.archive.products import members, write_tar
+from builder.files import file_sha256, hold
+from builder.model.errors import ArchiveError, CatalogError, StoreError
+from builder.model.ids import DetectionId
+from builder.model.selection import Selection
+
+__all__ = ["CATALOG_FILE", "INDEX_FILE", "Mirror", "MirrorArchive", "has_tar", "open_mirror", "read_index"]
+
+CATALOG_FILE = "catalog.vot"
+"""The catalog's answer in a mirror folder."""
+
+INDEX_FILE = "packages.jsonl"
+"""The index of a mirror folder: the detections of each tar."""
+
+
+def read_index(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a mirror's index: ``file``, ``bytes``, ``sha256``, ``detections``.
+
+    A last line without an end is of a download that was interrupted, and is passed over.
+
+    Raises
+    ------
+    ArchiveError
+        If it cannot be read or is damaged.
+    """
+    path = folder / INDEX_FILE
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
+        for line in lines:
+            line["detections"] = [str(DetectionId.parse(text)) for text in line["detections"]]
+            line["file"], line["bytes"], line["sha256"] = str(line["file"]), int(line["bytes"]), str(line["sha256"])
+    except OSError as error:
+        raise ArchiveError(f"cannot read {path}: {error.strerror}; is {folder} a mirror?") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArchiveError(f"{path} is damaged: {error}; download the mirror again") from error
+    return lines
+
+
+@dataclass(frozen=True)
+class MirrorArchive(Archive):
+    """A mirror folder as an archive.
+
+    Attributes
+    ----------
+    folder : Path
+    release : str
+    nulls : bool
+        Let detections pass a cut on a quantity that the catalog does not give.
+    """
+
+    folder: Path
+    release: str
+    nulls: bool = False
+    _index: dict[str, dict[str, tuple[int, str]]] = field(default_factory=dict, compare=False, repr=False)
+    _unserved: dict[DetectionId, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def identity(self) -> str:
+        """See `Archive.identity`; the content of the index, wherever the mirror lies."""
+        try:
+            return file_sha256(self.folder / INDEX_FILE)
+        except OSError as error:
+            raise ArchiveError(f"cannot read {self.folder / INDEX_FILE}: {error.strerror}; is it a mirror?") from error
+
+    def catalog(self, selection: Selection, record: Record = forget) -> pa.Table:
+        """See `Archive.catalog`."""
+        path = self.folder / CATALOG_FILE
+        try:
+            table, overflow = read_votable(path.read_bytes(), str(path))
+            record(str(path), path)
+        except OSError as error:
+            raise CatalogError(f"cannot read {path}: {error.strerror}") from error
+        if overflow:
+            raise CatalogError(f"{path} was cut at the service's row limit; download the mirror again")
+        return table
+
+    @contextmanager
+    def fetch(self, package: Package, record: Record = forget) -> Iterator[Fetched]:
+        """See `Archive.fetch`."""
+        if not self._index:
+            index: dict[str, dict[str, tuple[int, str]]] = {}
+            unserved: dict[DetectionId, str] = {}
+            for line in read_index(self.folder):
+                for detection in line["detections"]:
+                    index.setdefault(detection, {})[line["file"]] = line["bytes"], line["sha256"]
+                    # A later download may have brought what an earlier one was refused.
+                    unserved.pop(DetectionId.parse(detection), None)
+                unserved |= {DetectionId.parse(text): words for text, words in _refused(line).items()}
+            self._unserved.update(unserved)
+            self._index.update(index)  # at once: other threads look into it
+        tars: dict[str, tuple[int, str]] = {}
+        for detection in map(str, package.detections):
+            if detection not in self._index:
+                raise ArchiveError(f"{self.folder} has no files of {detection}; run its download again to complete it")
+            tars |= self._index[detection]
+        for name, (size, _) in tars.items():
+            path = self.folder / name
+            found = path.stat().st_size if path.is_file() else None
+            if found != size:
+                what = "is missing" if found is None else f"has {found} bytes instead of {size}"
+                raise ArchiveError(f"{path} {what}; download the mirror again")
+            record(str(path), path)
+        # Relative, so that the same mirror in another place gives the same rejections.
+        refused = {d: self._unserved[d] for d in package.detections if d in self._unserved}
+        named = {detection: " ".join(self._index[str(detection)]) for detection in package.detections}
+        digests = tuple(digest for _, digest in tars.values())
+        yield Fetched(tuple(self.folder / name for name in tars), named, refused, digests)
+
+
+@contextmanager
+def open_mirror(folder: Path) -> Iterator[Mirror]:
+    """A `Mirror` to add to, which no other run adds to meanwhile.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written.
+    OutputError
+        If another run adds to it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write {error.filename or folder}: {error.strerror}") from error
+    with hold(folder, folder):
+        yield Mirror(folder)
+
+
+class Mirror:
+    """A mirror that is being made, by one run at a time: see `open_mirror`.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is not there; one that is there is added to.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        try:
+            (folder / "packages").mkdir(parents=True, exist_ok=True)
+            index = folder / INDEX_FILE
+            index.touch()
+            self._held = self._mend(index)
+        except OSError as error:
+            raise StoreError(f"cannot write {error.filename or folder}: {error.strerror}") from error
+
+    def _mend(self, index: Path) -> set[str]:
+        """Drop lines that were cut short or whose tar is not what they say; give the detections of the others."""
+        whole = [line for line in read_index(self.folder) if has_tar(self.folder, line)]
+        text = "".join(json.dumps(line) + "\n" for line in whole)
+        if text != index.read_text(encoding="utf-8"):
+            _replace(index, text.encode())
+        return {detection for line in whole for detection in line["detections"] if detection not in _refused(line)}
+
+    def __contains__(self, package: Package) -> bool:
+        return all(str(detection) in self._held for detection in package.detections)
+
+    def write_catalog(self, planned: Plan) -> None:
+        """Add the selection's rows to the mirror's catalog."""
+        catalog = planned.catalog
+        try:
+            if (self.folder / CATALOG_FILE).exists():
+                held, _ = read_votable((self.folder / CATALOG_FILE).read_bytes(), str(self.folder / CATALOG_FILE))
+                catalog = plan(pa.concat_tables([catalog, held])).catalog
+            _replace(self.folder / CATALOG_FILE, write_votable(catalog.to_pylist()))
+        except OSError as error:
+            raise StoreError(f"cannot write {self.folder / CATALOG_FILE}: {error.strerror}") from error
+
+    def add(self, package: Package, fetched: Fetched) -> None:
+        """Keep the files of a package: one tar, flushed and renamed, then its line in the index.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be written; what was there before stays.
+        """
+        ids = [str(detection) for detection in package.detections]
+        name = f"packages/{hashlib.sha256(' '.join(ids).encode()).hexdigest()[:16]}.tar"
+        path = self.folder / name
+        partial = path.with_suffix(".partial")
+        try:
+            with partial.open("wb") as file:
+                write_tar(file, (product for part in fetched.parts for product in members(part)))
+                file.flush()
+                os.fsync(file.fileno())
+            digest = file_sha256(partial)
+            partial.replace(path)
+            line: dict[str, Any] = {"file": name, "bytes": path.stat().st_size, "sha256": digest, "detections": ids}
+            if fetched.unserved:
+                line["unserved"] = {str(detection): words for detection, words in fetched.unserved.items()}
+            with self._lock, (self.folder / INDEX_FILE).open("a", encoding="utf-8") as index:
+                index.write(json.dumps(line) + "\n")
+                index.flush()
+                os.fsync(index.fileno())
+                self._held.update(set(ids) - _refused(line).keys())
+        except OSError as error:
+            with suppress(OSError):
+                partial.unlink()
+            raise StoreError(f"cannot write {path}: {error.strerror}; what was finished is kept") from error
+
+
+def has_tar(folder: Path, line: dict[str, Any]) -> bool:
+    """Whether the tar of an index line is there, in its full size."""
+    path = folder / line["file"]
+    return path.is_file() and bool(path.stat().st_size == line["bytes"])
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file that may be there: flushed, then renamed."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _refused(line: dict[str, Any]) -> dict[str, str]:
+    """Detections of an index line that the archive refused to serve, to be asked for again, and its words."""
+    return dict(line.get("unserved", {}))

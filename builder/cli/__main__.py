@@ -1,0 +1,5 @@
+"""`python -m builder.cli` is the command `chandra-spectra`."""
+
+from builder.cli.run import main
+
+main()

@@ -1,0 +1,140 @@
+"""The frame of the command `chandra-spectra`: the app, the options that several commands share, and how a run ends."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from builder import __version__
+from builder.model.errors import SettingError
+from builder.model.selection import RELEASES, Cone, Selection
+from builder.model.settings import DEFAULT_CUTS
+from builder.model.text import is_url
+
+app = typer.Typer(
+    name="chandra-spectra",
+    help="X-ray spectra of the Chandra Source Catalog, as a dataset for machine learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # --min_cnts is --min-cnts: notes and scripts write it either way
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
+)
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or a request to end. No KeyboardInterrupt: typer would end the command in its own words."""
+
+
+def end(message: str, code: int) -> NoReturn:
+    """End the run with one line on stderr."""
+    print(f"chandra-spectra: {message}", file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"chandra-spectra {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Version of the program.")
+    ] = False,
+) -> None:
+    pass
+
+
+def local(path: Path | None) -> Path | None:
+    """A path as it is given; SettingError for a URL, which would be taken for a folder of that name."""
+    if path is not None and is_url(str(path)):
+        raise SettingError(f"{str(path).replace(':/', '://', 1)} is a URL: give a path on this machine")
+    return path
+
+
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        callback=local,
+        help="Folder for finished packages and downloads.",
+        show_default="$CHANDRA_SPECTRA_CACHE or ~/.cache/chandra_spectra",
+    ),
+]
+Archive = Annotated[str, typer.Option(help="'embedded', a mirror folder, or the base URL of the services.")]
+Release = Annotated[str, typer.Option(help=f"Release of the catalog: {', '.join(RELEASES)}.")]
+Connections = Annotated[
+    int, typer.Option(min=1, help="Maximum number of open connections, of all runs that share the cache.")
+]
+Patience = Annotated[
+    float | None,
+    typer.Option(
+        min=1,
+        metavar="SECONDS",
+        help="Time after which one request to the archive is given up, s.",
+        show_default="900, and 40 for a host that was never reached",
+    ),
+]
+CUTS, RECIPE = "Selection", "Reduction"  # panels of --help
+
+
+def _cut(setting: str, text: str) -> Any:
+    """Make the option of a cut; only the catalog of an archive has a default."""
+    return typer.Option(rich_help_panel=CUTS, help=text, show_default=f"{DEFAULT_CUTS[setting]:g}")
+
+
+MinCnts = Annotated[float | None, _cut("min_cnts", "Lower limit of the net counts, 0.5-7 keV.")]
+MinSig = Annotated[float | None, _cut("min_sig", "Lower limit of the flux significance (S/N), 0.5-7 keV.")]
+MaxTheta = Annotated[float | None, _cut("max_theta", "Upper limit of the off-axis angle, arcmin.")]
+ConeText = Annotated[
+    str | None,
+    typer.Option("--cone", rich_help_panel=CUTS, metavar="RA,DEC,RADIUS", help="Circle on the sky, degrees."),
+]
+Names = Annotated[
+    list[str] | None, typer.Option("--name", rich_help_panel=CUTS, help="Name of a source; may be repeated.")
+]
+Obsids = Annotated[
+    list[int] | None, typer.Option("--obsid", rich_help_panel=CUTS, help="Number of an observation; may be repeated.")
+]
+Detections = Annotated[
+    Path | None,
+    typer.Option(
+        callback=local, rich_help_panel=CUTS, help="File with a list of detections, one obsid.obi.region_id a line."
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=CUTS, help="Maximum number of detections, the first by obsid, obi and region_id."),
+]
+
+
+def selection_of(
+    min_cnts: float | None,
+    min_sig: float | None,
+    max_theta: float | None,
+    cone: str | None,
+    names: list[str] | None,
+    obsids: list[int] | None,
+    detections: Path | None,
+    limit: int | None,
+) -> Selection:
+    """What the options of a selection come to; SettingError for a wrong one."""
+    from builder.dataset.catalog_file import read_detections
+
+    return Selection(
+        min_cnts,
+        min_sig,
+        max_theta,
+        Cone.parse(cone) if cone else None,
+        tuple(names or ()),
+        tuple(obsids or ()),
+        read_detections(detections) if detections else frozenset(),
+        limit,
+    )

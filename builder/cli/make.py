@@ -1,0 +1,345 @@
+"""Commands that make something of an archive: prepare, catalog, download, serve-archive."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from builder.cli.app import (
+    RECIPE,
+    Archive,
+    Cache,
+    ConeText,
+    Connections,
+    Detections,
+    Interrupted,
+    Limit,
+    MaxTheta,
+    MinCnts,
+    MinSig,
+    Names,
+    Obsids,
+    Patience,
+    Release,
+    app,
+    end,
+    local,
+    selection_of,
+)
+from builder.cli.terminal import bars, show_estimate, show_summary, show_uploaded, waiting
+from builder.model.settings import DEFAULT_ARCHIVE, DEFAULT_CONNECTIONS, DEFAULT_RELEASE, Recipe
+from builder.prepare import Prepared
+
+if TYPE_CHECKING:
+    from builder.archive import http
+    from builder.model.settings import Settings
+
+_RECIPE = Recipe()
+
+# Those of a batch job or a container may be fewer than the machine has. macOS does not say.
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@app.command(
+    epilog="Examples:  chandra-spectra prepare --archive embedded   |   "
+    "chandra-spectra prepare bright --min-cnts 4000 --min-sig 80 --max-theta 1"
+)
+def prepare(
+    output: Annotated[
+        str | None,
+        typer.Argument(help="Folder to write, or a URL such as s3://bucket/folder.", show_default="chandra_spectra"),
+    ] = None,
+    archive: Archive = DEFAULT_ARCHIVE,
+    release: Release = DEFAULT_RELEASE,
+    min_cnts: MinCnts = None,
+    min_sig: MinSig = None,
+    max_theta: MaxTheta = None,
+    cone: ConeText = None,
+    names: Names = None,
+    obsids: Obsids = None,
+    detections: Detections = None,
+    limit: Limit = None,
+    energy_min: Annotated[
+        float, typer.Option(rich_help_panel=RECIPE, help="Lower end of the kept energies, keV.")
+    ] = _RECIPE.energy_min,
+    energy_max: Annotated[
+        float, typer.Option(rich_help_panel=RECIPE, help="Upper end of the kept energies, keV.")
+    ] = _RECIPE.energy_max,
+    group_counts: Annotated[
+        int, typer.Option(rich_help_panel=RECIPE, help="Minimum number of source counts in a bin.")
+    ] = _RECIPE.min_counts,
+    subtract: Annotated[
+        bool, typer.Option(rich_help_panel=RECIPE, help="Subtraction of the background.")
+    ] = _RECIPE.subtract,
+    group: Annotated[bool, typer.Option(rich_help_panel=RECIPE, help="Grouping of the channels.")] = _RECIPE.group,
+    splits: Annotated[
+        str,
+        typer.Option(help="'none' (all rows are train) or 'source' (by sky cell; other shares as 'source:70/20/10')."),
+    ] = "none",
+    with_responses: Annotated[
+        bool, typer.Option("--with-responses", help="Response matrices as config responses, 1 MB a row.")
+    ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Number of processes that reduce.", show_default="the cores that this process may use"
+        ),
+    ] = _CORES,
+    connections: Connections = DEFAULT_CONNECTIONS,
+    patience: Patience = None,
+    cache: Cache = None,
+    force: Annotated[bool, typer.Option("--force", help="Replacement of a folder that has other settings.")] = False,
+    retry_rejected: Annotated[
+        bool,
+        typer.Option(
+            "--retry-rejected", help="New try of rejected detections, other than for no_background and no_counts."
+        ),
+    ] = False,
+    max_rejected: Annotated[
+        float,
+        typer.Option(min=0, max=100, help="Upper limit of the rejected part, per cent; beyond it the exit code is 3."),
+    ] = 5,
+    keep_downloads: Annotated[
+        Path | None, typer.Option(callback=local, help="Mirror folder that keeps the downloaded files.")
+    ] = None,
+    cat_file: Annotated[
+        Path | None,
+        typer.Option(callback=local, help="Catalog file (.vot, .parquet, .hdf5) in place of the archive's catalog."),
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Folder or fsspec URL for finished packages, in place of one in the cache.")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Share I (from 0) of N that is put into the store; no folder is written."),
+    ] = None,
+    dask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler whose workers make the packages.")
+    ] = None,
+    file_path: Annotated[
+        Path | None, typer.Option(callback=local, help="Mirror folder, the same as --archive.")
+    ] = None,
+    output_file: Annotated[Path | None, typer.Option(callback=local, help="Second place for the HDF5 file.")] = None,
+) -> None:
+    """Build a folder that load_dataset reads: Parquet shards, HDF5 file, card and manifest.
+
+    An interrupted run goes on when it is given again. The embedded sample and a catalog file have no default cuts.
+    """
+    from builder.files import check_place
+    from builder.model.errors import SettingError
+    from builder.model.settings import Settings
+    from builder.model.splits import Splits
+
+    selection = selection_of(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
+    recipe = Recipe(energy_min, energy_max, group_counts, subtract, group)
+    settings = Settings(
+        str(file_path or archive), release, str(cat_file or ""), selection, recipe, Splits.parse(splits), with_responses
+    )
+    if shard:
+        if dask or keep_downloads or retry_rejected or output_file or force:
+            raise SettingError(
+                "--shard only fills the store: not with --dask, --keep-downloads, --retry-rejected, --output-file or "
+                "--force"
+            )
+        _fill_share(
+            settings,
+            shard,
+            cache=cache,
+            workers=workers,
+            connections=connections,
+            store=store,
+            patience=_patience(patience),
+        )
+        return
+    where = output or str(output_file.with_suffix("") if output_file else "chandra_spectra")
+    check_place(where)
+    folder = where if "://" in where else Path(where)
+    if output_file and isinstance(folder, str):
+        raise SettingError("--output-file copies from a folder of this machine: not with an OUTPUT that is a URL")
+    if dask:  # what goes wrong there ends the run with one line, and needs no tracebacks before it
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(lambda record: not record.name.startswith("distributed"))
+    with bars() as progress:
+        from builder.prepare import copy_hdf5, prepare
+        from builder.remote_output import prepare_remote
+
+        make: Callable[..., Prepared] = prepare_remote if isinstance(folder, str) else prepare
+        manifest, fresh = make(
+            folder,
+            settings,
+            cache=cache,
+            workers=workers,
+            connections=connections,
+            force=force,
+            retry_rejected=retry_rejected,
+            keep_downloads=keep_downloads,
+            store=store,
+            dask=dask,
+            patience=_patience(patience),
+            progress=progress,
+        )
+        if output_file:
+            copy_hdf5(Path(folder), output_file)
+    if isinstance(folder, str):
+        show_uploaded(folder.rstrip("/"), manifest, fresh)
+    else:
+        show_summary(folder, manifest, fresh)
+    counts = manifest["counts"]
+    share = 100 * counts["rejected"] / counts["selected"]
+    if share > max_rejected:
+        end(
+            f"{share:.1f} % of the selected spectra are rejected, more than {max_rejected:g} %: see "
+            f"{str(folder).rstrip('/')}/rejections.parquet; --retry-rejected asks again for missing or damaged files",
+            3,
+        )
+
+
+def _patience(seconds: float | None) -> http.Patience | None:
+    from builder.archive.http import Patience
+
+    return None if seconds is None else Patience.within(seconds)
+
+
+def _fill_share(settings: Settings, shard: str, **options: Any) -> None:
+    from builder.model.errors import SettingError
+
+    index, _, number = shard.partition("/")
+    if not (index.isdecimal() and number.isdecimal() and int(index) < int(number)):
+        raise SettingError(f"shard {shard!r} is not I/N with I from 0 to N - 1, such as 0/4")
+    with bars() as progress:
+        from builder.prepare import prepare_share
+
+        packages = prepare_share(settings, (int(index), int(number)), progress=progress, **options)
+    print(f"share {shard}: {packages:,} packages are in the store; prepare without --shard assembles them")
+
+
+@app.command(epilog="Example:  chandra-spectra catalog bright.parquet --min-cnts 4000 --min-sig 80 --max-theta 1")
+def catalog(
+    output: Annotated[Path, typer.Argument(callback=local, help="File to write: .vot, .parquet or .hdf5.")],
+    archive: Archive = DEFAULT_ARCHIVE,
+    release: Release = DEFAULT_RELEASE,
+    min_cnts: MinCnts = None,
+    min_sig: MinSig = None,
+    max_theta: MaxTheta = None,
+    cone: ConeText = None,
+    names: Names = None,
+    obsids: Obsids = None,
+    detections: Detections = None,
+    limit: Limit = None,
+    bandwidth: Annotated[float, typer.Option(min=0.001, help="Bandwidth for the estimate of time, MB/s.")] = 5.0,
+    connections: Connections = DEFAULT_CONNECTIONS,
+    patience: Patience = None,
+    cache: Cache = None,
+) -> None:
+    """Write the selection to a file, and say what its download would come to."""
+    from builder.dataset.catalog_file import check_ending, write_catalog
+    from builder.model.settings import Settings
+
+    check_ending(output)
+    selection = selection_of(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
+    settings = Settings(archive, release, selection=selection)
+    with waiting("asking the catalog"):
+        from builder.workspace import make_plan, open_workspace
+
+        planned = make_plan(open_workspace(settings, cache, connections, patience=_patience(patience)), settings)
+        write_catalog(output, planned.catalog)
+    show_estimate(planned, bandwidth)
+    print(f"written to {output}")
+
+
+@app.command(epilog="Example:  chandra-spectra download mirror --min-cnts 4000 --min-sig 80 --max-theta 1")
+def download(
+    mirror: Annotated[
+        Path | None, typer.Argument(callback=local, help="Mirror folder to write or to complete.")
+    ] = None,
+    archive: Archive = DEFAULT_ARCHIVE,
+    release: Release = DEFAULT_RELEASE,
+    min_cnts: MinCnts = None,
+    min_sig: MinSig = None,
+    max_theta: MaxTheta = None,
+    cone: ConeText = None,
+    names: Names = None,
+    obsids: Obsids = None,
+    detections: Detections = None,
+    limit: Limit = None,
+    connections: Connections = DEFAULT_CONNECTIONS,
+    patience: Patience = None,
+    cache: Cache = None,
+    output_file: Annotated[
+        Path | None,
+        typer.Option(callback=local, help="Second place for the catalog: .vot, .parquet or .hdf5."),
+    ] = None,
+    file_path: Annotated[Path | None, typer.Option(callback=local, help="Mirror folder, the same as MIRROR.")] = None,
+) -> None:
+    """Download the selection into a mirror folder, from which `prepare --archive MIRROR` builds without a network.
+
+    A download that is interrupted goes on where it was when the same command is given again.
+    """
+    from builder.dataset.catalog_file import check_ending, write_catalog
+    from builder.model.errors import SettingError
+    from builder.model.settings import Settings
+
+    folder = mirror or file_path
+    if folder is None:
+        raise SettingError("give the mirror folder to write: chandra-spectra download MIRROR")
+    if output_file:
+        check_ending(output_file)
+    selection = selection_of(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
+    settings = Settings(archive, release, selection=selection)
+    with bars() as progress:
+        from builder.archive.mirror import open_mirror
+        from builder.store.fill import counter, download
+        from builder.workspace import make_plan, open_workspace
+
+        source = open_workspace(settings, cache, connections, patience=_patience(patience))
+        planned = make_plan(source, settings)
+        if output_file:
+            write_catalog(output_file, planned.catalog)
+        done = counter(progress, "download", len(planned.catalog))
+        with open_mirror(folder) as target:
+            target.write_catalog(planned)
+            download(planned.packages, source.archive, target, connections=connections, done=done)
+    print(f"{len(planned.catalog):,} detections in {folder}")
+    print(f"Next:  chandra-spectra prepare --archive {folder}   (with the same cuts)")
+
+
+@app.command("serve-archive", epilog="Example:  chandra-spectra serve-archive --simulated 1000 --port 8000")
+def serve_archive(
+    mirror: Annotated[str, typer.Argument(help="'embedded' or a mirror folder.")] = "embedded",
+    simulated: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="Number of simulated detections to serve in place of MIRROR.")
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on the loopback interface; 0 for a free one.")
+    ] = 8000,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=RATE", help="Kind of a fault and its rate, such as 503=0.1; may be repeated."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the simulation and of the faults.")] = 0,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="Row limit of the catalog.")] = None,
+    bandwidth: Annotated[float | None, typer.Option(min=0.001, help="Bandwidth of all answers together, MB/s.")] = None,
+    cache: Cache = None,
+) -> None:
+    """Serve an archive on this machine, with the addresses and the habits of the real services, to try things on."""
+    from builder.simulator.faults import parse_faults
+    from builder.simulator.server import ArchiveServer
+    from builder.workspace import holdings
+
+    server = ArchiveServer(
+        holdings(mirror, simulated, seed, cache),
+        port=port,
+        faults=parse_faults(fault or [], seed),
+        max_rows=max_rows,
+        bytes_per_second=bandwidth and bandwidth * 1e6,
+    )
+    print(f"serving on {server.url}   (Ctrl-C ends it)")
+    print(f"try:  chandra-spectra prepare --archive {server.url}", flush=True)
+    with contextlib.suppress(Interrupted):
+        server.serve_forever()

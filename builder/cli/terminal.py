@@ -1,0 +1,259 @@
+"""What the command shows: tables on stdout, bars on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from builder.model.text import exposure_text, one_line, several, size_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from builder.archive.packages import Plan
+    from builder.model.text import Progress
+    from builder.use.verify import Report
+
+__all__ = ["bars", "show_checks", "show_estimate", "show_row", "show_summary", "show_uploaded", "waiting"]
+
+_PAUSE = 60.0
+"""Seconds between two lines of progress."""
+
+
+def _show(table: Table, console: Console) -> None:
+    """Print a table; into a pipe or a file without the blanks that its lines are filled up with."""
+    with console.capture() as capture:
+        console.print(table)
+    lines = capture.get().splitlines()
+    print("\n".join(lines if console.is_terminal else map(str.rstrip, lines)))
+
+
+def show_checks(report: Report) -> None:
+    """The checks of a folder with their marks, and every failure in a line."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False)
+    table = Table(title=f"{report.folder}", title_justify="left", box=None, pad_edge=False, show_header=False)
+    for style in ("", "bold", "dim"):
+        table.add_column(style=style)
+    for check in report.checks:
+        mark = Text("✗", "red") if check.failed else Text("✓", "green") if check.scope else Text("–", "dim")
+        table.add_row(mark, check.claim, check.scope or ("" if check.failed else "not looked at"))
+    _show(table, console)
+    for check in report.checks:
+        for line in check.failures:
+            print(line)
+        if check.failed > len(check.failures):
+            print(f"... and {check.failed - len(check.failures):,} more: {check.claim}")
+
+
+def show_summary(folder: Path, manifest: dict[str, Any], fresh: bool | None) -> None:
+    """What a prepared folder holds, and where to go next.
+
+    Parameters
+    ----------
+    folder : Path
+    manifest : dict
+    fresh : bool, optional
+        Whether it was made just now, or was finished before; None where the question is not asked.
+    """
+    from rich.console import Console
+
+    from builder.dataset.read import overview
+    from builder.model.records import REASONS
+    from builder.model.splits import Splits
+
+    console = Console(highlight=False, markup=False)
+    counts = manifest["counts"]
+    seen = overview(folder)
+    table = _table()
+    table.add_row("rows", f"{counts['rows']:,}", "", f"spectra of {several(seen.sources, 'source')}")
+    files: dict[str, list[dict[str, Any]]] = {}
+    for file in manifest["files"]:
+        part, _, name = file["path"].rpartition("/")
+        files.setdefault(f"{part}/" if part else name, []).append(file)
+    splits = _splits(files.get("data/", []))
+    divided = Splits.parse(manifest["settings"]["splits"])
+    for split in divided.names if divided.divided else ():
+        rows = splits.get(split, 0)
+        table.add_row(f"  {split}", f"{rows:,}", "", f"{100 * rows / counts['rows']:.1f} %" if rows else "no file")
+    table.add_row("observations", f"{seen.observations:,}", "", seen.dates)
+    table.add_row("exposure", *exposure_text(seen.exposure).split(), "all rows together")
+    table.add_row("counts", f"{seen.counts:,}", "", "all rows together, kept energies")
+    table.add_row("rejected", f"{counts['rejected']:,}", "", f"of {counts['selected']:,} selected")
+    for reason, rejected in sorted(counts["reasons"].items(), key=lambda item: -item[1]):
+        table.add_row(f"  {reason}", f"{rejected:,}", "", REASONS.get(reason, ""))
+    for name, parts in files.items():
+        size, unit = size_text(sum(file["bytes"] for file in parts)).split()
+        remarks = [] if parts[0]["rows"] is None else [several(sum(file["rows"] for file in parts), "row")]
+        remarks += [several(len(parts), "file")] if name.endswith("/") else []
+        table.add_row(name, size, unit, ", ".join(remarks))
+    size, unit = size_text(sum(file["bytes"] for file in manifest["files"])).split()
+    table.add_row("together", size, unit, several(len(manifest["files"]), "file"))
+    if fresh:
+        table.add_row("time", f"{manifest['seconds']:,.1f}", "s", "")
+    console.print(str(folder), style="bold")
+    _show(table, console)
+    if fresh is False:
+        console.print("\nThe folder was finished before: nothing to do.")
+    if fresh is not None and counts["rows"]:  # datasets loads no folder without rows
+        split = next(split for split, rows in splits.items() if rows)
+        load = f'python -c \'from datasets import load_dataset; print(load_dataset("{folder}")["{split}"][0])\''
+        console.print(f"\nNext:  {load}", soft_wrap=True)
+        console.print(f"       chandra-spectra info {folder}", soft_wrap=True)
+
+
+def show_uploaded(url: str, manifest: dict[str, Any], fresh: bool) -> None:
+    """What a prepared folder on another file system holds, and how to load it: load_dataset looks for no card there."""
+    counts, files = manifest["counts"], manifest["files"]
+    size = size_text(sum(file["bytes"] for file in files))
+    print(f"{counts['rows']:,} spectra, {counts['rejected']:,} rejected, {len(files)} files, {size}, in {url}")
+    if not fresh:
+        print("The folder was finished before: nothing to do.")
+    splits = _splits([file for file in files if file["path"].startswith("data/")])
+    shards = ", ".join(f'"{split}": "{url}/data/{split}-*.parquet"' for split in splits)
+    words = f'load_dataset("parquet", data_files={{{shards}}})'
+    print(f"\nNext:  python -c 'from datasets import load_dataset; print({words})'")
+
+
+def _table() -> Table:
+    """A table without lines: name, number, unit, remark."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim")
+    return table
+
+
+def _splits(shards: list[dict[str, Any]]) -> dict[str, int]:
+    """Rows of each split, from the names of the shards: ``data/train-00000-of-00001.parquet``."""
+    rows: dict[str, int] = {}
+    for file in shards:
+        split = Path(file["path"]).name.partition("-")[0]
+        rows[split] = rows.get(split, 0) + file["rows"]
+    return rows
+
+
+def show_row(row: dict[str, Any]) -> None:
+    """The scalars of one row of config ``spectra``, with their units; what is null is only named."""
+    from rich.console import Console
+
+    from builder.dataset.read import date_text
+    from builder.model.columns import columns_of
+
+    texts = ("name", "detection_id", "obsid", "obi", "region_id", "cycle", "instrument")  # said in the title
+    table = _table()
+    missing = []
+    for column in columns_of("spectra"):
+        if column.length is not None or column.name in texts or column.name.endswith(("_file", "_sha256")):
+            continue
+        value = row.get(column.name)  # a folder of another version may lack one
+        if value is None:
+            missing.append(column.name)
+        elif isinstance(value, bool):
+            table.add_row(column.name, "yes" if value else "no", "")
+        else:
+            digits = 6 if column.dtype == "float32" else 9
+            number = f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+            is_date = column.name == "gti_mjd_obs"
+            table.add_row(column.name, number, *(("MJD", date_text(value)) if is_date else (column.unit,)))
+    console = Console(highlight=False, markup=False)
+    of = f" of {one_line(row['name'])}" if row["name"] else ""
+    instrument = f", {row['instrument']}" if row["instrument"] else ""
+    console.print(f"\ndetection {row['detection_id']}{of}{instrument}", style="bold")
+    _show(table, console)
+    console.print("files  " + "\n       ".join(row[f"{kind}_file"] for kind in ("pha", "arf", "rmf")))
+    if missing:
+        print(textwrap.fill(", ".join(missing), console.width, initial_indent="null   ", subsequent_indent=" " * 7))
+    print()
+
+
+@contextlib.contextmanager
+def bars() -> Iterator[Progress]:
+    """A progress bar on stderr for each step; where stderr is no terminal, as in a batch job, a line now and then."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines()
+        return
+    columns = (
+        TextColumn("{task.description:<8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as display:
+        tasks: dict[str, Any] = {}
+
+        def progress(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = display.add_task(step, total=total)
+            display.update(tasks[step], completed=done)
+
+        yield progress
+
+
+def _lines() -> Progress:
+    said = time.monotonic()
+
+    def progress(step: str, done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _PAUSE:
+            said = time.monotonic()
+            print(f"{time.strftime('%Y-%m-%d %H:%M')}  {step} {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+    return progress
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """A spinner on stderr, silent where stderr is no terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status(text) if console.is_terminal else contextlib.nullcontext():
+        yield
+
+
+def show_estimate(planned: Plan, bandwidth: float) -> None:
+    """What the download of a selection would come to, at a bandwidth in MB/s."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from builder.archive.packages import DETECTION_BYTES
+
+    size = len(planned.catalog) * DETECTION_BYTES
+    hours = size / (bandwidth * 1e6) / 3600
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    table.add_row("detections", f"{len(planned.catalog):,}", f"in {several(len(planned.packages), 'package')}")
+    if planned.rejections:
+        table.add_row("without spectra", f"{len(planned.rejections):,}", "not ACIS")
+    table.add_row("download", size_text(size), "about 1.1 MB a detection")
+    table.add_row(
+        "time", f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(hours * 60))} min", f"at {bandwidth:g} MB/s"
+    )
+    _show(table, Console(highlight=False))

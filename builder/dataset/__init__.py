@@ -1,0 +1,1 @@
+"""The prepared folder: its format, how it is written and how it is read."""

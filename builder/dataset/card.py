@@ -1,0 +1,355 @@
+"""The prepared folder's README.md, from the template `dataset_card.md`."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from builder import __version__
+from builder.dataset.layout import CARD_FILE, DATA_FILES, DETECTIONS_FILE, parts
+from builder.dataset.pictures import SCALARS, Picture, draw_pictures
+from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, columns_when, features, markdown
+from builder.model.errors import MissingExtraError
+from builder.model.records import REASONS
+from builder.model.settings import EMBEDDED, Recipe, Settings, last_part
+from builder.model.splits import SPLITS, Splits
+from builder.model.text import several, size_text
+
+__all__ = ["command_line", "selection_words", "write_card"]
+
+TEMPLATE = Path(__file__).parent / "dataset_card.md"
+
+_LONG = 5
+"""Names or observations that a sentence of the card lists."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """Rows of a split, bytes of its Parquet files, and bytes in memory: what `datasets` calls num_bytes."""
+
+    rows: int
+    parquet: int
+    memory: int
+
+
+def _sum(splits: dict[str, _Size]) -> _Size:
+    return _Size(*(sum(getattr(size, name) for size in splits.values()) for name in _Size.__slots__))
+
+
+def write_card(folder: Path, settings: Settings, counts: dict[str, Any], files: list[dict[str, Any]]) -> list[Path]:
+    """Write the card, its pictures and, for a selection by list, the list.
+
+    Without matplotlib the card has no pictures, and a warning is logged.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds the shards.
+    settings : Settings
+    counts : dict
+        The manifest's ``counts``.
+    files : list of dict
+        The manifest's entries of the shards: path, rows, bytes.
+
+    Returns
+    -------
+    list of Path
+        What was written. The same data give the same bytes.
+    """
+    sizes: dict[str, dict[str, _Size]] = {}
+    shards: dict[str, list[Path]] = {}
+    for config, split in parts(settings.splits, settings.responses):
+        entries = [file for file in files if file["path"].startswith(f"{DATA_FILES[config]}/{split}-")]
+        if not entries:
+            continue
+        paths = [folder / file["path"] for file in entries]
+        rows, parquet = (sum(file[key] for file in entries) for key in ("rows", "bytes"))
+        sizes.setdefault(config, {})[split] = _Size(rows, parquet, sum(map(_memory, paths)))
+        shards.setdefault(config, []).extend(paths)
+    wanted = ("name", "split", "sat_src_flag", "streak_src_flag", *SCALARS)
+    scalars = pa.concat_tables(pq.ParquetFile(path).read([*wanted]) for path in shards["spectra"])
+    pictures: list[Picture] = []
+    try:
+        pictures = draw_pictures(folder, shards["spectra"], scalars)
+    except MissingExtraError as error:
+        logger.warning("the card has no pictures: %s", error)
+    written = [folder / CARD_FILE, *(folder / picture.path for picture in pictures)]
+    written[0].write_text(_render(settings, counts, sizes, scalars, pictures), encoding="utf-8")
+    if settings.selection.detections:
+        written.append(folder / DETECTIONS_FILE)
+        lines = [f"{detection}\n" for detection in sorted(settings.selection.detections)]
+        written[-1].write_text("".join(lines), encoding="utf-8")
+    return written
+
+
+def _memory(path: Path) -> int:
+    """Bytes of the rows of a Parquet file in Arrow's memory, one row group at a time."""
+    with pq.ParquetFile(path) as file:
+        return sum(file.read_row_group(group).nbytes for group in range(file.num_row_groups))
+
+
+def _render(
+    settings: Settings,
+    counts: dict[str, Any],
+    sizes: dict[str, dict[str, _Size]],
+    scalars: pa.Table,
+    pictures: list[Picture],
+) -> str:
+    recipe = settings.recipe
+    names = Counter(scalars["name"].drop_null().to_pylist())
+    repeated = [number for number in names.values() if number > 1]
+    columns, (subtracted, grouped) = columns_when(recipe.subtract), reduction_words(recipe)
+    words = {
+        "front_matter": _front_matter(sizes),
+        "spectra": "1 X-ray spectrum" if counts["rows"] == 1 else f"{counts['rows']:,} X-ray spectra",
+        "sources": several(len(names), "source"),
+        "release": settings.release.removeprefix("rel"),
+        "version": __version__,
+        "embedded": _EMBEDDED if settings.archive == EMBEDDED else "",
+        "pictures": "".join(f"\n![{picture.title}]({picture.path})\n\n{picture.caption}\n" for picture in pictures),
+        "configs": "\n".join(
+            f"| `{config}` | {CONFIGS[config].removeprefix('one row ')} | {_sum(splits).rows:,} | "
+            f"{size_text(_sum(splits).parquet)} |"
+            for config, splits in sizes.items()
+        ),
+        "splits": _splits(settings, scalars),
+        "how_to_split": _DIVIDED if settings.splits.divided else _UNDIVIDED,
+        "several": f"{len(repeated):,} of the {len(names):,} sources",
+        "repeated": f"{sum(repeated):,}",
+        "selected": selection_words(settings),
+        "energy_min": f"{recipe.energy_min:g}",
+        "energy_max": f"{recipe.energy_max:g}",
+        "subtracted": subtracted,
+        "grouped": grouped,
+        "counts": _counts(counts),
+        "reasons": _reasons(counts["reasons"]),
+        "rate": f"{'background-subtracted ' if recipe.subtract else ''}count rate density",
+        "columns": markdown(columns),
+        "ebounds": markdown(EBOUNDS),
+        "responses": (
+            f"\nConfig `responses`, one row an RMF file:\n\n{markdown(RESPONSES)}\n" if settings.responses else ""
+        ),
+        "matrix": (
+            "The redistribution matrix is in config `responses`, under `rmf_sha256`."
+            if settings.responses
+            else "The redistribution matrix (RMF) is not in the dataset; `rmf_file` and `rmf_sha256` name it."
+        ),
+        "negative": " Background-subtracted rates can be negative." if recipe.subtract else "",
+        "saturated": several(pc.sum(scalars["sat_src_flag"]).as_py() or 0, "row"),
+        "streaked": several(pc.sum(scalars["streak_src_flag"]).as_py() or 0, "row"),
+        "inputs": _inputs(settings),
+        "command": command_line(settings),
+    }
+    return re.sub(r"@(\w+)@", lambda match: words[match[1]], TEMPLATE.read_text(encoding="utf-8"))
+
+
+_EMBEDDED = """
+**This is the embedded sample, for trying the code: only two of its rows are real** (4938.0.43 and 7867.0.2, whose files
+come with Sherpa). The rest, named `SIM J…`, are simulated; some are damaged on purpose, and rejected.
+"""
+
+
+_UNDIVIDED = """\
+There is one split, `train`: how to divide it depends on the question. Column `split` holds a proposal, by which a
+source is on one side only:
+
+```python
+from datasets import load_dataset
+
+spectra = load_dataset("chandra_spectra", split="train")
+test = spectra.filter(lambda split: split == "test", input_columns="split")
+train = spectra.filter(lambda split: split == "train", input_columns="split")
+```
+"""
+
+_DIVIDED = """\
+The splits are by place on the sky, so that a source is on one side only, as column `split` says:
+
+```python
+from datasets import load_dataset
+
+print(load_dataset("chandra_spectra"))
+```
+"""
+
+
+def _splits(settings: Settings, scalars: pa.Table) -> str:
+    rows = Counter(scalars["split"].to_pylist())
+    shares = zip(SPLITS, settings.splits.shares, strict=True)
+    return "\n".join(f"| `{split}` | {share} % | {rows[split]:,} |" for split, share in shares)
+
+
+def _number(value: float) -> str:
+    """A number as short as it can be without becoming another."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def reduction_words(recipe: Recipe) -> tuple[str, str]:
+    """What became of the background, and of the channels."""
+    least = several(recipe.min_counts, "count")
+    return (
+        "background subtracted" if recipe.subtract else "background not subtracted",
+        f"grouped to at least {least} a bin" if recipe.group else "not grouped",
+    )
+
+
+def selection_words(settings: Settings) -> str:
+    """Which detections were taken, as Markdown."""
+    selection = settings.selection
+    listed_elsewhere = settings.archive == EMBEDDED or settings.catalog
+    cuts = [
+        words.format(_number(cut))
+        for cut, words in (
+            (selection.min_cnts, "with more than {} net counts (0.5-7 keV)"),
+            (selection.min_sig, "with a flux significance above {} (0.5-7 keV)"),
+            (selection.max_theta, "less than {} arcmin from the optical axis"),
+        )
+        if cut is not None
+    ]
+    if cuts:
+        parts = [f"detections {cuts[0]}", *cuts[1:]]
+    else:
+        parts = ["the whole embedded sample" if settings.archive == EMBEDDED else "all detections"]
+    if settings.catalog:
+        parts.append(f"listed in the catalog file `{last_part(settings.catalog)}`")
+    if not listed_elsewhere:
+        parts.append(
+            "matched uniquely to a source (`match_type` u), with a black-body flux (`flux_bb_aper_b` not null)"
+        )
+    if cone := selection.cone:
+        ra, dec, radius = map(_number, (cone.ra, cone.dec, cone.radius))
+        parts.append(f"within {radius} deg of right ascension {ra} and declination {dec} deg")
+    for what, chosen in (("source", selection.names), ("observation", selection.obsids)):
+        if chosen:
+            several = "s" if len(chosen) > 1 else ""
+            listed = ", ".join(map(str, chosen)) if len(chosen) <= _LONG else "named below"
+            parts.append(f"of {len(chosen):,} {what}{several} ({listed})")
+    if selection.detections:
+        parts.append(f"among the {len(selection.detections):,} in [{DETECTIONS_FILE}]({DETECTIONS_FILE})")
+    if selection.limit:
+        first = "first" if selection.limit == 1 else f"first {selection.limit:,}"
+        parts.append(f"of these the {first} by obsid, obi and region_id")
+    nulls = " A detection without a value passes the cut on it." if listed_elsewhere and cuts else ""
+    return f"{', '.join(parts)}.{nulls}"
+
+
+def _counts(counts: dict[str, Any]) -> str:
+    table = [
+        ("detections", counts["detections"]),
+        ("their spectra", counts["selected"]),
+        ("rows", counts["rows"]),
+        ("rejected", counts["rejected"]),
+    ]
+    if counts["duplicates"]:
+        table.append(
+            ("listed a second time by the catalog, under another source, and passed over", counts["duplicates"])
+        )
+    return "\n".join(f"| {name} | {number:,} |" for name, number in table)
+
+
+def _reasons(reasons: dict[str, int]) -> str:
+    if not reasons:
+        return ""
+    lines = [f"| `{reason}` | {REASONS[reason]} | {number:,} |" for reason, number in reasons.items()]
+    return "\n".join(["", "| rejected for | meaning | |", "| --- | --- | ---: |", *lines, ""])
+
+
+def _inputs(settings: Settings) -> str:
+    """What the command needs beside the archive."""
+    made = "that it was made from, as `chandra-spectra"
+    lines = []
+    if settings.from_mirror:
+        lines.append(f"`{last_part(settings.archive)}` is the mirror folder {made} download` writes it.\n")
+    if settings.catalog:
+        lines.append(f"`{last_part(settings.catalog)}` is the catalog file {made} catalog` writes it.\n")
+    if settings.selection.detections:
+        lines.append(f"`{DETECTIONS_FILE}` is the file beside this card.\n")
+    return "".join(lines)
+
+
+def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
+    """The command that prepares a folder with these settings; local paths by their last part."""
+    selection, recipe = settings.selection, settings.recipe
+    options = {
+        "archive": last_part(settings.archive) if settings.from_mirror else settings.archive,
+        "release": settings.release,
+        "cat-file": last_part(settings.catalog) if settings.catalog else None,
+        "min-cnts": selection.min_cnts,
+        "min-sig": selection.min_sig,
+        "max-theta": selection.max_theta,
+        "cone": ",".join(map(_number, (cone.ra, cone.dec, cone.radius))) if (cone := selection.cone) else None,
+        "name": selection.names,
+        "obsid": selection.obsids,
+        "detections": DETECTIONS_FILE if selection.detections else None,
+        "limit": selection.limit,
+        "energy-min": recipe.energy_min,
+        "energy-max": recipe.energy_max,
+        "group-counts": recipe.min_counts,
+    }
+    words = [f"chandra-spectra prepare {shlex.quote(folder)}"]
+    for name, given in options.items():
+        values = given if isinstance(given, tuple) else () if given is None else (given,)
+        texts = (_number(value) if isinstance(value, float) else str(value) for value in values)
+        words += [f"--{name} {shlex.quote(text)}" for text in texts]
+    words += [] if recipe.subtract else ["--no-subtract"]
+    words += [] if recipe.group else ["--no-group"]
+    words += [] if settings.splits == Splits() else [f"--splits {settings.splits}"]
+    words += ["--with-responses"] if settings.responses else []
+    return " \\\n  ".join(words)
+
+
+def _front_matter(sizes: dict[str, dict[str, _Size]]) -> str:
+    from datasets import DatasetInfo, SplitDict, SplitInfo
+    from datasets.info import DatasetInfosDict
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCardData
+
+    infos, configs = {}, {}
+    for config, splits in sizes.items():
+        known = {
+            split: SplitInfo(split, num_bytes=size.memory, num_examples=size.rows, dataset_name="chandra_spectra")
+            for split, size in splits.items()
+        }
+        infos[config] = DatasetInfo(
+            features=features(config),
+            splits=SplitDict(known),
+            config_name=config,
+            download_size=_sum(splits).parquet,
+            dataset_size=_sum(splits).memory,
+        )
+        paths = [{"split": split, "path": f"{DATA_FILES[config]}/{split}-*.parquet"} for split in splits]
+        configs[config] = {"data_files": paths}
+        if config == next(iter(CONFIGS)):
+            configs[config]["default"] = True  # type: ignore[assignment]
+    card = DatasetCardData(
+        pretty_name="Chandra X-ray spectra",
+        license="other",
+        license_name="chandra-source-catalog",
+        license_link="https://cxc.cfa.harvard.edu/csc/cite.html",
+        annotations_creators=["machine-generated"],
+        source_datasets=["original"],
+        size_categories=[_size_category(_sum(sizes["spectra"]).rows)],
+        task_categories=["tabular-regression", "tabular-classification"],
+        tags=["astronomy", "astrophysics", "x-ray", "spectra", "spectroscopy", "chandra", "csc"],
+    )
+    MetadataConfigs(configs).to_dataset_card_data(card)
+    DatasetInfosDict(infos).to_dataset_card_data(card)
+    return card.to_yaml().strip()
+
+
+def _size_category(rows: int) -> str:
+    """The hub's word for a number of rows."""
+    bounds = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
+    return next((word for bound, word in bounds if rows < bound), "1M<n<10M")

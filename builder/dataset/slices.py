@@ -1,0 +1,130 @@
+"""The rows of a prepared folder, read a slice at a time in the catalog's order, whatever their files and splits."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from builder.dataset.layout import HDF5_FILE, parts_of, rows_of
+from builder.model.splits import SPLITS
+
+__all__ = ["SLICE_ROWS", "order_of", "slices"]
+
+SLICE_ROWS = 500
+"""Rows in hand at once, about 20 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A slice of the rows of both configs, and where they stand.
+
+    Attributes
+    ----------
+    start : int
+        Number of the first row in the whole dataset.
+    spectra, counts : pyarrow.Table
+        The same rows of either config, structs flattened to ``struct.field``.
+    split : list of str
+        The split in whose files each row stands.
+    position : ndarray of int64
+        Number of each row in its split.
+    files : dict of (str, str) to list of (int, str)
+        For each config and split the first row and the name of every shard; for ``hdf5`` the one file.
+    """
+
+    start: int
+    spectra: pa.Table
+    counts: pa.Table
+    split: list[str]
+    position: NDArray[np.int64]
+    files: dict[tuple[str, str], list[tuple[int, str]]]
+
+    def __len__(self) -> int:
+        return len(self.spectra)
+
+    def place(self, config: str, index: int) -> tuple[str, str]:
+        """The file that holds a row of the slice, and what the row is called."""
+        whole = config == "hdf5"
+        files = self.files[config, "" if whole else self.split[index]]
+        number = self.start + index if whole else int(self.position[index])
+        file = files[bisect.bisect_right(files, number, key=lambda item: item[0]) - 1][1]
+        table = self.counts if config == "counts" else self.spectra
+        return file, f"{table['detection_id'][index].as_py()} (row {number})"
+
+
+class _Reader:
+    """Reads the rows of one split of a config, so many at a time whatever the shards' bounds."""
+
+    def __init__(self, folder: Path, shards: dict[str, int], size: int) -> None:
+        self._tables = self._read(folder, shards, size)
+        self._waiting: list[pa.Table] = []
+
+    @staticmethod
+    def _read(folder: Path, shards: dict[str, int], size: int) -> Iterator[pa.Table]:
+        for path in shards:
+            with pq.ParquetFile(folder / path) as file:
+                for batch in file.iter_batches(size):
+                    yield pa.Table.from_batches([batch]).flatten()
+
+    def take(self, number: int) -> pa.Table:
+        """The next rows."""
+        while sum(map(len, self._waiting)) < number:
+            self._waiting.append(next(self._tables))
+        table = pa.concat_tables(self._waiting)
+        self._waiting = [table.slice(number)]
+        return table.slice(0, number)
+
+
+def slices(folder: Path, manifest: dict[str, Any], order: NDArray[np.int64], size: int = SLICE_ROWS) -> Iterator[Rows]:
+    """The rows of both configs, `size` at a time, in the catalog's order.
+
+    Parameters
+    ----------
+    folder : Path
+    manifest : dict
+    order : ndarray of int64
+        For each row the number of the split in whose files it stands.
+    size : int
+    """
+    begins: dict[tuple[str, str], list[tuple[int, str]]] = {("hdf5", ""): [(0, HDF5_FILE)]}
+    readers: dict[tuple[str, str], _Reader] = {}
+    for config, split in parts_of(manifest):
+        shards = rows_of(manifest, config, split)
+        starts = np.cumsum([0, *shards.values()]).tolist()
+        begins[config, split] = list(zip(starts, shards, strict=False))
+        readers[config, split] = _Reader(folder, shards, size)
+    done = dict.fromkeys(SPLITS, 0)
+    for start in range(0, len(order), size):
+        codes = order[start : start + size]
+        sorted_rows = np.argsort(codes, kind="stable")  # as they come from the files, one split after the other
+        tables: dict[str, list[pa.Table]] = {"spectra": [], "counts": []}
+        position = np.empty(len(codes), dtype=np.int64)
+        for code in np.unique(codes):
+            split, number = SPLITS[code], int(np.count_nonzero(codes == code))
+            for config, found in tables.items():
+                found.append(readers[config, split].take(number))
+            position[codes == code] = np.arange(done[split], done[split] + number)
+            done[split] += number
+        place = pa.array(np.argsort(sorted_rows))
+        spectra, counts = (pa.concat_tables(found).take(place) for found in tables.values())
+        yield Rows(start, spectra, counts, [SPLITS[code] for code in codes], position, begins)
+
+
+def order_of(folder: Path, manifest: dict[str, Any]) -> NDArray[np.int64]:
+    """For each row, in the catalog's order, the number of the split in whose files it stands: by its object_id."""
+    ids, codes = [], []
+    for code, split in enumerate(SPLITS):
+        for path in rows_of(manifest, "spectra", split):
+            column = pq.read_table(folder / path, columns=["object_id"])["object_id"].fill_null(0)
+            ids.append(column.to_numpy())
+            codes.append(np.full(len(column), code))
+    order: NDArray[np.int64] = np.concatenate([np.empty(0, np.int64), *codes])
+    return order[np.argsort(np.concatenate([np.empty(0, np.int64), *ids]), kind="stable")] if len(codes) > 1 else order

@@ -1,0 +1,1 @@
+"""The terms of the project: nothing here opens a file."""

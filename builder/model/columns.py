@@ -1,0 +1,303 @@
+"""Every column, declared once: name, type, shape, unit, meaning and source.
+
+The Parquet features, the HDF5 datasets with their attributes, the catalog query and the card's table are all derived
+from `COLUMNS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from builder.model.errors import SettingError
+from builder.model.records import N_CHANNELS
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+__all__ = [
+    "CATALOG",
+    "COLUMNS",
+    "CONFIGS",
+    "EBOUNDS",
+    "RAGGED",
+    "RESPONSES",
+    "Column",
+    "arrow_schema",
+    "columns_of",
+    "columns_when",
+    "configs_with",
+    "features",
+    "markdown",
+]
+
+CONFIGS = {
+    "spectra": "one row a spectrum: all scalars and the reduced spectrum",
+    "counts": "one row a spectrum: all scalars, the counts in each channel and the effective area",
+    "ebounds": "one row a channel energy grid",
+    "responses": "one row a response matrix (RMF), sparse",
+}
+"""Configurations of a prepared folder; the first is the default, the last is there only where it is asked for."""
+
+RAGGED = -1
+"""Length of a list that differs from row to row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The declaration of one column.
+
+    Attributes
+    ----------
+    name : str
+        Public name; ``struct.field`` for the field of a struct.
+    dtype : str
+        Arrow type of the values in Parquet; HDF5 holds all of ``float32`` from the catalog and the spectrum as
+        ``float64``.
+    meaning, source : str
+        For people: what it is, and the CSC column, file or formula that it comes from.
+    unit : str
+        As in FITS; empty for none.
+    length : int, optional
+        None for a scalar, `RAGGED`, or the fixed length of a list.
+    configs : tuple of str
+        Configurations that have the column.
+    hdf5 : str, optional
+        Name in the HDF5 file, where it is not `name`.
+    query : str, optional
+        Expression of the catalog query, for columns that the catalog gives.
+    nullable : bool
+        Whether a row may lack it.
+    """
+
+    name: str
+    dtype: str
+    meaning: str
+    source: str
+    unit: str = ""
+    length: int | None = None
+    configs: tuple[str, ...] = ("spectra", "counts")
+    hdf5: str = ""
+    query: str = ""
+    nullable: bool = False
+
+    @property
+    def hdf5_name(self) -> str:
+        """Name of the dataset in the HDF5 file."""
+        return self.hdf5 or self.name
+
+    @property
+    def full_type(self) -> pa.DataType:
+        """Arrow type in the store and in HDF5, where nothing is rounded."""
+        wide = self.dtype == "float32" and (self.query or self.name.startswith("spectrum."))
+        return self._listed(pa.float64() if wide else _value_type(self.dtype))
+
+    @property
+    def public_type(self) -> pa.DataType:
+        """Arrow type in Parquet."""
+        return self._listed(_value_type(self.dtype))
+
+    def _listed(self, value: pa.DataType) -> pa.DataType:
+        if self.length is None:
+            return value
+        return pa.list_(value, self.length)  # a length of -1 is pyarrow's own word for a ragged list
+
+
+def _value_type(dtype: str) -> pa.DataType:
+    return {"string": pa.string(), "bool": pa.bool_()}.get(dtype) or pa.type_for_alias(dtype)
+
+
+def _catalog(table: str, name: str, dtype: str, meaning: str, unit: str = "", *, nullable: bool = True) -> Column:
+    words = {"m": "master_source", "o": "observation_source"}
+    source = f"CSC {words[table]}.{name}"
+    return Column(name, dtype, meaning, source, unit, query=f"{table}.{name}", nullable=nullable)
+
+
+def _spectrum(field: str, hdf5: str, meaning: str, source: str, unit: str) -> Column:
+    return Column(f"spectrum.{field}", "float32", meaning, source, unit, RAGGED, ("spectra",), f"spectrum_{hdf5}")
+
+
+def _channels(name: str, dtype: str, meaning: str, source: str, unit: str, length: int = N_CHANNELS) -> Column:
+    return Column(name, dtype, meaning, source, unit, length, ("counts",), name.replace(".", "_"))
+
+
+COLUMNS: tuple[Column, ...] = (
+    # identity
+    _catalog("m", "name", "string", "name of the master source; several detections share one"),
+    Column("detection_id", "string", "obsid.obi.region_id, with .e1 or .e2 for one cycle of an interleaved observation",
+           "obsid, obi, region_id, cycle"),
+    Column("object_id", "int64", "the detection as one stable integer",
+           "((obsid*1000 + obi)*10000 + region_id)*10 + c; c = 0, 1 (e1), 2 (e2)"),
+    _catalog("o", "obsid", "int32", "observation", nullable=False),
+    _catalog("o", "obi", "int32", "observation interval", nullable=False),
+    _catalog("o", "region_id", "int32", "region of the source in the observation", nullable=False),
+    Column("cycle", "string", "e1 (primary) or e2 (secondary exposures) of an interleaved observation, else empty",
+           "name of the PHA file"),
+    _catalog("o", "instrument", "string", "instrument"),
+    _catalog("m", "ra", "float64", "right ascension of the master source, ICRS", "deg"),
+    _catalog("m", "dec", "float64", "declination of the master source, ICRS", "deg"),
+    Column("healpix", "int64", "HEALPix cell of ra, dec: nside 16, nested", "astropy_healpix.lonlat_to_healpix",
+           nullable=True),
+    Column("split", "string", "train, validation or test: the same for all rows of a sky cell",
+           "hash of healpix, see builder.model.splits"),
+    # catalog
+    _catalog("m", "significance", "float32", "highest flux significance of the master source, S/N"),
+    _catalog("o", "src_cnts_aper_b", "float32", "net counts of the source, aperture-corrected, 0.5-7 keV", "count"),
+    _catalog("o", "flux_significance_b", "float32", "significance of the flux, S/N, 0.5-7 keV"),
+    _catalog("o", "flux_aper_b", "float32", "net energy flux, aperture-corrected, 0.5-7 keV", "erg s-1 cm-2"),
+    _catalog("o", "theta", "float32", "off-axis angle", "arcmin"),
+    _catalog("o", "phi", "float32", "azimuth of the source in the field of view", "deg"),
+    _catalog("o", "flux_bb_aper_b", "float32",
+             "net energy flux, aperture-corrected, of an absorbed black body of 0.75 keV, 0.5-7 keV", "erg s-1 cm-2"),
+    _catalog("o", "gti_mjd_obs", "float64", "start of the good time, modified Julian date (TT)", "d"),
+    _catalog("o", "livetime", "float64", "live time of the observation", "s"),
+    _catalog("o", "hard_hm", "float32",
+             "hardness ratio (hard - medium) / (hard + medium) of photon fluxes, "
+             "-1 to 1; hard 2-7 keV, medium 1.2-2 keV"),
+    _catalog("o", "hard_hs", "float32",
+             "hardness ratio (hard - soft) / (hard + soft) of photon fluxes, "
+             "-1 to 1; hard 2-7 keV, soft 0.5-1.2 keV"),
+    _catalog("o", "hard_ms", "float32",
+             "hardness ratio (medium - soft) / (medium + soft) of photon fluxes, "
+             "-1 to 1; medium 1.2-2 keV, soft 0.5-1.2 keV"),
+    _catalog("o", "var_prob_b", "float32", "probability that the source varied within the observation"),
+    _catalog("o", "var_index_b", "float32", "variability index, 0 (constant) to 10"),
+    _catalog("o", "sat_src_flag", "bool", "the source is saturated"),
+    _catalog("o", "streak_src_flag", "bool", "the source lies on a readout streak"),
+    _catalog("o", "conf_code", "int32",
+             "overlap with other detections, a sum of: 1 background on background, 2 background on source, "
+             "4 source on background, 8 source on source, 256 on an extended one; null for convex-hull sources, "
+             "so look for a bit only where it is above 0"),
+    _catalog("o", "extent_code", "int32",
+             "extent of the source, bit-coded by band: above 0 where it is extended in any"),
+    # measured
+    Column("detnam", "string", "detector and the chips that were on, such as ACIS-012367", "DETNAM of the PHA file",
+           nullable=True),
+    Column("grating", "string", "NONE, HETG or LETG; with a grating in the beam the effective area is much smaller",
+           "GRATING of the PHA file", nullable=True),
+    Column("exposure", "float64", "exposure of the source spectrum", "EXPOSURE of the PHA file", "s"),
+    Column("background_scale", "float64", "factor from background counts to counts in the source region",
+           "(EXPOSURE*BACKSCAL*AREASCAL) of the source / the same of the background"),
+    Column("source_counts", "int64", "counts in the kept energy range, source region", "COUNTS of the PHA file",
+           "count"),
+    Column("background_counts_total", "int64", "counts in the kept energy range, background region, not scaled",
+           "COUNTS of the PHA file's background", "count"),
+    Column("n_bins", "int32", "number of bins of the spectrum", "length of spectrum.flux"),
+    # provenance
+    *(Column(f"{kind}_file", "string", f"name of the {kind.upper()} file as served", "archive")
+      for kind in ("pha", "arf", "rmf")),
+    *(Column(f"{kind}_sha256", "string", f"SHA-256 of the {kind.upper()} file, gunzipped", "archive")
+      for kind in ("pha", "arf", "rmf")),
+    # spectrum
+    _spectrum("ene_center_bin", "ene", "centre of the bin", "(low + high) / 2", "keV"),
+    _spectrum("ene_low_bin", "ene_lo", "low edge of the bin", "Sherpa data plot, xlo", "keV"),
+    _spectrum("ene_high_bin", "ene_hi", "high edge of the bin", "Sherpa data plot, xhi", "keV"),
+    _spectrum("flux", "flux", "background-subtracted count rate density; the name is historic, it is no energy flux",
+              "Sherpa data plot, y", "count s-1 keV-1"),
+    _spectrum("flux_error", "flux_err", "error of the count rate density", "Sherpa chi2gehrels", "count s-1 keV-1"),
+    # channels
+    _channels("counts", "int32", "counts in PI channels 1 to 1024, source region", "COUNTS of the PHA file", "count"),
+    _channels("background_counts", "int32", "counts in PI channels 1 to 1024, background region, not scaled",
+              "COUNTS of the PHA file's background", "count"),
+    _channels("arf.energy_lo", "float32", "low edge of the effective area's bin", "ENERG_LO of the ARF file", "keV",
+              RAGGED),
+    _channels("arf.energy_hi", "float32", "high edge of the effective area's bin", "ENERG_HI of the ARF file", "keV",
+              RAGGED),
+    _channels("arf.specresp", "float32", "effective area, not aperture-corrected", "SPECRESP of the ARF file", "cm2",
+              RAGGED),
+    Column("ebounds_id", "string", "channel energy grid: the key of config ebounds",
+           "16 digits of the SHA-256 of E_MIN, E_MAX of the RMF file", configs=("counts",)),
+)  # fmt: skip
+"""All columns of a spectrum, in their order."""
+
+EBOUNDS: tuple[Column, ...] = (
+    Column("ebounds_id", "string", "key of the channel energy grid", "16 digits of the SHA-256 of E_MIN, E_MAX",
+           configs=("ebounds",)),
+    Column("energy_lo", "float64", "nominal low energy of PI channels 1 to 1024", "E_MIN of the RMF file", "keV",
+           N_CHANNELS, ("ebounds",)),
+    Column("energy_hi", "float64", "nominal high energy of PI channels 1 to 1024", "E_MAX of the RMF file", "keV",
+           N_CHANNELS, ("ebounds",)),
+)  # fmt: skip
+"""The columns of config ``ebounds``."""
+
+
+def _response(name: str, dtype: str, meaning: str, source: str, unit: str = "", length: int | None = RAGGED) -> Column:
+    return Column(name, dtype, meaning, source, unit, length, ("responses",))
+
+
+RESPONSES: tuple[Column, ...] = (
+    _response("rmf_sha256", "string", "key of the response: SHA-256 of the RMF file, gunzipped", "archive",
+              length=None),
+    _response("ebounds_id", "string", "channel energy grid: the key of config ebounds",
+              "16 digits of the SHA-256 of E_MIN, E_MAX", length=None),
+    _response("first_channel", "int32", "number of the first channel, from which f_chan counts", "TLMIN of F_CHAN",
+              length=None),
+    _response("energy_lo", "float64", "low edge of the photon energy bin", "ENERG_LO of the RMF file", "keV"),
+    _response("energy_hi", "float64", "high edge of the photon energy bin", "ENERG_HI of the RMF file", "keV"),
+    _response("n_grp", "int32", "groups of channels of each photon energy bin", "N_GRP of the RMF file"),
+    _response("f_chan", "int32", "first channel of each group, one photon energy after the other",
+              "F_CHAN of the RMF file"),
+    _response("n_chan", "int32", "channels of each group", "N_CHAN of the RMF file"),
+    _response("matrix", "float32", "probabilities of the groups' channels, one group after the other",
+              "MATRIX of the RMF file"),
+)  # fmt: skip
+"""The columns of config ``responses``."""
+
+CATALOG: tuple[Column, ...] = tuple(column for column in COLUMNS if column.query)
+"""The columns that the catalog gives."""
+
+
+def columns_of(config: str) -> tuple[Column, ...]:
+    """The columns of one configuration; SettingError for an unknown one."""
+    if config not in CONFIGS:
+        raise SettingError(f"unknown config {config!r}: choose one of {', '.join(CONFIGS)}")
+    return tuple(column for column in (*COLUMNS, *EBOUNDS, *RESPONSES) if config in column.configs)
+
+
+def columns_when(subtract: bool) -> tuple[Column, ...]:
+    """`COLUMNS` with their meaning where the background is subtracted, as it is by default, or is not."""
+    return (
+        COLUMNS
+        if subtract
+        else tuple(
+            dataclasses.replace(column, meaning=column.meaning.replace("background-subtracted ", ""))
+            for column in COLUMNS
+        )
+    )
+
+
+def configs_with(responses: bool) -> tuple[str, ...]:
+    """The configurations of a folder that has the responses, or has them not."""
+    return tuple(config for config in CONFIGS if responses or config != "responses")
+
+
+def features(config: str) -> Features:
+    """The `datasets.Features` of one configuration."""
+    from datasets import Features, Sequence, Value  # Sequence gives a List; datasets 3 has no other word for it
+
+    tree: dict[str, Any] = {}
+    for column in columns_of(config):
+        value: Any = Value(column.dtype)
+        if column.length is not None:
+            value = Sequence(value, length=column.length)
+        struct, _, field = column.name.rpartition(".")
+        (tree.setdefault(struct, {}) if struct else tree)[field] = value
+    return Features(tree)
+
+
+def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:
+    """The schema of `columns` as the store holds them: flat, under their public names, and nothing rounded."""
+    return pa.schema([(column.name, column.full_type) for column in columns])
+
+
+def markdown(columns: tuple[Column, ...]) -> str:
+    """A Markdown table of columns, for README and card."""
+    lines = ["| column | type | unit | meaning | source |", "| --- | --- | --- | --- | --- |"]
+    for column in columns:
+        shape = {None: "", RAGGED: "[n]"}.get(column.length, f"[{column.length}]")
+        cells = (f"`{column.name}`", column.dtype + shape, column.unit, column.meaning, column.source)
+        lines.append("| " + " | ".join(cells).replace("*", r"\*") + " |")  # a product, no emphasis
+    return "\n".join(lines)

@@ -1,0 +1,223 @@
+"""The records that pass between the stages: frozen, and checked when made."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from builder.model.ids import DetectionId
+
+__all__ = [
+    "N_CHANNELS",
+    "REASONS",
+    "File",
+    "Products",
+    "Rejection",
+    "Response",
+    "Spectrum",
+    "Stage",
+]
+
+N_CHANNELS = 1024
+"""PI channels of an ACIS spectrum (TLMIN1 = 1, TLMAX1 = 1024 in the catalog's PHA files)."""
+
+REASONS = {
+    "not_acis": "the instrument has no spectra in the catalog (HRC)",
+    "not_served": "the archive would not serve the package",
+    "missing_pha": "the archive has no PHA file for the detection",
+    "missing_arf": "the archive has no ARF file for the detection",
+    "missing_rmf": "the archive has no RMF file for the detection",
+    "damaged_gzip": "a file is cut short or its checksum is wrong",
+    "unreadable_pha": "the PHA file is not the FITS table it should be",
+    "unreadable_arf": "the ARF file is not the FITS table it should be",
+    "unreadable_rmf": "the RMF file is not the FITS table it should be",
+    "no_background": "the PHA file has no background spectrum",
+    "wrong_ids": "a file is of another detection than its name or the catalog says",
+    "channel_mismatch": "the channels of the PHA file are not those of the RMF file",
+    "not_finite": "a number that enters the row is not finite, or a scale is not positive",
+    "no_counts": "no source counts in the kept energy range",
+    "not_reducible": "Sherpa refused the data",
+}
+"""Reason codes of rejections, and what each means."""
+
+Stage = Literal["select", "fetch", "reduce"]
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One product file as it was served: its name without folders, and its bytes, gzipped or not."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """The files of one detection; None where the archive has none."""
+
+    detection: DetectionId
+    pha: File | None = None
+    arf: File | None = None
+    rmf: File | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A selected detection that is no row, and why.
+
+    Attributes
+    ----------
+    detection : DetectionId
+    stage : {'select', 'fetch', 'reduce'}
+    reason : str
+        A key of `REASONS`.
+    message : str
+        What was found, in one line.
+    url : str
+        Where its files were asked for.
+    """
+
+    detection: DetectionId
+    stage: Stage
+    reason: str
+    message: str
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        if self.reason not in REASONS:
+            raise ValueError(f"unknown reason code {self.reason!r}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Response:
+    """A redistribution matrix as its file has it, sparse (OGIP CAL/GEN/92-002, section 3).
+
+    Attributes
+    ----------
+    first_channel : int
+        Number of the first channel, from which `f_chan` counts.
+    energy_lo, energy_hi : ndarray of float64, shape (n_energies,)
+        Photon energies, keV.
+    n_grp : ndarray of int32, shape (n_energies,)
+        Groups of channels of each photon energy.
+    f_chan, n_chan : ndarray of int32, shape (n_groups,)
+        First channel and number of channels of each group.
+    matrix : ndarray of float32, shape (n_elements,)
+        The groups' values, one after the other.
+
+    Raises
+    ------
+    ValueError
+        If a shape, the order of the energies or a value contradicts the above.
+    """
+
+    first_channel: int
+    energy_lo: NDArray[np.float64]
+    energy_hi: NDArray[np.float64]
+    n_grp: NDArray[np.int32]
+    f_chan: NDArray[np.int32]
+    n_chan: NDArray[np.int32]
+    matrix: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if not (self.energy_lo.shape == self.energy_hi.shape == self.n_grp.shape and self.energy_lo.size):
+            raise ValueError("energies and N_GRP must share one shape (n_energies,)")
+        if not (np.all(self.energy_lo < self.energy_hi) and np.all(np.diff(self.energy_lo) > 0)):
+            raise ValueError("the photon energies do not rise")
+        if np.any(self.n_grp < 0) or not self.f_chan.size == self.n_chan.size == self.n_grp.sum():
+            raise ValueError("F_CHAN and N_CHAN must have as many values as there are groups")
+        begin = self.f_chan.astype(np.int64) - self.first_channel
+        if np.any(self.n_chan < 0) or np.any(begin < 0) or np.any(begin + self.n_chan > N_CHANNELS):
+            raise ValueError(f"a group lies outside the {N_CHANNELS} channels")
+        if self.matrix.size != self.n_chan.sum():
+            raise ValueError("MATRIX must have as many values as the groups have channels")
+        if not (np.isfinite(self.matrix).all() and np.all(self.matrix >= 0)):
+            raise ValueError("MATRIX has values that are not finite or below 0")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spectrum:
+    """One reduced spectrum, and the channels that it was made from.
+
+    Attributes
+    ----------
+    detection : DetectionId
+    detnam, grating : str or None
+        DETNAM and GRATING of the source spectrum; None where it does not say.
+    exposure : float
+        EXPOSURE of the source spectrum, s.
+    background_scale : float
+        Factor from background counts to counts in the source region, see `builder.reduce.spectrum`.
+    source_counts, background_counts_total : int
+        Counts in the kept channels, of the source and of the (unscaled) background region.
+    energy, energy_lo, energy_hi : ndarray of float64, shape (n_bins,)
+        Centre and edges of the bins, keV.
+    rate, rate_error : ndarray of float64, shape (n_bins,)
+        Count rate density and its error, counts/s/keV.
+    counts, background_counts : ndarray of int32, shape (1024,)
+        Counts in each PI channel, 1 to 1024.
+    arf_energy_lo, arf_energy_hi, specresp : ndarray of float32, shape (n_energies,)
+        Effective area in cm2 on its own grid in keV.
+    ebounds_lo, ebounds_hi : ndarray of float64, shape (1024,)
+        Nominal energy range of each channel, keV (EBOUNDS of the RMF).
+    files, sha256 : tuple of str
+        Names and SHA-256 (of the inflated bytes) of the PHA, ARF and RMF file.
+    response : Response, optional
+        The RMF's matrix, where it was asked for.
+
+    Raises
+    ------
+    ValueError
+        If a shape, the order of the bins or a value contradicts the above.
+    """
+
+    detection: DetectionId
+    detnam: str | None
+    grating: str | None
+    exposure: float
+    background_scale: float
+    source_counts: int
+    background_counts_total: int
+    energy: NDArray[np.float64]
+    energy_lo: NDArray[np.float64]
+    energy_hi: NDArray[np.float64]
+    rate: NDArray[np.float64]
+    rate_error: NDArray[np.float64]
+    counts: NDArray[np.int32]
+    background_counts: NDArray[np.int32]
+    arf_energy_lo: NDArray[np.float32]
+    arf_energy_hi: NDArray[np.float32]
+    specresp: NDArray[np.float32]
+    ebounds_lo: NDArray[np.float64]
+    ebounds_hi: NDArray[np.float64]
+    files: tuple[str, str, str]
+    sha256: tuple[str, str, str]
+    response: Response | None = None
+
+    def __post_init__(self) -> None:
+        bins = (self.energy, self.energy_lo, self.energy_hi, self.rate, self.rate_error)
+        if len({array.shape for array in bins}) != 1 or self.energy.ndim != 1 or not self.energy.size:
+            raise ValueError(f"{self.detection}: the bins' arrays must share one shape (n_bins,)")
+        if not (np.all(self.energy_lo < self.energy_hi) and np.all(np.diff(self.energy_lo) > 0)):
+            raise ValueError(f"{self.detection}: the bins must rise in energy")
+        for array in (self.counts, self.background_counts, self.ebounds_lo, self.ebounds_hi):
+            if array.shape != (N_CHANNELS,):
+                raise ValueError(f"{self.detection}: channel arrays must have shape ({N_CHANNELS},)")
+        if not self.arf_energy_lo.shape == self.arf_energy_hi.shape == self.specresp.shape:
+            raise ValueError(f"{self.detection}: the effective area's arrays must share one shape (n_energies,)")
+
+    @property
+    def n_bins(self) -> int:
+        """Number of bins of the spectrum."""
+        return int(self.energy.size)
+
+    @property
+    def ebounds_id(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of the channel energies (both edges, little-endian float64)."""
+        digest = hashlib.sha256(self.ebounds_lo.astype("<f8").tobytes())
+        digest.update(self.ebounds_hi.astype("<f8").tobytes())
+        return digest.hexdigest()[:16]

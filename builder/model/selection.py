@@ -1,0 +1,220 @@
+"""The cuts that select detections, and the queries that ask for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from builder.model.errors import SettingError
+from builder.model.ids import DetectionId
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["RELEASES", "Cone", "Selection"]
+
+RELEASES = ("rel2.1", "rel2.0", "cur")
+"""Version words that the archive knows; ``cur`` may change under you."""
+
+_LIST = 100
+"""Names or observations in one query: the service drops the connection on very long lists."""
+
+_NAME = re.compile(r"[\w .+:-]+")
+
+_FROM = (
+    "FROM csc21.master_source m, csc21.master_stack_assoc a, csc21.observation_source o, "
+    "csc21.stack_observation_assoc b, csc21.stack_source s"
+)
+# The way from a source to its detections. The service's parser is fussy about joins; this form is known to work.
+_WHERE = (
+    "a.match_type = 'u'",
+    "o.flux_bb_aper_b IS NOT NULL",
+    "m.name = a.name",
+    "s.detect_stack_id = a.detect_stack_id",
+    "s.region_id = a.region_id",
+    "s.detect_stack_id = b.detect_stack_id",
+    "s.region_id = b.region_id",
+    "o.obsid = b.obsid",
+    "o.obi = b.obi",
+    "o.region_id = b.region_id",
+)
+
+
+# Setting, column and relation of each cut.
+_CUTS = (("min_cnts", "src_cnts_aper_b", ">"), ("min_sig", "flux_significance_b", ">"), ("max_theta", "theta", "<"))
+
+
+@dataclass(frozen=True, slots=True)
+class Cone:
+    """A circle on the sky: centre and radius in degrees.
+
+    Raises
+    ------
+    SettingError
+        If the centre is not on the sky, or the radius not between 0 and 180.
+    """
+
+    ra: float
+    dec: float
+    radius: float
+
+    def __post_init__(self) -> None:
+        finite = all(math.isfinite(value) for value in (self.ra, self.dec, self.radius))
+        if not finite or not (0 <= self.ra < 360 and -90 <= self.dec <= 90 and 0 < self.radius <= 180):
+            raise SettingError(
+                f"the cone {self.ra:g},{self.dec:g},{self.radius:g} must have 0 <= RA < 360, -90 <= DEC <= 90 and "
+                "0 < RADIUS <= 180, all in degrees"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Cone:
+        """Read ``RA,DEC,RADIUS``; SettingError if it is not that."""
+        try:
+            ra, dec, radius = map(float, text.split(","))
+        except ValueError:
+            raise SettingError(f"cone {text!r} is not RA,DEC,RADIUS in degrees, such as 83.82,-5.39,0.2") from None
+        return cls(ra, dec, radius)
+
+    def holds(self, ra: float, dec: float) -> bool:
+        """Whether a position lies within, by its true separation (haversine formula)."""
+        lat, other = math.radians(self.dec), math.radians(dec)
+        half = math.sin(math.radians(ra - self.ra) / 2) ** 2
+        chord = math.sin((other - lat) / 2) ** 2 + math.cos(lat) * math.cos(other) * half
+        return math.degrees(2 * math.asin(min(1.0, math.sqrt(chord)))) <= self.radius
+
+    @property
+    def conditions(self) -> list[str]:
+        """A box in right ascension and declination that holds the circle: the service has no geometry."""
+        low, high = self.dec - self.radius, self.dec + self.radius
+        box = [f"m.dec >= {max(low, -90)!r}", f"m.dec <= {min(high, 90)!r}"]
+        if low <= -90 or high >= 90:  # a pole lies within: every right ascension does
+            return box
+        # The meridians that touch the circle; a hair wider, against rounding.
+        sine = math.sin(math.radians(self.radius)) / math.cos(math.radians(self.dec))
+        width = math.degrees(math.asin(min(1.0, sine))) + 1e-9
+        west, east = self.ra - width, self.ra + width
+        if west < 0 or east >= 360:
+            return [*box, f"(m.ra >= {west % 360!r} OR m.ra <= {east % 360!r})"]
+        return [*box, f"m.ra >= {west!r}", f"m.ra <= {east!r}"]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which detections to take: those that pass everything that is given.
+
+    Attributes
+    ----------
+    min_cnts : float, optional
+        More net counts than this, 0.5-7 keV (``src_cnts_aper_b``).
+    min_sig : float, optional
+        A flux significance above this, S/N (``flux_significance_b``).
+    max_theta : float, optional
+        An off-axis angle below this, arcmin (``theta``).
+    cone : Cone, optional
+        Of sources in this circle.
+    names : tuple of str
+        Of these sources.
+    obsids : tuple of int
+        In these observations.
+    detections : frozenset of DetectionId
+        Just these.
+    limit : int, optional
+        The first so many, in the order of obsid, obi, region_id.
+
+    Raises
+    ------
+    SettingError
+        If a cut is negative or not a finite number, or another value is not what it should be.
+    """
+
+    min_cnts: float | None = None
+    min_sig: float | None = None
+    max_theta: float | None = None
+    cone: Cone | None = None
+    names: tuple[str, ...] = ()
+    obsids: tuple[int, ...] = ()
+    detections: frozenset[DetectionId] = frozenset()
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, _, _, value in self._cuts:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+                raise SettingError(f"{name} must be a number from 0 up, not {value!r}")
+            object.__setattr__(self, name, float(value))
+        object.__setattr__(self, "names", tuple(" ".join(name.split()) for name in self.names))
+        if wrong := [name for name in self.names if not _NAME.fullmatch(name)]:
+            raise SettingError(f"{wrong[0]!r} is not a source's name, such as '2CXO J004248.5+411521'")
+        if wrong_obsids := [obsid for obsid in self.obsids if not 0 <= obsid < 10**6]:
+            raise SettingError(f"{wrong_obsids[0]} is not an observation: obsid has up to 6 digits")
+        if self.limit is not None and self.limit < 1:
+            raise SettingError(f"limit must be at least 1, not {self.limit}")
+
+    @property
+    def _cuts(self) -> Iterator[tuple[str, str, str, float]]:
+        """Setting, column, relation and bound of each cut that is given."""
+        for name, column, relation in _CUTS:
+            if (bound := getattr(self, name)) is not None:
+                yield name, column, relation, bound
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as they are written beside the data; a list of detections by its number and SHA-256."""
+        given = {key: value for key, value in dataclasses.asdict(self).items() if value not in (None, (), frozenset())}
+        if self.detections:
+            text = "\n".join(map(str, sorted(self.detections)))
+            given["detections"] = {"number": len(self.detections), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+
+    def not_in(self, catalog: pa.Table) -> list[str]:
+        """What is asked for one by one, but of which the catalog's rows hold nothing: sources, observations, ids."""
+        columns = [catalog[name].to_pylist() for name in ("obsid", "obi", "region_id")] if self.detections else []
+        return [
+            *map(str, sorted(self.detections - {DetectionId(*key) for key in zip(*columns, strict=True)})),
+            *(f"observation {obsid}" for obsid in sorted({*self.obsids} - {*catalog["obsid"].to_pylist()})),
+            *(f"source {name!r}" for name in sorted({*self.names} - {*catalog["name"].to_pylist()})),
+        ]
+
+    def keeps(self, row: dict[str, Any], *, nulls: bool = False) -> bool:
+        """Whether a catalog row passes, as the query's WHERE would decide, and by true separation.
+
+        Parameters
+        ----------
+        row : dict
+            Values by bare column name.
+        nulls : bool
+            Let a null pass a cut; in the query, as in SQL, it never does.
+        """
+        if row["flux_bb_aper_b"] is None and not nulls:
+            return False
+        for _, column, relation, bound in self._cuts:
+            value = row[column]
+            passes = nulls if value is None else value > bound if relation == ">" else value < bound
+            if not passes:
+                return False
+        return (
+            (self.cone is None or (None not in (row["ra"], row["dec"]) and self.cone.holds(row["ra"], row["dec"])))
+            and (not self.names or row["name"] in self.names)
+            and (not self.obsids or row["obsid"] in self.obsids)
+            and (not self.detections or DetectionId(row["obsid"], row["obi"], row["region_id"]) in self.detections)
+        )
+
+    def queries(self) -> Iterator[str]:
+        """What follows SELECT ... in each query; together they find every row that `keeps`, and few more."""
+        cuts = [f"o.{column} {relation} {bound!r}" for _, column, relation, bound in self._cuts]
+        cuts += self.cone.conditions if self.cone else []
+        obsids = self.obsids or {detection.obsid for detection in self.detections}
+        if self.names:  # where several lists are given, one is asked for and the rest is cut on this side
+            lists = [*_in("m.name", [f"'{name}'" for name in sorted(set(self.names))])]
+        else:
+            lists = [*_in("o.obsid", [str(obsid) for obsid in sorted(set(obsids))])]
+        for part in lists or [""]:
+            yield f"{_FROM} WHERE {' AND '.join((*_WHERE, *cuts, *([part] if part else [])))}"
+
+
+def _in(column: str, values: list[str]) -> Iterator[str]:
+    for start in range(0, len(values), _LIST):
+        yield f"{column} IN ({', '.join(values[start : start + _LIST])})"

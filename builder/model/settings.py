@@ -1,0 +1,205 @@
+"""What decides the content of a dataset: the archive, the release, the cuts and the recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from builder.model.errors import SettingError
+from builder.model.selection import RELEASES, Selection
+from builder.model.splits import Splits
+
+__all__ = [
+    "DEFAULT_ARCHIVE",
+    "DEFAULT_CONNECTIONS",
+    "DEFAULT_CUTS",
+    "DEFAULT_RELEASE",
+    "EMBEDDED",
+    "Recipe",
+    "Settings",
+    "last_part",
+]
+
+DEFAULT_ARCHIVE = "https://cda.cfa.harvard.edu"
+"""Base URL of the Chandra Data Archive's services."""
+
+DEFAULT_RELEASE = "rel2.1"
+"""Version word of the catalog's current release."""
+
+EMBEDDED = "embedded"
+"""The archive that is made on this machine: two real detections and simulated ones."""
+
+DEFAULT_CONNECTIONS = 4
+"""Connections to the archive at once: its own limit is not published, so few."""
+
+DEFAULT_CUTS = {"min_cnts": 40.0, "min_sig": 4.0, "max_theta": 10.0}
+"""Of net counts, of flux significance, and arcmin off axis: the largest recommended set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a spectrum is reduced.
+
+    Attributes
+    ----------
+    energy_min, energy_max : float
+        Kept energy range in keV; channels that reach outside are dropped as Sherpa's ``ignore`` drops them.
+    min_counts : int
+        Smallest number of source counts in a group (Sherpa's ``group_counts``).
+    subtract : bool
+        Subtract the scaled background.
+    group : bool
+        Group the channels; if not, every kept channel is a bin.
+
+    Raises
+    ------
+    SettingError
+        If the range is empty, not finite or outside 0–20 keV, `min_counts` is not a positive integer, or a
+        switch is not a bool.
+    """
+
+    energy_min: float = 0.5
+    energy_max: float = 8.0
+    min_counts: int = 5
+    subtract: bool = True
+    group: bool = True
+
+    VERSION = 1
+    """Raised whenever the same files would give other numbers; part of every key in the store."""
+
+    def __post_init__(self) -> None:
+        for name in ("energy_min", "energy_max"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise SettingError(f"{name} must be a number of keV, not {value!r}")
+            object.__setattr__(self, name, float(value))
+        if not 0 <= self.energy_min < self.energy_max <= 20:
+            raise SettingError(
+                f"the energy range {self.energy_min:g}-{self.energy_max:g} keV must rise and lie within 0-20 keV"
+            )
+        if isinstance(self.min_counts, bool) or not isinstance(self.min_counts, int) or self.min_counts < 1:
+            raise SettingError(
+                f"the counts of a group (min_counts) must be a whole number of at least 1, not {self.min_counts!r}"
+            )
+        for name in ("subtract", "group"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingError(f"{name} must be True or False, not {getattr(self, name)!r}")
+
+    def as_dict(self) -> dict[str, float | int | bool]:
+        """The settings and the version, as they are written beside the data."""
+        return {**dataclasses.asdict(self), "version": self.VERSION}
+
+    @classmethod
+    def from_dict(cls, said: dict[str, Any]) -> Recipe:
+        """The inverse of `as_dict`, whatever the version; TypeError for a setting that is not known."""
+        return cls(**{name: value for name, value in said.items() if name != "version"})
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits that change with any setting or the version."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that the content of a dataset depends on, besides what the archive answers.
+
+    Attributes
+    ----------
+    archive : str
+        ``embedded``, a mirror folder, or the base URL of the services.
+    release : str
+        Version word of the catalog.
+    catalog : str
+        A catalog file (VOTable, Parquet or HDF5) in place of the archive's own catalog.
+    selection : Selection
+        A cut that is not given is that of `DEFAULT_CUTS`, and none for the embedded sample and a catalog file.
+    recipe : Recipe
+    splits : Splits
+    responses : bool
+        Keep the response matrices, for config ``responses``.
+
+    Raises
+    ------
+    SettingError
+        If the archive is no folder's name and no address, or the release unknown.
+    """
+
+    archive: str = DEFAULT_ARCHIVE
+    release: str = DEFAULT_RELEASE
+    catalog: str = ""
+    selection: Selection = dataclasses.field(default_factory=Selection)
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
+    splits: Splits = dataclasses.field(default_factory=Splits)
+    responses: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.archive, str) or not self.archive:
+            raise SettingError(f"archive must be 'embedded', a mirror folder or an http(s) URL, not {self.archive!r}")
+        try:
+            (self.archive + self.catalog).encode()
+            Path(self.archive).expanduser()
+        except UnicodeEncodeError:  # the manifest and the HDF5 file name both, in UTF-8
+            raise SettingError(f"{self.archive + self.catalog!a} is not UTF-8: give a link of another name") from None
+        except RuntimeError as error:
+            raise SettingError(f"archive {self.archive!r}: {error}") from None
+        if "://" in self.archive:
+            object.__setattr__(self, "archive", _address(self.archive))
+        if self.release not in RELEASES:
+            raise SettingError(f"unknown release {self.release!r}: choose one of {', '.join(RELEASES)}")
+        if self.archive != EMBEDDED and not self.catalog:
+            left: dict[str, Any] = {
+                name: cut for name, cut in DEFAULT_CUTS.items() if getattr(self.selection, name) is None
+            }
+            object.__setattr__(self, "selection", dataclasses.replace(self.selection, **left))
+
+    @property
+    def from_mirror(self) -> bool:
+        """Whether the archive is a mirror folder."""
+        return self.archive != EMBEDDED and not self.archive.startswith(("http://", "https://"))
+
+    def as_dict(self, catalog_sha256: str | None = None) -> dict[str, Any]:
+        """Give the settings as the manifest and the HDF5 file have them.
+
+        Local paths are given by their last part: the folder may be published.
+
+        Parameters
+        ----------
+        catalog_sha256 : str, optional
+            Checksum of the catalog, where it is a file of this machine.
+        """
+        return {
+            "archive": last_part(self.archive) if self.from_mirror else self.archive,
+            "release": self.release,
+            **({"catalog": last_part(self.catalog)} if self.catalog else {}),
+            **({} if catalog_sha256 is None else {"catalog_sha256": catalog_sha256}),
+            "selection": self.selection.as_dict(),
+            "recipe": self.recipe.as_dict(),
+            "splits": str(self.splits),
+            "responses": self.responses,
+        }
+
+
+def _address(url: str) -> str:
+    """Give a base URL, its scheme and host in lower case; SettingError if it is none."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise SettingError(f"archive {url.rpartition('@')[2]!r} is no address: {error}") from None
+    if "@" in parts.netloc:
+        raise SettingError("archive: a user and password in the address would be written into files: use ~/.netrc")
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
+        raise SettingError(f"archive {url!r} is no address such as {DEFAULT_ARCHIVE}")
+    return parts._replace(netloc=parts.netloc.lower()).geturl()
+
+
+def last_part(path: str) -> str:
+    """Give a local path without the folders that are no one's business."""
+    return Path(path).name or path

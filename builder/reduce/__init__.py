@@ -1,0 +1,1 @@
+"""From product files to a spectrum, with Sherpa."""

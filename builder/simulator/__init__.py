@@ -1,0 +1,1 @@
+"""An archive that is made up here, and its server."""

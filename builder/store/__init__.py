@@ -1,0 +1,1 @@
+"""Finished packages, and how they are made."""

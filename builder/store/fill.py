@@ -1,0 +1,327 @@
+"""From packages to finished packages: read from the store, or fetched, reduced and stored.
+
+There is one way to a finished package, `make`. `fill` does it for many at once, in any order; `results` reads them
+in the catalog's order and makes what is missing or damaged, so what comes out does not depend on how it was filled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+from builder.archive.interface import Archive, Fetched
+from builder.archive.mirror import Mirror
+from builder.archive.packages import Package
+from builder.model.errors import ChandraSpectraError, SettingError, StoreError, require
+from builder.model.records import Rejection, Spectrum
+from builder.model.settings import DEFAULT_CONNECTIONS
+from builder.model.text import Progress
+from builder.store.packages import PackageResult, RemoteStore, Store, package_result
+
+__all__ = ["AnyStore", "counter", "dask_executor", "download", "fill", "fill_by", "make", "reduce_package", "results"]
+
+logger = logging.getLogger(__name__)
+
+AnyStore = Store | RemoteStore
+Reduce = Callable[[Package, Fetched, AnyStore], None]
+Done = Callable[[Package], None]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt(3), in glibc's malloc.h; the latter's greatest value is 32 MiB."""
+
+_LAG = 70
+"""Seconds for which a network file system may go on saying that a file is not there: NFS up to 60 (acdirmax)."""
+
+
+def reduce_package(package: Package, fetched: Fetched, store: AnyStore) -> None:
+    """Reduce the files of a package and keep the result in the store.
+
+    Raises
+    ------
+    ArchiveError
+        If a part is not a whole tar, or has been damaged since it was kept.
+    StoreError
+        If the result cannot be written.
+    """
+    from builder.archive.products import group_products, members  # Sherpa's import is left to whoever reduces
+    from builder.reduce.spectrum import reduce_products
+
+    files = (file for part in fetched.parts for file in members(part))
+    served = [detection for detection in package.detections if detection not in fetched.unserved]
+    outcomes: list[Spectrum | Rejection] = [
+        reduce_products(products, store.recipe, fetched.urls[products.detection.catalog], response=store.responses)
+        for products in group_products(served, files)
+    ]
+    if any(isinstance(outcome, Rejection) for outcome in outcomes):  # to look always would cost a twentieth more
+        fetched.check()
+    outcomes += [
+        Rejection(detection, "fetch", "not_served", message, fetched.urls[detection])
+        for detection, message in fetched.unserved.items()
+    ]
+    store.write(package, package_result(package.detections, outcomes))
+
+
+def make(
+    package: Package, archive: Archive, store: AnyStore, reduce: Reduce = reduce_package, mirror: Mirror | None = None
+) -> None:
+    """Fetch, reduce and store one package, and keep its files in `mirror` where one is given."""
+    with archive.fetch(package) as fetched:
+        if mirror is not None:
+            mirror.add(package, fetched)
+        reduce(package, fetched, store)
+
+
+def results(packages: Iterable[Package], archive: Archive, store: AnyStore) -> Iterator[tuple[Package, PackageResult]]:
+    """Every package's result, in the order given: read from the store, or made where it is missing or damaged."""
+    for package in packages:
+        try:
+            result = store.read(package)
+        except StoreError as error:
+            if package in store:
+                logger.warning("%s; it is made again", error)
+            make(package, archive, store)
+            result = store.read(package)
+        yield package, result
+
+
+def fill(
+    packages: Iterable[Package],
+    archive: Archive,
+    store: AnyStore,
+    *,
+    workers: int = 1,
+    connections: int = DEFAULT_CONNECTIONS,
+    mirror: Mirror | None = None,
+    again: frozenset[Package] = frozenset(),
+    done: Done = lambda package: None,
+) -> None:
+    """Make every package that the store lacks.
+
+    Fetching overlaps reducing: each of several threads fetches a package, hands it to a worker and waits for it. There
+    are as many as keep both the connections and the workers busy. A package keeps its connection's place until it is
+    reduced, so that of an archive over HTTP no more than `connections` are on disk.
+
+    Parameters
+    ----------
+    packages : iterable of Package
+    archive : Archive
+    store : Store
+    workers : int
+        Processes that reduce; with 1 it is a thread of this process.
+    connections : int
+        Packages in hand at once, or `workers` where they are more and the archive is a mirror.
+    mirror : Mirror, optional
+        Where to keep the files as well; a package that it lacks is made again.
+    again : frozenset of Package
+        Packages to make again, though they are finished.
+    done : callable
+        Called with each package as it is finished, those that were there already included.
+
+    Raises
+    ------
+    ChandraSpectraError
+        The first that a package raises; what was finished is kept, what was not begun is left.
+    """
+    packages = list(packages)
+    finished = store.finished(packages) - again
+    missing = _missing(packages, lambda p: p in finished and (mirror is None or p in mirror), done)
+    workers = min(workers, len(missing)) or 1
+    reducer = _reducer(workers)
+    try:
+        task = functools.partial(
+            make, archive=archive, store=store, reduce=functools.partial(_reduce_in, reducer), mirror=mirror
+        )
+        _each(missing, task, max(connections, workers), done)
+    finally:
+        # The interpreter waits for the workers in any case, but may trip over a pool that closes at that moment.
+        reducer.shutdown(wait=True, cancel_futures=True)
+
+
+def fill_by(
+    executor: Executor,
+    packages: Iterable[Package],
+    archive: Archive,
+    store: AnyStore,
+    *,
+    again: frozenset[Package] = frozenset(),
+    lag: int = _LAG,
+    done: Done = lambda package: None,
+) -> None:
+    """`fill`, with every package made by a worker of an executor, such as that of a Dask cluster.
+
+    Each worker fetches, reduces and writes to the store, which it must share, as it must the cache with the locks of
+    the connections; nothing but the word that it is done comes back. This process must see what was written within
+    `lag` seconds.
+
+    Raises
+    ------
+    ChandraSpectraError
+        As `fill`, and if the workers are lost, or write to a store of their own.
+    """
+    packages = list(packages)
+    finished = store.finished(packages) - again
+    missing = _missing(packages, lambda package: package in finished, done)
+    futures = {executor.submit(make, package, archive, store): package for package in missing}
+    for future in as_completed(futures):
+        try:
+            future.result()
+        except ChandraSpectraError:
+            raise
+        except Exception as error:  # what a cluster says of workers that it lost is its own business
+            lost = isinstance(error, CancelledError)  # it says nothing
+            reason = "their scheduler is lost" if lost else str(error) or type(error).__name__
+            raise ChandraSpectraError(
+                f"the workers could not make a package: {reason}; run the same command again to go on"
+            ) from error
+        _check_shared(futures[future], store, lag)
+        done(futures[future])
+
+
+def _check_shared(package: Package, store: AnyStore, lag: int) -> None:
+    """ChandraSpectraError where this process does not see what a worker has written."""
+    for _ in range(lag):
+        if package in store:
+            return
+        time.sleep(1)
+    raise ChandraSpectraError(
+        "the workers write to another store than this process reads: give --cache or --store on a file system that "
+        "all of them share"
+    )
+
+
+def download(
+    packages: Iterable[Package],
+    archive: Archive,
+    mirror: Mirror,
+    *,
+    connections: int = DEFAULT_CONNECTIONS,
+    done: Done = lambda package: None,
+) -> None:
+    """Fetch every package that a mirror lacks into it; parameters and errors as for `fill`."""
+
+    def fetch(package: Package) -> None:
+        with archive.fetch(package) as fetched:
+            mirror.add(package, fetched)
+
+    _each(_missing(packages, lambda package: package in mirror, done), fetch, connections, done)
+
+
+def counter(progress: Progress, step: str, total: int) -> Callable[[Package], None]:
+    """Turn finished packages into progress in detections."""
+    count = 0
+
+    def done(package: Package) -> None:
+        nonlocal count
+        count += len(package.detections)
+        progress(step, count, total)
+
+    progress(step, 0, total)
+    return done
+
+
+@contextlib.contextmanager
+def dask_executor(address: str) -> Iterator[Executor]:
+    """The executor of a Dask cluster; SettingError where it does not answer."""
+    require("distributed", "dask", "--dask")
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=30)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise SettingError(f"no Dask scheduler at {address}: {error}") from error
+    with client:
+        yield client.get_executor()
+
+
+def _missing(packages: Iterable[Package], there: Callable[[Package], bool], done: Done) -> list[Package]:
+    missing = []
+    for package in packages:
+        if there(package):
+            done(package)
+        else:
+            missing.append(package)
+    return missing
+
+
+def _each(packages: list[Package], task: Callable[[Package], None], number: int, done: Done) -> None:
+    """Run a task for each package in `number` threads.
+
+    An error or an interrupt ends it at once: the threads are daemons, so one that waits for an archive holds up neither
+    this function nor the end of the process, as those of an executor would.
+    """
+    waiting: queue.SimpleQueue[Package] = queue.SimpleQueue()
+    finished: queue.SimpleQueue[tuple[Package, BaseException | None]] = queue.SimpleQueue()
+    for package in packages:
+        waiting.put(package)
+    stop = threading.Event()
+
+    def work() -> None:
+        # Ctrl-C reaches every process of a terminal, and is the first thread's business. A worker process that starts
+        # here inherits this; by itself it could say so only after a second of imports.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        while not stop.is_set():
+            try:
+                package = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                task(package)
+                finished.put((package, None))
+            except BaseException as error:  # noqa: BLE001  it is raised where the results are awaited
+                finished.put((package, error))
+
+    try:
+        for _ in range(min(number, len(packages))):
+            threading.Thread(target=work, daemon=True).start()
+        for _ in packages:
+            package, error = finished.get()
+            if error is not None:
+                raise error
+            done(package)
+    finally:
+        stop.set()
+
+
+def _reducer(workers: int) -> Executor:
+    if workers == 1:
+        return ThreadPoolExecutor(1)
+    # A forked child of a process with threads may deadlock; spawned ones start clean on every platform.
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+
+
+def _begin_worker() -> None:
+    """Do not outlive the first process, and keep the memory of one file for the next."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # glibc would give large blocks back, to have them zeroed again for each file: an eighth of a worker's CPU.
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        allocator.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _reduce_in(reducer: Executor, package: Package, fetched: Fetched, store: AnyStore) -> None:
+    try:
+        reducer.submit(reduce_package, package, fetched, store).result()
+    except BrokenProcessPool as error:
+        raise ChandraSpectraError(
+            "a worker process was killed, perhaps for want of memory; run the same command again to go on, with fewer "
+            "--workers if it recurs. A script that calls prepare must do so below: if __name__ == '__main__':"
+        ) from error

@@ -1,0 +1,357 @@
+"""What the instrument does to a spectrum: energies of the channels, coarser channels, and the folding of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+
+from builder.model.errors import SettingError
+from builder.model.records import N_CHANNELS
+from builder.use.batches import arrays
+
+__all__ = ["Calibration"]
+
+Floats = NDArray[np.float64]
+
+_KEPT = 8
+"""Decoded responses kept in memory, 5 MB each."""
+
+_GRID_TOLERANCE = 1e-6
+"""Relative; the energies of ARF and RMF files are single precision, so those of one grid differ by 1e-7 at most."""
+
+
+class Calibration:
+    """The instrument tables of a prepared folder, and what is done with them.
+
+    Parameters
+    ----------
+    ebounds : iterable of dict
+        Rows of config ``ebounds``.
+    responses : datasets.Dataset, optional
+        Config ``responses``, wanted by `fold` only, or a function that loads it. It is read row by row.
+
+    Raises
+    ------
+    SettingError
+        If the energies of a channel grid do not rise.
+
+    Examples
+    --------
+    >>> from chandra_spectra import Calibration
+    >>> calibration = Calibration.load("chandra_spectra")  # doctest: +SKIP
+    """
+
+    def __init__(self, ebounds: Iterable[Mapping[str, Any]], responses: Any = None) -> None:
+        self._grids: dict[str, tuple[Floats, Floats]] = {}
+        for row in ebounds:
+            low, high = (np.array(row[name], dtype=np.float64) for name in ("energy_lo", "energy_hi"))
+            if not (np.all(low < high) and np.all(np.diff(low) > 0) and np.all(np.diff(high) > 0)):
+                raise SettingError(f"the energies of channel grid {row['ebounds_id']} do not rise")
+            self._grids[str(row["ebounds_id"])] = low, high
+        self._responses = responses
+        self._table: Any = None
+        self._numbers: dict[str, int] = {}
+        self._decoded: dict[str, _Response] = {}
+
+    @classmethod
+    def load(cls, path: str, **options: Any) -> Calibration:
+        """The tables of a prepared folder or of a dataset on a hub.
+
+        Parameters
+        ----------
+        path : str
+            As `datasets.load_dataset` takes it.
+        **options
+            Further arguments of `datasets.load_dataset`, such as ``revision``; not ``name``, ``split`` or
+            ``streaming``. Config ``responses`` is loaded at the first `fold`.
+
+        Returns
+        -------
+        Calibration
+
+        Raises
+        ------
+        SettingError
+            If one of those three is among the options.
+        """
+        from datasets import load_dataset
+
+        if wrong := [name for name in ("name", "split", "streaming") if name in options]:
+            raise SettingError(f"the tables of the instrument are loaded whole, for any split: leave out {wrong[0]}")
+        ebounds = load_dataset(path, "ebounds", split="train", **options)
+        return cls(ebounds, partial(_load_responses, path, options))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # datasets makes the key of a cached `map` of this, which must not depend on what was folded before
+        return self.__dict__ | {"_table": None, "_numbers": {}, "_decoded": {}}
+
+    def energies(self, ebounds_id: str) -> tuple[Floats, Floats]:
+        """Nominal energies of channels 1 to 1024.
+
+        Parameters
+        ----------
+        ebounds_id : str
+            Key of config ``ebounds``.
+
+        Returns
+        -------
+        energy_lo, energy_hi : ndarray of float64, shape (1024,)
+            keV: E_MIN and E_MAX of the RMF file.
+
+        Raises
+        ------
+        SettingError
+            If there is no such grid.
+        """
+        low, high = self._grid(ebounds_id)
+        return low.copy(), high.copy()
+
+    def _grid(self, ebounds_id: str) -> tuple[Floats, Floats]:
+        try:
+            return self._grids[ebounds_id]
+        except KeyError:
+            raise SettingError(
+                f"config ebounds has no channel grid {ebounds_id!r}: take ebounds and rows of one folder"
+            ) from None
+
+    def rebin(self, rows: pa.Table | Mapping[str, Any], edges: ArrayLike) -> dict[str, NDArray[Any]]:
+        """Sum channels into coarser bins, a view of fixed size.
+
+        A channel belongs to the bin that holds its centre: sums are exact, nothing is interpolated or split. The
+        bins that come out therefore begin and end with a channel, within half a channel of the `edges`; the energies
+        say where, and the effective area is the mean over just that range.
+
+        Parameters
+        ----------
+        rows : pyarrow.Table or dict
+            A batch of rows of config ``counts`` as a table, which is the fastest, or as ``map(batched=True)`` or
+            `collate` gives it, or one row; with ``counts``, ``background_counts``, ``arf`` and ``ebounds_id``.
+        edges : array_like, shape (n + 1,)
+            Rising, keV; channels outside are left out.
+
+        Returns
+        -------
+        dict of ndarray, shape (n,) or (rows, n)
+            ``counts`` and ``background_counts``, int64; ``effective_area``, float64, cm2: the mean over the bin of the
+            ARF, which is constant in each of its bins and 0 outside; ``energy_lo`` and ``energy_hi``, float64, keV.
+
+        Raises
+        ------
+        SettingError
+            If the edges do not rise, a bin holds no channel, or the rows are not of config ``counts``.
+        """
+        edges = _rising(edges)
+        single, batch = _batch(rows, ("counts", "background_counts", "ebounds_id", "arf"))
+        areas = _areas(batch["arf"])
+        rebinned = {name: np.empty((len(areas), edges.size - 1), kind) for name, kind in _REBINNED.items()}
+        alike: dict[tuple[str, bytes, bytes], list[int]] = {}
+        for number, (grid, (low, high, _)) in enumerate(zip(batch["ebounds_id"], areas, strict=True)):
+            alike.setdefault((grid, low.tobytes(), high.tobytes()), []).append(number)
+        for (grid, *_), numbers in alike.items():
+            begin, low, high = self._bins(grid, edges)
+            for name in ("counts", "background_counts"):
+                counts = np.asarray(batch[name])[numbers]
+                total = np.zeros((len(numbers), N_CHANNELS + 1), np.int64)
+                np.cumsum(counts, axis=1, out=total[:, 1:])
+                rebinned[name][numbers] = np.diff(total[:, begin])
+            area_low, area_high, _ = areas[numbers[0]]
+            overlap = np.minimum.outer(high, area_high) - np.maximum.outer(low, area_low)
+            area = np.stack([areas[number][2] for number in numbers])
+            rebinned["effective_area"][numbers] = area @ np.maximum(overlap, 0).T / (high - low)
+            rebinned["energy_lo"][numbers], rebinned["energy_hi"][numbers] = low, high
+        return {name: values[0] for name, values in rebinned.items()} if single else rebinned
+
+    def _bins(self, ebounds_id: str, edges: Floats) -> tuple[NDArray[np.intp], Floats, Floats]:
+        """First channel of each bin and the one after the last, and the energies where bins begin and end."""
+        low, high = self._grid(ebounds_id)
+        begin = np.searchsorted((low + high) / 2, edges)
+        if (hollow := np.flatnonzero(np.diff(begin) == 0)).size:
+            first, last = edges[hollow[0] : hollow[0] + 2]
+            raise SettingError(
+                f"no channel has its centre in {first:g}-{last:g} keV: choose wider bins within "
+                f"{low[0]:g}-{high[-1]:g} keV"
+            )
+        return begin, low[begin[:-1]], high[begin[1:] - 1]
+
+    def fold(self, model: Callable[[Floats, Floats], ArrayLike], rows: pa.Table | Mapping[str, Any]) -> Floats:
+        """Predict the counts of a model in each channel of the source region, without background.
+
+        ``exposure * sum over energies of RMF(channel, energy) * ARF(energy) * model(energy)`` (OGIP CAL/GEN/92-002),
+        as in Sherpa's ``RSPModelPHA``; AREASCAL is 1 in all rows.
+        The area is not corrected for the aperture: what is folded is the flux of the photons within the source region,
+        while the catalog's fluxes are of all. Column PSF_FRAC of the ARF file is the fraction of the PSF within it
+        (``chandra-spectra export --layout fits`` gives the files back); it can exceed 1.
+
+        Parameters
+        ----------
+        model : callable
+            ``model(energy_lo, energy_hi)``, with the edges in keV, gives the photons cm-2 s-1 in each energy bin: a
+            Sherpa model, or a function. For a batch it may give (rows, energies), a spectrum for each row.
+        rows : pyarrow.Table or dict
+            One row of config ``counts``, or a batch of them as for `rebin`; with ``exposure``, ``arf`` and
+            ``rmf_sha256``.
+
+        Returns
+        -------
+        ndarray of float64, shape (1024,) or (rows, 1024)
+
+        Raises
+        ------
+        SettingError
+            If there are no responses or not those of the rows, the energies of ARF and RMF differ, those of rows with
+            spectra of their own differ, or the model gives another number of values.
+        """
+        single, batch = _batch(rows, ("exposure", "arf", "rmf_sha256"))
+        areas, folded = _areas(batch["arf"]), []
+        known: dict[tuple[bytes, bytes], Floats] = {}
+        for number, area in enumerate(areas):
+            response = self._response(batch["rmf_sha256"][number])
+            if not response.has_energies_of(area):
+                raise SettingError(f"the energies of the ARF and of RMF {batch['rmf_sha256'][number]} differ")
+            grid = response.low.tobytes(), response.high.tobytes()
+            if grid not in known:
+                known[grid] = _photons(model(response.low, response.high), response.low.size, len(areas), single)
+            photons = known[grid]
+            if photons.ndim > 1:
+                if len(known) > 1:
+                    raise SettingError("the rows' responses have other energies each: fold the rows one by one")
+                photons = photons[number]
+            detected = photons * area[2][: photons.size]
+            folded.append(float(batch["exposure"][number]) * response.fold(detected))
+        result: Floats = np.array(folded).reshape(-1, N_CHANNELS)
+        return result[0] if single else result
+
+    def _response(self, rmf_sha256: str) -> _Response:
+        """A decoded response; the last few are kept."""
+        if rmf_sha256 not in self._decoded:
+            response = _Response.decode(self._read(rmf_sha256))
+            if len(self._decoded) >= _KEPT:
+                self._decoded.pop(next(iter(self._decoded)))
+            self._decoded[rmf_sha256] = response
+        return self._decoded[rmf_sha256]
+
+    def _read(self, rmf_sha256: str) -> dict[str, NDArray[Any]]:
+        if self._responses is None:
+            raise SettingError("to fold a model takes config responses: Calibration(ebounds, responses)")
+        if self._table is None:
+            responses = self._responses() if callable(self._responses) else self._responses
+            self._table = responses.with_format("arrow")
+            names = self._table.select_columns("rmf_sha256")[:]["rmf_sha256"].to_pylist()
+            self._numbers = {name: number for number, name in enumerate(names)}
+        if rmf_sha256 not in self._numbers:
+            raise SettingError(f"config responses has no RMF {rmf_sha256}: take responses and rows of one folder")
+        row = self._table[self._numbers[rmf_sha256]]
+        lists = {name: row[name].combine_chunks().flatten().to_numpy() for name in _LISTS}
+        return lists | {"first_channel": row["first_channel"].to_numpy()}
+
+
+_REBINNED = {
+    "counts": np.int64,
+    "background_counts": np.int64,
+    "effective_area": np.float64,
+    "energy_lo": np.float64,
+    "energy_hi": np.float64,
+}
+_AREA = ("energy_lo", "energy_hi", "specresp")
+_LISTS = ("energy_lo", "energy_hi", "n_grp", "f_chan", "n_chan", "matrix")
+
+
+def _load_responses(path: str, options: dict[str, Any]) -> Any:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(path, "responses", split="train", **options)
+    except ValueError as error:  # no config has this name
+        raise SettingError(f"{path} has no config responses: prepare it with --with-responses") from error
+
+
+def _batch(rows: pa.Table | Mapping[str, Any], names: tuple[str, ...]) -> tuple[bool, Mapping[str, Any]]:
+    """Whether it is one row, and the named columns of the rows; SettingError where one is missing."""
+    there = rows.column_names if isinstance(rows, pa.Table) else rows
+    if missing := [name for name in names if name not in there]:
+        raise SettingError(f"no {missing[0]} in the row: give rows of config counts with {', '.join(names)}")
+    if isinstance(rows, pa.Table):
+        return False, arrays(rows.select(names))
+    single = any(isinstance(rows[name], str) for name in names)
+    return single, {name: [rows[name]] if single else rows[name] for name in names}
+
+
+def _areas(arf: Any) -> list[tuple[Floats, ...]]:
+    """Low edge, high edge and effective area of each row's ARF, from a list of structs or from padded arrays.
+
+    The bins that pad, from 0 to 0 keV, add no area.
+    """
+    if isinstance(arf, Mapping):
+        return list(zip(*(np.asarray(arf[name], dtype=np.float64) for name in _AREA), strict=True))
+    return [tuple(np.asarray(row[name], dtype=np.float64) for name in _AREA) for row in arf]
+
+
+def _rising(edges: ArrayLike) -> Floats:
+    try:
+        numbers = np.asarray(edges, dtype=np.float64)
+    except (TypeError, ValueError):  # texts, or lists of different lengths
+        numbers = np.empty(0)
+    if numbers.ndim != 1 or numbers.size < 2 or not (np.isfinite(numbers).all() and np.all(np.diff(numbers) > 0)):
+        raise SettingError("the edges of bins must be two or more rising numbers, keV")
+    return numbers
+
+
+def _photons(given: ArrayLike, energies: int, rows: int, single: bool) -> Floats:
+    """What a model gives; SettingError unless it is one spectrum, or one for each row."""
+    photons = np.asarray(given, dtype=np.float64)
+    if photons.shape != (energies,) and (single or photons.shape != (rows, energies)):
+        raise SettingError(f"the model gives values of shape {photons.shape} for {energies} energy bins")
+    return photons
+
+
+@dataclass(frozen=True, slots=True)
+class _Response:
+    """A response matrix, its values one group of channels after the other.
+
+    Attributes
+    ----------
+    low, high : ndarray of float64, shape (energies,)
+        keV.
+    energy, width : ndarray of int64, shape (groups,)
+        Number of the photon energy bin, and of channels, of each group.
+    channel : ndarray of int64, shape (values,)
+        From 0.
+    value : ndarray of float32, shape (values,)
+    """
+
+    low: Floats
+    high: Floats
+    energy: NDArray[np.int64]
+    width: NDArray[np.int64]
+    channel: NDArray[np.int64]
+    value: NDArray[np.float32]
+
+    @classmethod
+    def decode(cls, row: Mapping[str, NDArray[Any]]) -> _Response:
+        """Number the channels of a row of config ``responses``, whose groups are those of CAL/GEN/92-002."""
+        energy = np.repeat(np.arange(row["n_grp"].size), row["n_grp"])
+        width = row["n_chan"].astype(np.int64)
+        end = np.cumsum(width)
+        channel = np.arange(width.sum()) + np.repeat(row["f_chan"] - row["first_channel"] - (end - width), width)
+        return cls(row["energy_lo"], row["energy_hi"], energy, width, channel, row["matrix"])
+
+    def has_energies_of(self, area: tuple[Floats, ...]) -> bool:
+        """Compare the energies with those of an effective area; behind its own, it may be padded with bins of 0 keV."""
+        size = self.low.size
+        return all(
+            mine[:size].shape == theirs.shape
+            and np.allclose(mine[:size], theirs, rtol=_GRID_TOLERANCE, atol=0)
+            and not mine[size:].any()
+            for mine, theirs in zip(area, (self.low, self.high), strict=False)
+        )
+
+    def fold(self, photons: Floats) -> Floats:
+        """Distribute what is detected in each energy bin over the channels."""
+        spread = np.repeat(photons[self.energy], self.width) * self.value
+        return np.bincount(self.channel, spread, N_CHANNELS).astype(np.float64, copy=False)

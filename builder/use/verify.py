@@ -1,0 +1,432 @@
+"""Whether a prepared folder is what it should be: its files, their content, and on demand the reduction itself."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builder.archive.packages import PACKAGE_SIZE, Package
+from builder.dataset.layout import (
+    DATA_FILES,
+    HDF5_FILE,
+    MANIFEST_FILE,
+    REJECTIONS_FILE,
+    archive_of,
+    manifest_digest,
+    parts_of,
+    read_manifest,
+    rows_of,
+)
+from builder.dataset.rows import examples
+from builder.dataset.slices import SLICE_ROWS, order_of, slices
+from builder.files import file_sha256
+from builder.model.columns import COLUMNS, features
+from builder.model.errors import SettingError
+from builder.model.ids import DetectionId
+from builder.model.records import REASONS
+from builder.model.settings import Recipe, Settings
+from builder.model.splits import Splits
+from builder.model.text import Progress, several, silent
+from builder.store.fill import make
+from builder.store.packages import REJECTIONS_SCHEMA, SPECTRA_SCHEMA, Store
+from builder.use.checks import (
+    Check,
+    Grids,
+    check_channels,
+    check_grids,
+    check_hdf5,
+    check_ids,
+    check_nulls,
+    check_responses,
+    check_spectra,
+    hdf5_columns,
+)
+from builder.workspace import open_workspace
+
+__all__ = ["Report", "verify"]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was checked.
+
+    Attributes
+    ----------
+    folder : Path
+    checks : tuple of Check
+        Each with its claim, what it looked at and its failures.
+    """
+
+    folder: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def failed(self) -> int:
+        """Number of failures."""
+        return sum(check.failed for check in self.checks)
+
+    @property
+    def failures(self) -> list[str]:
+        """The failures that the checks list, one line each: file, row and value."""
+        return [line for check in self.checks for line in check.failures]
+
+
+def verify(
+    folder: Path,
+    *,
+    content: bool = True,
+    load: bool = True,
+    recheck: int = 0,
+    archive: str = "",
+    seed: int = 0,
+    cache: Path | None = None,
+    slice_rows: int = SLICE_ROWS,
+    progress: Progress = silent,
+) -> Report:
+    """Check a prepared folder.
+
+    Parameters
+    ----------
+    folder : Path
+    content : bool
+        Check the rows, too, and not only sizes, checksums and numbers.
+    load : bool
+        Load each config with `datasets` into an empty cache.
+    recheck : int
+        Reduce so many rows again from the archive and compare all measured values.
+    archive : str
+        Archive to reduce from; that of the manifest by default.
+    seed : int
+        Of the choice of rows to reduce again.
+    cache : Path, optional
+        Folder for what is downloaded, see `builder.workspace.default_cache`.
+    slice_rows : int
+        Rows in hand at once; 500 are about 20 MB.
+    progress : callable
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    OutputError
+        If the folder has no readable manifest.
+    SettingError, ArchiveError
+        If the archive to reduce from cannot be used.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    shown, folder = folder, folder.resolve()  # pyarrow takes a relative path with a colon for a URI
+    files = Check("files are those of the manifest")
+    numbers = Check("rows, rejections and files add up")
+    ids = Check("ids are unique, in order and consistent")
+    grids = Check("grids and responses match their ids")
+    channels = Check("counts and areas are well-formed")
+    spectra = Check("spectra are well-formed")
+    hdf5 = Check("HDF5 and Parquet hold the same")
+    loads = Check("load_dataset reads every config, cold")
+    again = Check("reduced again, the numbers are the same")
+
+    if _check_files(files, folder, manifest, progress):
+        with _reading(numbers, MANIFEST_FILE):
+            _check_numbers(numbers, folder, manifest)
+        if not numbers.failed:
+            if content:
+                _check_content(folder, manifest, (ids, grids, channels, spectra, hdf5), slice_rows, progress)
+            if load:
+                _check_loads(loads, folder, manifest)
+            if recheck:
+                _check_again(again, folder, manifest, recheck, archive, seed, cache, progress)
+    return Report(shown, (files, numbers, ids, grids, channels, spectra, hdf5, loads, again))
+
+
+@contextmanager
+def _reading(check: Check, file: str) -> Iterator[None]:
+    """What a damaged file or a strange manifest raises becomes a failure."""
+    try:
+        yield
+    except KeyError as error:
+        check.fail(file, f"has no {error}")
+    except (pa.ArrowException, OSError, ValueError, TypeError, IndexError) as error:
+        check.fail(file, f"cannot be read: {error}")
+
+
+def _check_files(check: Check, folder: Path, manifest: dict[str, Any], progress: Progress) -> bool:
+    """Compare size and SHA-256 of every file; returns whether the data can be read on."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    if (folder / MANIFEST_FILE).read_bytes() != text.encode():
+        check.fail(MANIFEST_FILE, "is not laid out as it was written")
+    if manifest.get("sha256") != manifest_digest(manifest):
+        check.fail(MANIFEST_FILE, f"has the SHA-256 {manifest_digest(manifest)}, it says {manifest.get('sha256')}")
+    damaged = False
+    with _reading(check, MANIFEST_FILE):
+        named = {str(file["path"]): (file["bytes"], file["sha256"]) for file in manifest["files"]}
+        check.scope = f"{len(named)} files, {sum(size for size, _ in named.values()) / 1e6:,.1f} MB"
+        damaged = len(named) != len(manifest["files"])
+        for number, (path, (size, digest)) in enumerate(named.items(), 1):
+            before = check.failed
+            if path not in found:
+                check.fail(path, "is missing")
+            elif (length := (folder / path).stat().st_size) != size:
+                check.fail(path, f"has {length} bytes, the manifest says {size}")
+            elif (actual := file_sha256(folder / path)) != digest:
+                check.fail(path, f"has the SHA-256 {actual}, the manifest says {digest}")
+            damaged |= check.failed > before and path != "README.md"
+            progress("files", number, len(named))
+        for path in sorted(found - set(named) - {MANIFEST_FILE}):
+            check.fail(path, "is not in the manifest")
+        return not damaged
+    return False
+
+
+def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None:
+    from datasets import Features
+
+    counts = manifest["counts"]
+    check.scope = f"{counts['selected']:,} selected, {counts['rows']:,} rows, {counts['rejected']:,} rejected"
+
+    def equal(what: str, found: object, expected: object, file: str = MANIFEST_FILE) -> None:
+        if found != expected:
+            check.fail(file, f"{what} is {found}, not {expected}")
+
+    known = {MANIFEST_FILE, HDF5_FILE, REJECTIONS_FILE}
+    totals = dict.fromkeys(("spectra", "counts"), 0)
+    for config, split in parts_of(manifest):
+        shards = rows_of(manifest, config, split)
+        known |= set(shards)
+        for number, (path, rows) in enumerate(shards.items()):
+            equal("name", path, f"{DATA_FILES[config]}/{split}-{number:05d}-of-{len(shards):05d}.parquet")
+            with _reading(check, path):
+                parquet = pq.ParquetFile(folder / path)
+                equal("number of rows", parquet.metadata.num_rows, rows, path)
+                if Features.from_arrow_schema(parquet.schema_arrow) != features(config):
+                    check.fail(path, f"has not the columns of config {config}")
+        if not shards and counts["rows"] and config not in totals:
+            check.fail(MANIFEST_FILE, f"names no file of config {config}")
+        if config in totals:
+            totals[config] += sum(shards.values())
+            equal(
+                f"rows of config {config}, split {split}",
+                sum(shards.values()),
+                sum(rows_of(manifest, "spectra", split).values()),
+            )
+    for config, rows in totals.items():
+        equal(f"number of rows of config {config}", rows, counts["rows"])
+    for file in manifest["files"]:
+        if file["path"].endswith(".parquet") and file["path"] not in known:
+            check.fail(MANIFEST_FILE, f"{file['path']} is of no config and split")
+    for file in manifest["files"]:
+        others = {HDF5_FILE: counts["rows"], REJECTIONS_FILE: counts["rejected"], "README.md": None}
+        equal(f"rows of {file['path']}", file["rows"], others.get(file["path"], file["rows"]))
+
+    rejections = pq.read_table(folder / REJECTIONS_FILE)
+    if not rejections.schema.equals(REJECTIONS_SCHEMA):
+        check.fail(REJECTIONS_FILE, "has not the columns of a table of rejections")
+    reasons = Counter(rejections["reason"].to_pylist())
+    equal("number of rows", len(rejections), counts["rejected"], REJECTIONS_FILE)
+    equal("reasons", counts["reasons"], dict(sorted(reasons.items())))
+    equal("selected", counts["selected"], counts["rows"] + counts["rejected"])
+    equal("catalog.detections", manifest["catalog"]["detections"], counts["detections"])
+    repeated = Counter(rejections["detection_id"].to_pylist())
+    for row, (name, reason) in enumerate(
+        zip(rejections["detection_id"].to_pylist(), rejections["reason"].to_pylist(), strict=True)
+    ):
+        place = f"{name} (row {row})"
+        if reason not in REASONS:
+            check.fail(REJECTIONS_FILE, place, f"the reason {reason!r} is not known")
+        if repeated[name] > 1:
+            check.fail(REJECTIONS_FILE, place, "is there twice")
+        try:
+            DetectionId.parse(name)
+        except SettingError as error:
+            check.fail(REJECTIONS_FILE, place, str(error))
+
+    settings = {name: manifest[name] for name in ("dataset", "builder", "versions")} | manifest["settings"]
+    with h5py.File(folder / HDF5_FILE) as hdf5:
+        for name in sorted(settings | dict(hdf5.attrs)):
+            value = hdf5.attrs.get(name)
+            found = json.loads(value) if isinstance(settings.get(name), dict) and value is not None else value
+            equal(f"attribute {name}", found, settings.get(name), HDF5_FILE)
+
+
+def _check_content(
+    folder: Path, manifest: dict[str, Any], checks: tuple[Check, ...], slice_rows: int, progress: Progress
+) -> None:
+    ids, grids, channels, spectra, hdf5 = checks
+    counts = manifest["counts"]
+    splits = Splits.parse(manifest["settings"]["splits"])
+    recipe = Recipe.from_dict(manifest["settings"]["recipe"])
+    rejected = set(pq.read_table(folder / REJECTIONS_FILE)["detection_id"].to_pylist())
+    detections = {DetectionId.parse(name).catalog.object_id for name in rejected}
+    previous, distinct, used, responses = -1, 0, set[str](), dict[str, str]()
+    with h5py.File(folder / HDF5_FILE) as file, _reading(ids, "Parquet"):
+        known = _check_ebounds(grids, hdf5, folder, rows_of(manifest, "ebounds", "train"), file)
+        comparable = hdf5_columns(hdf5, file, HDF5_FILE, counts["rows"])
+        for rows in slices(folder, manifest, order_of(folder, manifest), slice_rows):
+            if check_nulls(ids, rows):
+                numbers = rows.spectra["object_id"].to_numpy() // 10 * 10  # without the cycle
+                detections.difference_update(numbers.tolist())
+                distinct += int(np.count_nonzero(np.diff(numbers, prepend=previous // 10 * 10)))
+                previous = check_ids(ids, rows, previous, rejected, splits)
+                check_channels(channels, rows, known)
+                check_spectra(spectra, rows, recipe, known)
+                if comparable:
+                    with _reading(hdf5, HDF5_FILE):
+                        check_hdf5(hdf5, rows, file)
+                used.update(rows.counts["ebounds_id"].to_pylist())
+                responses.update(
+                    zip(rows.counts["rmf_sha256"].to_pylist(), rows.counts["ebounds_id"].to_pylist(), strict=True)
+                )
+            done = rows.start + len(rows)
+            for check in (ids, channels, spectra, hdf5):
+                check.scope = f"{done:,} rows"
+            progress("rows", done, counts["rows"])
+        if not ids.failed and (found := distinct + len(detections)) != counts["detections"]:
+            ids.fail(MANIFEST_FILE, f"{counts['detections']} detections, but rows and rejections are of {found}")
+        for key in sorted(set(known) - used):
+            grids.fail(next(iter(rows_of(manifest, "ebounds", "train"))), key, "no row has this grid")
+        if manifest["settings"]["responses"]:
+            _check_responses(grids, folder, rows_of(manifest, "responses", "train"), responses)
+
+
+def _check_ebounds(check: Check, hdf5: Check, folder: Path, files: dict[str, int], file: h5py.File) -> Grids:
+    known: Grids = {}
+    with _reading(check, DATA_FILES["ebounds"]):
+        for path in files:
+            known |= check_grids(check, pq.read_table(folder / path), path)
+    check.scope = several(len(known), "grid")
+    with _reading(hdf5, f"{HDF5_FILE}: ebounds"):
+        group = file["ebounds"]
+        stored = zip(group["ebounds_id"].asstr()[:], group["energy_lo"][:], group["energy_hi"][:], strict=True)
+        if [(key, low.tolist(), high.tolist()) for key, low, high in stored] != [
+            (key, low.tolist(), high.tolist()) for key, (low, high) in known.items()
+        ]:
+            hdf5.fail(HDF5_FILE, "ebounds", "the grids are not those of config ebounds")
+    return known
+
+
+def _check_responses(check: Check, folder: Path, files: dict[str, int], used: dict[str, str]) -> None:
+    """Every response is well-formed, is there once, and is that of a row, with its grid; every row has its own."""
+    found = set[str]()
+    with _reading(check, DATA_FILES["responses"]):
+        for path in files:
+            with pq.ParquetFile(folder / path) as file:
+                for batch in file.iter_batches(10):
+                    check_responses(check, batch, path, used, found)
+    check.scope += f", {len(found):,} responses"
+    for key in sorted(used.keys() ^ found):
+        why = "a row's response is missing" if key in used else "no row has this response"
+        check.fail(next(iter(files)), key, why)
+
+
+def _check_loads(check: Check, folder: Path, manifest: dict[str, Any]) -> None:
+    """Load each config with an empty cache and compare the number of rows and the features."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    wanted: dict[str, dict[str, int]] = {}
+    for config, split in parts_of(manifest):
+        if rows := sum(rows_of(manifest, config, split).values()):  # datasets loads no split without rows
+            wanted.setdefault(config, {})[split] = rows
+    for config, expected in wanted.items():
+        with tempfile.TemporaryDirectory() as cache, _reading(check, f"config {config}"):
+            try:
+                loaded = load_dataset(str(folder), config, cache_dir=cache)
+            except DatasetsError as error:
+                check.fail(f"config {config}", f"load_dataset: {error.__cause__ or error}")
+                continue
+            found = {split: len(dataset) for split, dataset in loaded.items()}
+            if found != expected:
+                check.fail(f"config {config}", f"load_dataset gives {found} rows, not {expected}")
+            if any(dataset.features != features(config) for dataset in loaded.values()):
+                check.fail(f"config {config}", "load_dataset gives other features")
+    check.scope = ", ".join(wanted) or "no rows"
+
+
+def _check_again(
+    check: Check,
+    folder: Path,
+    manifest: dict[str, Any],
+    number: int,
+    archive: str,
+    seed: int,
+    cache: Path | None,
+    progress: Progress,
+) -> None:
+    """Reduce some rows again, by the way that every row goes, and compare with the doubles of the HDF5 file."""
+    said = manifest["settings"]
+    recipe = Recipe.from_dict(said["recipe"])
+    settings = Settings(
+        archive_of(manifest, archive),
+        said["release"],
+        said.get("catalog", ""),
+        recipe=recipe,
+        responses=said["responses"],
+    )
+    source = open_workspace(settings, cache)
+    total = manifest["counts"]["rows"]
+    chosen = sorted(random.Random(seed).sample(range(total), min(number, total)))
+    columns = [column for column in COLUMNS if column.name in SPECTRA_SCHEMA.names]
+    with h5py.File(folder / HDF5_FILE) as file, tempfile.TemporaryDirectory() as root:
+        store = Store(Path(root), settings.release, recipe, settings.responses)
+        for start in range(0, len(chosen), PACKAGE_SIZE):
+            rows = {row: DetectionId.parse(file["detection_id"].asstr()[row]) for row in chosen[start:][:PACKAGE_SIZE]}
+            package = Package(0, tuple(dict.fromkeys(detection.catalog for detection in rows.values())))
+            make(package, source.archive, store)
+            result = store.read(package)
+            reasons = {row["detection_id"]: row for row in result.rejections.to_pylist()}
+            measured = {row["object_id"]: row for row in result.spectra.to_pylist()}
+            for row, detection in rows.items():
+                place = (HDF5_FILE, f"{detection} (row {row})")
+                if (expected := measured.get(detection.object_id)) is None:
+                    why = reasons.get(str(detection), {"message": "no files"})["message"]
+                    check.fail(*place, f"is now rejected: {why}")
+                    continue
+                for column in columns:
+                    difference = _difference(file[column.hdf5_name][row], expected[column.name])
+                    if difference:
+                        check.fail(*place, column.hdf5_name + difference)
+            if settings.responses:
+                _check_responses_again(check, folder, list(rows_of(manifest, "responses", "train")), result.responses)
+            progress("recheck", start + len(rows), len(chosen))
+    check.scope = f"{len(chosen):,} of {total:,} rows, from {settings.archive}"
+
+
+def _check_responses_again(check: Check, folder: Path, files: list[str], again: pa.Table) -> None:
+    """Compare responses that were read again, by their keys, with those of the folder."""
+    wanted = {row["rmf_sha256"]: row for row in examples(again)}
+    for path in files:
+        with pq.ParquetFile(folder / path) as file:
+            for batch in file.iter_batches(10):
+                for stored in examples(pa.Table.from_batches([batch])):
+                    for name, value in wanted.get(stored["rmf_sha256"], {}).items():
+                        if difference := _difference(stored[name], value):
+                            check.fail(path, stored["rmf_sha256"], name + difference)
+
+
+def _difference(stored: Any, again: Any) -> str:
+    """How a stored value differs from the one that came out again; empty where it does not."""
+    if isinstance(stored, bytes):
+        stored = stored.decode()
+    if np.array_equal(stored, "" if again is None else again):  # of the measured values only texts may be null
+        return ""
+    if np.shape(stored) != np.shape(again):
+        return f" has {np.size(stored)} values, the archive's files give {np.size(again)}"
+    if not np.shape(stored):
+        return f" is {stored}, the archive's files give {again}"
+    first = np.flatnonzero(stored != np.asarray(again))[0]
+    return f"[{first}] is {stored[first]}, the archive's files give {again[first]}"

@@ -1,0 +1,176 @@
+"""The archive and the store that the settings name, and the plan that they come to."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from builder.archive.interface import Archive
+from builder.archive.mirror import CATALOG_FILE, INDEX_FILE, MirrorArchive
+from builder.archive.packages import Plan, plan
+from builder.files import check_place, file_sha256, open_url
+from builder.model.errors import OutputError, SettingError
+from builder.model.settings import DEFAULT_CONNECTIONS, EMBEDDED, Settings
+from builder.model.text import is_url
+from builder.store.packages import RemoteStore, Store
+
+if TYPE_CHECKING:
+    from builder.archive.http import Patience
+    from builder.simulator.holdings import Holdings
+
+__all__ = ["Workspace", "default_cache", "describe", "holdings", "make_plan", "open_workspace"]
+
+_NAMED = 5
+"""Detections that a warning names."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """An archive, from which packages come, and a store, in which finished ones are kept."""
+
+    archive: Archive
+    store: Store | RemoteStore
+
+
+def default_cache() -> Path:
+    """Folder for the store and downloads: ``$CHANDRA_SPECTRA_CACHE``, else ``chandra_spectra`` in the user's cache."""
+    if chosen := os.environ.get("CHANDRA_SPECTRA_CACHE"):
+        if is_url(chosen):
+            raise SettingError(f"CHANDRA_SPECTRA_CACHE is the URL {chosen}: name a folder; --store takes a URL")
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chandra_spectra"
+
+
+def open_workspace(
+    settings: Settings,
+    cache: Path | None = None,
+    connections: int = DEFAULT_CONNECTIONS,
+    store: str | None = None,
+    patience: Patience | None = None,
+) -> Workspace:
+    """Open the archive and the store that the settings name.
+
+    Parameters
+    ----------
+    settings : Settings
+    cache : Path, optional
+        Folder for finished packages and for what is downloaded or made.
+    connections : int
+        Connections at once, of all runs that share `cache`.
+    store : str, optional
+        Folder or fsspec URL for finished packages, in place of one in the cache.
+    patience : Patience, optional
+        How long to wait for an archive over HTTP.
+
+    Raises
+    ------
+    SettingError
+        If there is no such archive.
+    OutputError
+        If the cache cannot be used.
+    """
+    check_place(store or "")
+    cache = (cache or default_cache()).absolute()  # paths go to workers, which may be in another folder
+    try:
+        archive = _open_archive(settings, cache, connections, patience)
+    except OSError as error:
+        raise OutputError(f"cannot use the cache {cache}: {error.strerror}; choose another with --cache") from error
+    # Two archives may hold different files under the same ids.
+    identity = hashlib.sha256(archive.identity.encode()).hexdigest()[:16]
+    kept = (settings.release, settings.recipe, settings.responses)
+    if store and "://" in store:
+        open_url(store, SettingError)
+        return Workspace(archive, RemoteStore(f"{store.rstrip('/')}/{identity}", *kept))
+    root = Path(store).expanduser().absolute() if store else cache / "store"
+    return Workspace(archive, Store(root / identity, *kept))
+
+
+def _open_archive(settings: Settings, cache: Path, connections: int, patience: Patience | None) -> Archive:
+    if settings.archive == EMBEDDED:
+        from builder.simulator.embedded import EMBEDDED_VERSION, make_embedded_mirror
+
+        folder = cache / f"embedded-{EMBEDDED_VERSION}"
+        make_embedded_mirror(folder)
+        return MirrorArchive(folder, settings.release, nulls=True)
+    if settings.archive.startswith(("http://", "https://")):
+        from builder.archive.csc import HttpArchive
+        from builder.archive.http import Client, Patience
+
+        base = settings.archive.rstrip("/")
+        client = Client(base, patience or Patience())
+        return HttpArchive(base, settings.release, cache / "downloads", client, connections)
+    folder = Path(settings.archive).expanduser().absolute()
+    if (folder / CATALOG_FILE).is_file() or (settings.catalog and (folder / INDEX_FILE).is_file()):
+        return MirrorArchive(folder, settings.release)
+    what = f"the folder holds no {CATALOG_FILE}" if folder.is_dir() else "no such folder"
+    raise SettingError(f"archive {settings.archive!r} ({what}): give 'embedded', a mirror folder or an http(s) URL")
+
+
+def make_plan(workspace: Workspace, settings: Settings) -> Plan:
+    """Ask the catalog and divide its rows into packages.
+
+    Raises
+    ------
+    ArchiveError
+        If the catalog cannot be had.
+    SettingError
+        If no detection passes the cuts.
+    """
+    if settings.catalog:
+        from builder.dataset.catalog_file import read_catalog
+
+        answer = read_catalog(Path(settings.catalog))
+    else:
+        answer = workspace.archive.catalog(settings.selection)
+    nulls = workspace.archive.nulls or bool(settings.catalog)
+    batches = answer.to_batches(max_chunksize=1000)  # all rows as dicts at once would take gigabytes
+    keep = [settings.selection.keeps(row, nulls=nulls) for batch in batches for row in batch.to_pylist()]
+    kept = answer.filter(pa.array(keep, pa.bool_()))
+    where = settings.catalog or settings.archive
+    if not len(kept):
+        hint = "look for slips in the names, such as '2CXO J004248.5+411521'" if settings.selection.names else ""
+        raise SettingError(f"no detection of {where} passes all cuts: widen them{hint and ', and '}{hint}")
+    if missing := settings.selection.not_in(kept):
+        logger.warning(
+            "%s asked for, but unknown to %s or cut away: %s%s",
+            f"{len(missing):,}",
+            where,
+            ", ".join(missing[:_NAMED]),
+            ", ..." if len(missing) > _NAMED else "",
+        )
+    return plan(kept, limit=settings.selection.limit)
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """Give the settings as the manifest has them, with the checksum of a catalog of this machine as it is now."""
+    held = Path(settings.archive).expanduser() / CATALOG_FILE if settings.from_mirror else None
+    path = Path(settings.catalog) if settings.catalog else held
+    digest = None
+    if path is not None:
+        digest = ""
+        with contextlib.suppress(OSError):  # the reader of the catalog says why
+            digest = file_sha256(path)
+    return settings.as_dict(digest)
+
+
+def holdings(mirror: str, simulated: int | None, seed: int, cache: Path | None) -> Holdings:
+    """Give the content of a local archive server: a number of simulated detections, or a mirror."""
+    if simulated is not None:
+        from builder.simulator.products import SimulatedArchive
+
+        return SimulatedArchive(simulated, seed)
+    from builder.simulator.holdings import MirrorHoldings
+
+    archive = open_workspace(Settings(mirror), cache).archive
+    if not isinstance(archive, MirrorArchive):
+        raise SettingError(f"{mirror} is no mirror: give 'embedded' or a mirror folder")
+    return MirrorHoldings(archive.folder)
