@@ -26,7 +26,6 @@ from huggingface_hub import DatasetCard, DatasetCardData, metadata_load
 from matplotlib.figure import Figure
 from PIL import Image
 
-from builder import prepare as prepare_module
 from builder.cli.run import app
 from builder.dataset import card as card_module
 from builder.dataset.card import selection_words, write_card
@@ -245,7 +244,8 @@ def settings_of(line: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
     def ask(folder: Path, settings: Settings, **options: object) -> None:
         raise Asked(settings)
 
-    monkeypatch.setattr(prepare_module, "prepare", ask)
+    # Not as `builder.prepare`, which is the function.
+    monkeypatch.setattr(sys.modules["builder.prepare"], "prepare", ask)
     program, *words = shlex.split(line.replace("\\\n", ""))
     assert program == "chandra-spectra"
     with pytest.raises(Asked) as asked:

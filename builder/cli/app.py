@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -90,51 +93,52 @@ def _cut(setting: str, text: str) -> Any:
     return typer.Option(rich_help_panel=CUTS, help=text, show_default=f"{DEFAULT_CUTS[setting]:g}")
 
 
-MinCnts = Annotated[float | None, _cut("min_cnts", "Lower limit of the net counts, 0.5-7 keV.")]
-MinSig = Annotated[float | None, _cut("min_sig", "Lower limit of the flux significance (S/N), 0.5-7 keV.")]
-MaxTheta = Annotated[float | None, _cut("max_theta", "Upper limit of the off-axis angle, arcmin.")]
-ConeText = Annotated[
-    str | None,
-    typer.Option("--cone", rich_help_panel=CUTS, metavar="RA,DEC,RADIUS", help="Circle on the sky, degrees."),
-]
-Names = Annotated[
-    list[str] | None, typer.Option("--name", rich_help_panel=CUTS, help="Name of a source; may be repeated.")
-]
-Obsids = Annotated[
-    list[int] | None, typer.Option("--obsid", rich_help_panel=CUTS, help="Number of an observation; may be repeated.")
-]
-Detections = Annotated[
-    Path | None,
-    typer.Option(
-        callback=local, rich_help_panel=CUTS, help="File with a list of detections, one obsid.obi.region_id a line."
-    ),
-]
-Limit = Annotated[
-    int | None,
-    typer.Option(rich_help_panel=CUTS, help="Maximum number of detections, the first by obsid, obi and region_id."),
-]
-
-
 def selection_of(
-    min_cnts: float | None,
-    min_sig: float | None,
-    max_theta: float | None,
-    cone: str | None,
-    names: list[str] | None,
-    obsids: list[int] | None,
-    detections: Path | None,
-    limit: int | None,
+    min_cnts: Annotated[float | None, _cut("min_cnts", "Lower limit of the net counts, 0.5-7 keV.")] = None,
+    min_sig: Annotated[float | None, _cut("min_sig", "Lower limit of the flux significance (S/N), 0.5-7 keV.")] = None,
+    max_theta: Annotated[float | None, _cut("max_theta", "Upper limit of the off-axis angle, arcmin.")] = None,
+    cone: Annotated[
+        str | None, typer.Option(rich_help_panel=CUTS, metavar="RA,DEC,RADIUS", help="Circle on the sky, degrees.")
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(rich_help_panel=CUTS, help="Name of a source; may be repeated.")
+    ] = None,
+    obsid: Annotated[
+        list[int] | None, typer.Option(rich_help_panel=CUTS, help="Number of an observation; may be repeated.")
+    ] = None,
+    detections: Annotated[
+        Path | None,
+        typer.Option(
+            callback=local, rich_help_panel=CUTS, help="File with a list of detections, one obsid.obi.region_id a line."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=CUTS, help="Maximum number of detections, the first by obsid, obi and region_id."),
+    ] = None,
 ) -> Selection:
-    """What the options of a selection come to; SettingError for a wrong one."""
+    """Make a selection of its options; SettingError for a wrong one."""
     from builder.dataset.catalog_file import read_detections
 
-    return Selection(
-        min_cnts,
-        min_sig,
-        max_theta,
-        Cone.parse(cone) if cone else None,
-        tuple(names or ()),
-        tuple(obsids or ()),
-        read_detections(detections) if detections else frozenset(),
-        limit,
-    )
+    circle = Cone.parse(cone) if cone else None
+    listed = read_detections(detections) if detections else frozenset()
+    return Selection(min_cnts, min_sig, max_theta, circle, tuple(name or ()), tuple(obsid or ()), listed, limit)
+
+
+def selects(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `selection_of` in the place of its parameter `selection`."""
+    signature, group = (inspect.signature(each, eval_str=True) for each in (command, selection_of))
+    parameters = [
+        own
+        for parameter in signature.parameters.values()
+        for own in (group.parameters.values() if parameter.name == "selection" else [parameter])
+    ]
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        chosen = {name: options.pop(name) for name in group.parameters}
+        command(selection=selection_of(**chosen), **options)
+
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run

@@ -15,30 +15,22 @@ from builder.cli.app import (
     RECIPE,
     Archive,
     Cache,
-    ConeText,
     Connections,
-    Detections,
     Interrupted,
-    Limit,
-    MaxTheta,
-    MinCnts,
-    MinSig,
-    Names,
-    Obsids,
     Patience,
     Release,
     app,
     end,
     local,
-    selection_of,
+    selects,
 )
 from builder.cli.terminal import bars, show_estimate, show_summary, show_uploaded, waiting
 from builder.model.settings import DEFAULT_ARCHIVE, DEFAULT_CONNECTIONS, DEFAULT_RELEASE, Recipe
-from builder.prepare import Prepared
 
 if TYPE_CHECKING:
     from builder.archive import http
     from builder.model.settings import Settings
+    from builder.prepare import Prepared
 
 _RECIPE = Recipe()
 
@@ -50,6 +42,7 @@ _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else o
     epilog="Examples:  chandra-spectra prepare --archive embedded   |   "
     "chandra-spectra prepare bright --min-cnts 4000 --min-sig 80 --max-theta 1"
 )
+@selects
 def prepare(
     output: Annotated[
         str | None,
@@ -57,14 +50,7 @@ def prepare(
     ] = None,
     archive: Archive = DEFAULT_ARCHIVE,
     release: Release = DEFAULT_RELEASE,
-    min_cnts: MinCnts = None,
-    min_sig: MinSig = None,
-    max_theta: MaxTheta = None,
-    cone: ConeText = None,
-    names: Names = None,
-    obsids: Obsids = None,
-    detections: Detections = None,
-    limit: Limit = None,
+    selection: Any = None,
     energy_min: Annotated[
         float, typer.Option(rich_help_panel=RECIPE, help="Lower end of the kept energies, keV.")
     ] = _RECIPE.energy_min,
@@ -136,7 +122,6 @@ def prepare(
     from builder.model.settings import Settings
     from builder.model.splits import Splits
 
-    selection = selection_of(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
     recipe = Recipe(energy_min, energy_max, group_counts, subtract, group)
     settings = Settings(
         str(file_path or archive), release, str(cat_file or ""), selection, recipe, Splits.parse(splits), with_responses
@@ -220,18 +205,12 @@ def _fill_share(settings: Settings, shard: str, **options: Any) -> None:
 
 
 @app.command(epilog="Example:  chandra-spectra catalog bright.parquet --min-cnts 4000 --min-sig 80 --max-theta 1")
+@selects
 def catalog(
     output: Annotated[Path, typer.Argument(callback=local, help="File to write: .vot, .parquet or .hdf5.")],
     archive: Archive = DEFAULT_ARCHIVE,
     release: Release = DEFAULT_RELEASE,
-    min_cnts: MinCnts = None,
-    min_sig: MinSig = None,
-    max_theta: MaxTheta = None,
-    cone: ConeText = None,
-    names: Names = None,
-    obsids: Obsids = None,
-    detections: Detections = None,
-    limit: Limit = None,
+    selection: Any = None,
     bandwidth: Annotated[float, typer.Option(min=0.001, help="Bandwidth for the estimate of time, MB/s.")] = 5.0,
     connections: Connections = DEFAULT_CONNECTIONS,
     patience: Patience = None,
@@ -242,7 +221,6 @@ def catalog(
     from builder.model.settings import Settings
 
     check_ending(output)
-    selection = selection_of(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
     settings = Settings(archive, release, selection=selection)
     with waiting("asking the catalog"):
         from builder.workspace import make_plan, open_workspace
@@ -254,20 +232,14 @@ def catalog(
 
 
 @app.command(epilog="Example:  chandra-spectra download mirror --min-cnts 4000 --min-sig 80 --max-theta 1")
+@selects
 def download(
     mirror: Annotated[
         Path | None, typer.Argument(callback=local, help="Mirror folder to write or to complete.")
     ] = None,
     archive: Archive = DEFAULT_ARCHIVE,
     release: Release = DEFAULT_RELEASE,
-    min_cnts: MinCnts = None,
-    min_sig: MinSig = None,
-    max_theta: MaxTheta = None,
-    cone: ConeText = None,
-    names: Names = None,
-    obsids: Obsids = None,
-    detections: Detections = None,
-    limit: Limit = None,
+    selection: Any = None,
     connections: Connections = DEFAULT_CONNECTIONS,
     patience: Patience = None,
     cache: Cache = None,
@@ -290,7 +262,6 @@ def download(
         raise SettingError("give the mirror folder to write: chandra-spectra download MIRROR")
     if output_file:
         check_ending(output_file)
-    selection = selection_of(min_cnts, min_sig, max_theta, cone, names, obsids, detections, limit)
     settings = Settings(archive, release, selection=selection)
     with bars() as progress:
         from builder.archive.mirror import open_mirror
