@@ -23,6 +23,11 @@ import datasets
 import pyarrow as pa
 from datasets.utils.info_utils import get_size_checksum_dict
 
+import builder
+
+if "ChandraSpectraError" not in getattr(builder, "__all__", ()):
+    raise ImportError(f"{builder.__file__} hides chandra-spectra's package of that name: rename it or leave its folder")
+
 from builder import __version__
 from builder.archive.interface import Archive, Fetched, Record, forget
 from builder.archive.packages import Package

@@ -84,7 +84,7 @@ def prepare(
     store: str | None = None,
     dask: str | None = None,
     patience: Patience | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Prepared:
     """Build a folder that `load_dataset` reads.
 
@@ -110,7 +110,9 @@ def prepare(
         Address of a Dask scheduler whose workers make the packages, in place of `workers` processes.
     patience : Patience, optional
         How long to wait for an archive over HTTP.
-    progress : callable
+    progress : callable, optional
+        Called with a step, what is done and the total; by default a bar for each step is shown, in a notebook as well,
+        unless ``datasets.disable_progress_bars`` was called.
 
     Returns
     -------
@@ -125,6 +127,7 @@ def prepare(
     if dask and keep_downloads:
         raise SettingError("downloads are kept by one machine: no keep_downloads with dask")
     started = time.monotonic()
+    progress = progress or _bars()
     output = Path(output).resolve()  # where a link points to is what is replaced, not the link
     recover_folder(output)
     said = describe(settings)  # before the catalog is read: one that changes meanwhile is not what the folder is of
@@ -161,6 +164,21 @@ def prepare(
             text = json.dumps(manifest, indent=2, ensure_ascii=False)
             (staging / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
     return Prepared(manifest, True)
+
+
+def _bars() -> Progress:
+    """Show a bar for each step, as `datasets` shows its own."""
+    from datasets.utils import tqdm
+
+    bars: dict[str, Any] = {}
+
+    def progress(step: str, done: int, total: int) -> None:
+        bar = bars.get(step) or bars.setdefault(step, tqdm(desc=step, total=total, unit=" detections"))
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return progress
 
 
 def prepare_share(
