@@ -19,8 +19,9 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
         (["reduce.py", "--rounds", "1"], r"4938\.0\.43 .* \d+\.\d+"),
         (["prepare.py", "--detections", "60"], r"  assemble +│ +(0\.0*)?[1-9]"),  # more than one package
         (["workers.py", "--detections", "60", "--rounds", "1"], r"ratio \d\.\d+"),
+        (["loader.py", "--detections", "80", "--responses", "5", "--rounds", "1"], r"Stream +│ +\d.*\d\.\d+"),
     ],
-    ids=["reduce", "prepare", "workers"],
+    ids=["reduce", "prepare", "workers", "loader"],
 )
 def test_every_benchmark_runs_and_prints_its_figures(words: list[str], said: str) -> None:
     command = [sys.executable, str(BENCHMARKS / words[0]), *words[1:]]

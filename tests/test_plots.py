@@ -99,7 +99,8 @@ def test_a_row_of_the_dataset_is_drawn_into_axes_of_its_own_or_given_ones(sample
     row = load_dataset(str(sample), split="train").with_format(form)[0]
     axes = plot(row)
     assert axes.get_title() == "2CXO J231929.3+003557, 4938.0.43, 50.5 ks, 1,669 counts"
-    values, edges, _ = axes.patches[0].get_data()
+    steps: Any = axes.patches[0]
+    values, edges, _ = steps.get_data()
     np.testing.assert_allclose(values, row["spectrum"]["flux"])
     assert edges[0] == pytest.approx(0.511) and axes.get_xlim()[0] < 0.511
     given = pyplot.figure().subplots(1, 2)[1]

@@ -148,23 +148,24 @@ class Calibration:
         """
         edges = _rising(edges)
         single, batch = _batch(rows, ("counts", "background_counts", "ebounds_id", "arf"))
-        areas = _areas(batch["arf"])
-        rebinned = {name: np.empty((len(areas), edges.size - 1), kind) for name, kind in _REBINNED.items()}
-        alike: dict[tuple[str, bytes, bytes], list[int]] = {}
-        for number, (grid, (low, high, _)) in enumerate(zip(batch["ebounds_id"], areas, strict=True)):
-            alike.setdefault((grid, low.tobytes(), high.tobytes()), []).append(number)
-        for (grid, *_), numbers in alike.items():
-            begin, low, high = self._bins(grid, edges)
+        area_low, area_high, area = _areas(batch["arf"])
+        grids = np.asarray(batch["ebounds_id"])
+        rebinned = {name: np.empty((len(grids), edges.size - 1), kind) for name, kind in _REBINNED.items()}
+        left = np.arange(len(grids))
+        while left.size:  # once, unless the rows are of several grids
+            first = left[0]
+            alike = grids[left] == grids[first]
+            for each in (area_low, area_high):
+                alike &= (each[left] == each[first]).all(axis=1)
+            these, left = left[alike], left[~alike]
+            begin, low, high = self._bins(grids[first], edges)
             for name in ("counts", "background_counts"):
-                counts = np.asarray(batch[name])[numbers]
-                total = np.zeros((len(numbers), N_CHANNELS + 1), np.int64)
-                np.cumsum(counts, axis=1, out=total[:, 1:])
-                rebinned[name][numbers] = np.diff(total[:, begin])
-            area_low, area_high, _ = areas[numbers[0]]
-            overlap = np.minimum.outer(high, area_high) - np.maximum.outer(low, area_low)
-            area = np.stack([areas[number][2] for number in numbers])
-            rebinned["effective_area"][numbers] = area @ np.maximum(overlap, 0).T / (high - low)
-            rebinned["energy_lo"][numbers], rebinned["energy_hi"][numbers] = low, high
+                total = np.zeros((these.size, N_CHANNELS + 1), np.int64)
+                np.cumsum(np.asarray(batch[name])[these], axis=1, out=total[:, 1:])
+                rebinned[name][these] = np.diff(total[:, begin])
+            detected = [_integral(area[these], area_low[first], area_high[first], energy) for energy in (low, high)]
+            rebinned["effective_area"][these] = (detected[1] - detected[0]) / (high - low)
+            rebinned["energy_lo"][these], rebinned["energy_hi"][these] = low, high
         return {name: values[0] for name, values in rebinned.items()} if single else rebinned
 
     def _bins(self, ebounds_id: str, edges: Floats) -> tuple[NDArray[np.intp], Floats, Floats]:
@@ -208,7 +209,7 @@ class Calibration:
             spectra of their own differ, or the model gives another number of values.
         """
         single, batch = _batch(rows, ("exposure", "arf", "rmf_sha256"))
-        areas, folded = _areas(batch["arf"]), []
+        areas, folded = list(zip(*_areas(batch["arf"]), strict=True)), []
         known: dict[tuple[bytes, bytes], Floats] = {}
         for number, area in enumerate(areas):
             response = self._response(batch["rmf_sha256"][number])
@@ -282,14 +283,31 @@ def _batch(rows: pa.Table | Mapping[str, Any], names: tuple[str, ...]) -> tuple[
     return single, {name: [rows[name]] if single else rows[name] for name in names}
 
 
-def _areas(arf: Any) -> list[tuple[Floats, ...]]:
-    """Low edge, high edge and effective area of each row's ARF, from a list of structs or from padded arrays.
+def _areas(arf: Any) -> tuple[Floats, ...]:
+    """Low edge, high edge and effective area of each row's ARF, (rows, longest).
 
-    The bins that pad, from 0 to 0 keV, add no area.
+    Shorter ones are padded with bins from 0 to 0 keV, as `collate` pads them.
     """
-    if isinstance(arf, Mapping):
-        return list(zip(*(np.asarray(arf[name], dtype=np.float64) for name in _AREA), strict=True))
-    return [tuple(np.asarray(row[name], dtype=np.float64) for name in _AREA) for row in arf]
+    if not isinstance(arf, Mapping):
+        shape = len(arf), max((len(row["specresp"]) for row in arf), default=0)
+        padded = {name: np.zeros(shape) for name in _AREA}
+        for number, row in enumerate(arf):
+            for name, values in padded.items():
+                values[number, : len(row[name])] = row[name]
+        arf = padded
+    return tuple(np.asarray(arf[name], dtype=np.float64) for name in _AREA)
+
+
+def _integral(area: Floats, low: Floats, high: Floats, energy: Floats) -> Floats:
+    """Area integrated up to each energy, (rows, energies), where it is constant in each bin and 0 outside, cm2 keV."""
+    bins = int(np.count_nonzero(high))  # without those that pad
+    low, width = low[:bins], high[:bins] - low[:bins]
+    before = np.zeros((len(area), bins + 1))
+    np.cumsum(area[:, :bins] * width, axis=1, out=before[:, 1:])
+    within = np.searchsorted(low, energy, side="right") - 1
+    part = np.clip(energy - low[within], 0, width[within])  # of a bin; 0 below the first
+    integral: Floats = before[:, np.maximum(within, 0)] + area[:, within] * part
+    return integral
 
 
 def _rising(edges: ArrayLike) -> Floats:
