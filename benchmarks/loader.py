@@ -1,7 +1,7 @@
 """Rows a second into torch tensors, by each way to load a prepared folder, beside numpy memmap and HDF5.
 
 All take shuffled batches of the same rows and give the same tensors, turn by turn in one process; the rates are of CPU.
-Run it with ``python benchmarks/loader.py [--detections 5000] [--rounds 5]``.
+Run it with ``python benchmarks/loader.py [FOLDER] [--detections 5000] [--rounds 5]``.
 """
 
 from __future__ import annotations
@@ -40,26 +40,29 @@ Batches = Iterator[dict[str, Any]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--detections", type=int, default=5000, help="rows that are prepared first (default: 5000)")
-    parser.add_argument("--responses", type=int, default=100, help="rows that are folded (default: 100)")
+    parser.add_argument("folder", nargs="?", type=Path, help="a prepared folder with responses, else one is made")
+    parser.add_argument("--detections", type=int, default=5000, help="rows to be made (default: 5000)")
+    parser.add_argument("--responses", type=int, default=100, help="rows to be made with responses (default: 100)")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as place:
-        folder, full = (Path(place) / name / "chandra_spectra" for name in ("plain", "full"))
-        prepared(folder, options.detections, False)
-        prepared(full, options.responses, True)
-        loading(folder, options.rounds)
-        calibrating(folder, full, options.rounds)
+        plain = full = options.folder
+        if plain is None:
+            plain = prepared(Path(place) / "plain" / "chandra_spectra", options.detections, False)
+            full = prepared(Path(place) / "full" / "chandra_spectra", options.responses, True)
+        loading(plain, Path(place), options.rounds)
+        calibrating(plain, full, options.rounds)
 
 
-def prepared(folder: Path, number: int, responses: bool) -> None:
+def prepared(folder: Path, number: int, responses: bool) -> Path:
     with ArchiveServer(SimulatedArchive(number)) as server:
         settings = Settings(
             server.url, selection=Selection(0, 0, 60), splits=Splits(divided=False), responses=responses
         )
         prepare(folder, settings, cache=folder.parent / "cache", workers=2)
+    return folder
 
 
 # -- the ways to load
@@ -68,7 +71,7 @@ def prepared(folder: Path, number: int, responses: bool) -> None:
 class Memmap:
     """Columns of a config as flat arrays on disk, and the beginning of each row in those that are ragged."""
 
-    def __init__(self, folder: Path, config: str) -> None:
+    def __init__(self, folder: Path, config: str, place: Path) -> None:
         self.fields: dict[str, np.ndarray[Any, Any]] = {}
         self.starts: np.ndarray[Any, Any] = np.zeros(1, np.int64)
         self.struct = ""
@@ -77,12 +80,11 @@ class Memmap:
                 self.struct, mask = name, column.pop("mask")
                 self.starts = np.append(0, np.cumsum(column.pop("lengths")))
                 for field, values in column.items():
-                    self._write(folder, config, field, values[mask])
+                    self._write(place / f"{config}-{field}.npy", field, values[mask])
             elif name in COLUMNS[config]:
-                self._write(folder, config, name, column)
+                self._write(place / f"{config}-{name}.npy", name, column)
 
-    def _write(self, folder: Path, config: str, name: str, values: np.ndarray[Any, Any]) -> None:
-        path = folder.parent / f"{config}-{name}.npy"
+    def _write(self, path: Path, name: str, values: np.ndarray[Any, Any]) -> None:
         np.save(path, values)
         self.fields[name] = np.load(path, mmap_mode="r")
 
@@ -129,11 +131,11 @@ def cut(order: list[int]) -> list[list[int]]:
     return [order[begin : begin + SIZE] for begin in range(0, len(order), SIZE)]
 
 
-def ways(folder: Path, config: str) -> dict[str, Callable[[], Iterable[dict[str, Any]]]]:
+def ways(folder: Path, config: str, place: Path) -> dict[str, Callable[[], Iterable[dict[str, Any]]]]:
     data = load_dataset(str(folder), config, split="train")
     lengths = data["n_bins"]
     data = data.select_columns(COLUMNS[config])
-    memmap = Memmap(folder, config)
+    memmap = Memmap(folder, config, place)
 
     def old_stream() -> Iterable[dict[str, Any]]:
         stream = load_dataset(str(folder), config, split="train", streaming=True, columns=COLUMNS[config])
@@ -166,13 +168,13 @@ def rate(batches: Iterable[dict[str, Any]], most: int) -> float:
     return rows / (time.process_time() - begun)
 
 
-def loading(folder: Path, rounds: int) -> None:
+def loading(folder: Path, place: Path, rounds: int) -> None:
     table = Table(title="rows a second of CPU", title_justify="left")
     for name in ("", *COLUMNS, *(f"{config} / memmap" for config in COLUMNS)):
         table.add_column(name, justify="right" if name else "left")
     rates: dict[str, dict[str, list[float]]] = {}
     for config in COLUMNS:
-        there = ways(folder, config)
+        there = ways(folder, config, place)
         for _ in range(rounds):
             for name, way in there.items():
                 slow = "rows" in name or "row by" in name
