@@ -7,28 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from builder.model.errors import ChandraSpectraError, OutputError, SettingError, require
-
-__all__ = [
-    "beside",
-    "check_place",
-    "file_sha256",
-    "hold",
-    "open_url",
-    "recover_folder",
-    "reported",
-    "staging_folder",
-    "workplace",
-]
 
 _LOCK = ".lock"
 
@@ -107,10 +97,7 @@ def workplace(output: Path) -> Iterator[Path]:
     place = output.with_name(f".{output.name}.{uuid.uuid4().hex}.incomplete")
     with contextlib.ExitStack() as stack:
         try:
-            for parent in reversed((output.parent, *output.parent.parents)):
-                if not parent.exists():  # it goes again, unless something came into it
-                    stack.callback(_remove_empty, parent)
-            output.parent.mkdir(parents=True, exist_ok=True)
+            _make_parents(output, stack)
             place.mkdir()
             stack.callback(shutil.rmtree, place, ignore_errors=True)
             # Not before: until then it is as good as left by a killed run.
@@ -134,6 +121,14 @@ def _remove_left(place: Path, output: Path) -> None:
             removed = True
     if removed:
         _remove_empty(place)  # NFS keeps a file that is open, under another name
+
+
+def _make_parents(path: Path, stack: contextlib.ExitStack) -> None:
+    """Make the folders above a path; they go again with the stack, unless something came into them."""
+    for parent in reversed(path.parents):
+        if not parent.exists():
+            stack.callback(_remove_empty, parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _remove_empty(folder: Path) -> None:
@@ -180,22 +175,40 @@ def staging_folder(output: Path, place: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A file in a folder beside `path` that takes its place when the block ends well, and is removed when it does not.
+def write_whole(
+    path: Path, error: type[ChandraSpectraError] = OutputError, *, advice: str = "", aside: Path | None = None
+) -> Iterator[Path]:
+    """A file that takes the place of `path` when the block ends well, flushed before; else it is removed.
 
-    Raises
-    ------
-    OutputError
-        If the file system refuses, or another run is writing the same file.
+    What a killed run left of the same file is removed, too. Of two runs that write it at once the last one's stays.
+
+    Parameters
+    ----------
+    path : Path
+    error : type of ChandraSpectraError
+        Raised where the file system refuses.
+    advice : str
+        End of its message.
+    aside : Path, optional
+        Folder for the unfinished file, that of `path` by default: one that holds many files is slow to look through.
     """
-    with workplace(path) as place:
-        try:
-            staging = place / "new"
-            staging.mkdir()
-            yield staging / path.name
-            (staging / path.name).replace(path)
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    aside = aside or path.parent
+    partial = aside / f".{path.name}.{uuid.uuid4().hex}.partial"
+    try:
+        with contextlib.ExitStack() as stack:
+            _make_parents(path, stack)
+            aside.mkdir(exist_ok=True)
+            stack.callback(partial.unlink, missing_ok=True)
+            stack.enter_context(hold(partial, path))
+            yield partial
+            _flush(partial)
+            partial.replace(path)
+            for left in aside.glob(f".{glob.escape(path.name)}.*.partial"):
+                with contextlib.suppress(OSError, OutputError), hold(left, path) as held:
+                    if held:  # by nobody else: its run is dead
+                        left.unlink()
+    except OSError as refused:
+        raise error(f"cannot write {path}: {refused.strerror or refused}{advice}") from refused
 
 
 def file_sha256(path: Path) -> str:
@@ -232,5 +245,123 @@ def reported(error: type[ChandraSpectraError], doing: str, advice: str = "") -> 
     except ChandraSpectraError:
         raise
     except Exception as raised:
-        reason = " ".join(str(raised).split()) or type(raised).__name__
+        words = getattr(raised, "strerror", None) or str(raised)
+        reason = " ".join(words.split()) or type(raised).__name__
         raise error(f"{doing}: {reason}{advice}") from raised
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder of this machine or at a URL, whose files are there whole or not at all.
+
+    Every method raises `error` where the file system refuses.
+
+    Attributes
+    ----------
+    place : Path or str
+        A path, or a URL of fsspec such as ``s3://bucket/store``.
+    error : type of ChandraSpectraError
+    advice : str
+        End of the message where something cannot be written.
+    """
+
+    place: Path | str
+    error: type[ChandraSpectraError] = OutputError
+    advice: str = ""
+
+    def _open(self) -> tuple[Any, str]:
+        if isinstance(self.place, Path):
+            from fsspec.implementations.local import LocalFileSystem
+
+            return LocalFileSystem(), str(self.place)
+        fs, root = open_url(self.place, self.error)
+        fs.invalidate_cache()  # another process may have written since this one looked
+        return fs, root
+
+    def _failing(self, verb: str, name: str = "") -> contextlib.AbstractContextManager[None]:
+        place = f"{self.place}/{name}" if name else f"{self.place}"
+        return reported(self.error, f"cannot {verb} {place}", self.advice if verb == "write" else "")
+
+    def names(self) -> set[str]:
+        """Names of the files, by one listing and nothing asked of each."""
+        with self._failing("read"):
+            if isinstance(self.place, Path):
+                found = self.place.iterdir() if self.place.exists() else ()
+                return {path.name for path in found}
+            fs, root = self._open()
+            return {path.rpartition("/")[2] for path in fs.find(root)}
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file by its path below the folder, by one listing."""
+        fs, root = self._open()
+        with self._failing("read"):
+            found = fs.find(root, detail=True)
+        if root in found:
+            raise self.error(f"{self.place} is a file: give the name of a folder")
+        # Consoles of object stores stand for an empty folder with an empty object whose name ends in a slash.
+        return {path.removeprefix(f"{root}/"): info["size"] for path, info in found.items() if not path.endswith("/")}
+
+    def __contains__(self, name: str) -> bool:
+        fs, root = self._open()
+        with self._failing("read", name):
+            return bool(fs.exists(f"{root}/{name}"))
+
+    def read(self, name: str) -> bytes:
+        """Read a file."""
+        fs, root = self._open()
+        with self._failing("read", name):
+            content: bytes = fs.cat_file(
+                f"{root}/{name}", start=0
+            )  # with a range s3fs does not ask for the size before
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, and the folder where there is none; a bucket is not made, as it may be a slip."""
+        if isinstance(self.place, Path):
+            with write_whole(
+                self.place / name, self.error, advice=self.advice, aside=self.place / "partial"
+            ) as partial:
+                partial.write_bytes(content)
+            return
+        fs, root = self._open()
+        with self._failing("write", name):
+            try:
+                fs.pipe_file(f"{root}/{name}", content)
+            except Exception:  # file systems tell in many ways that a folder is missing
+                bucket = root.partition("/")[0]
+                if bucket and not fs.exists(bucket):
+                    raise
+                fs.makedirs(root, exist_ok=True)
+                fs.pipe_file(f"{root}/{name}", content)
+
+    def put(self, name: str, path: Path) -> None:
+        """Upload a file of this machine."""
+        fs, root = self._open()
+        with self._failing("write", name):
+            fs.put_file(str(path), f"{root}/{name}")
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        fs, root = self._open()
+        with self._failing("remove", name):
+            fs.rm_file(f"{root}/{name}")
+
+
+@contextlib.contextmanager
+def upload_place(cache: Path, url: str) -> Iterator[Path]:
+    """A folder below the cache for what is to be uploaded, this run's own until the block ends.
+
+    Raises
+    ------
+    OutputError
+        If the file system refuses, or another run is writing to the same URL.
+    """
+    place = cache / "uploads" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    with contextlib.ExitStack() as stack:
+        with reported(OutputError, f"cannot use {place}"):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(place.with_suffix(".lock"), url))
+            stack.callback(shutil.rmtree, place, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+        yield place

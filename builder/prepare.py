@@ -1,28 +1,18 @@
-"""From settings to a finished folder: plan, fill the store, assemble, swap into place."""
+"""From settings to a finished folder, here or at a URL: plan, fill the store, write, put into place."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
-import importlib.metadata
-import json
-import platform
 import shutil
 import time
-from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from builder import __version__
 from builder.archive.mirror import open_mirror
 from builder.archive.packages import Package, Plan
-from builder.dataset.card import write_card
-from builder.dataset.hdf5 import HDF5Writer
 from builder.dataset.layout import (
     CARD_FILE,
     DATA_FILES,
@@ -30,49 +20,44 @@ from builder.dataset.layout import (
     HDF5_FILE,
     MANIFEST_FILE,
     REJECTIONS_FILE,
-    check_settings,
-    manifest_digest,
-    parts,
-    read_manifest,
+    UPLOADING_FILE,
+    Manifest,
+    named_files,
 )
-from builder.dataset.rows import join, public
-from builder.dataset.shards import ShardWriter
-from builder.files import beside, file_sha256, recover_folder, staging_folder, workplace
-from builder.model.columns import columns_when, features
+from builder.dataset.write import upload_folder, write_folder
+from builder.files import (
+    Folder,
+    check_place,
+    open_url,
+    recover_folder,
+    staging_folder,
+    upload_place,
+    workplace,
+    write_whole,
+)
 from builder.model.errors import OutputError, SettingError, StoreError
 from builder.model.settings import DEFAULT_CONNECTIONS, Settings
-from builder.model.splits import SPLITS
 from builder.model.text import Progress, silent
 from builder.store.fill import counter, dask_executor, fill, fill_by, results
-from builder.store.packages import EBOUNDS_SCHEMA, PackageResult, rejections_table
-from builder.workspace import Workspace, describe, make_plan, open_workspace
+from builder.workspace import Workspace, default_cache, describe, make_plan, open_workspace
 
 if TYPE_CHECKING:
     from builder.archive.http import Patience
-
-__all__ = [
-    "Prepared",
-    "copy_hdf5",
-    "prepare",
-    "prepare_share",
-]
 
 
 class Prepared(NamedTuple):
     """A finished folder: its manifest, and whether it was made just now (`fresh`) or was finished before."""
 
-    manifest: dict[str, Any]
+    manifest: Manifest
     fresh: bool
 
-
-_PACKAGES = ("astropy", "astropy-healpix", "datasets", "h5py", "numpy", "pyarrow", "sherpa")
 
 _LASTING = frozenset({"no_background", "no_counts"})
 """Reasons of rejections that come of good files, which the archive would serve as they were."""
 
 
 def prepare(
-    output: Path,
+    output: Path | str,
     settings: Settings,
     *,
     cache: Path | None = None,
@@ -90,8 +75,10 @@ def prepare(
 
     Parameters
     ----------
-    output : Path
-        The folder. It is swapped into place when it is complete; until then an older one stays whole.
+    output : Path or str
+        The folder, which is swapped into place when it is complete; until then an older one stays whole. Or a URL of
+        fsspec such as ``s3://bucket/chandra_spectra``, with the credentials that its back-end finds: the folder is
+        then prepared below the cache and uploaded, its manifest last.
     settings : Settings
     cache : Path, optional
         Folder for the store and downloads, `builder.workspace.default_cache` by default.
@@ -122,47 +109,60 @@ def prepare(
     Raises
     ------
     ChandraSpectraError
-        See the stages. Nothing is left behind but finished packages in the store.
+        See the stages. Nothing is left behind but finished packages in the store, and, where an upload was cut off,
+        a folder without a manifest, which the same call completes.
     """
     if dask and keep_downloads:
         raise SettingError("downloads are kept by one machine: no keep_downloads with dask")
     started = time.monotonic()
     progress = progress or _bars()
-    output = Path(output).resolve()  # where a link points to is what is replaced, not the link
-    recover_folder(output)
-    said = describe(settings)  # before the catalog is read: one that changes meanwhile is not what the folder is of
-    if (finished := _finished(output, said, force)) is not None and not retry_rejected:
+    there = _target(output)
+    described = describe(settings)  # before the catalog is read: the folder is not of one that changes meanwhile
+    if isinstance(there.place, Path):
+        recover_folder(there.place)
+    sizes = there.sizes()
+    finished = _finished(there, sizes, described, force)
+    if finished is not None and not retry_rejected:
+        if UPLOADING_FILE in sizes:  # of a run that was killed just before its end
+            with _place(there, cache):
+                there.remove(UPLOADING_FILE)
         return Prepared(finished, False)
-    _check_own(output)
-    workspace = open_workspace(settings, cache, connections, store, patience)
-    with workplace(output) as place:
-        planned = make_plan(workspace, settings)
-        done = counter(progress, "reduce", len(planned.catalog))
-        again = _rejected(planned, workspace) if retry_rejected else frozenset()
-        if dask:
-            with dask_executor(dask) as executor:
-                fill_by(executor, planned.packages, workspace.archive, workspace.store, again=again, done=done)
-        else:
-            with open_mirror(keep_downloads) if keep_downloads else contextlib.nullcontext() as mirror:
-                if mirror:
-                    mirror.write_catalog(planned)
-                fill(
-                    planned.packages,
-                    workspace.archive,
-                    workspace.store,
-                    workers=workers,
-                    connections=connections,
-                    mirror=mirror,
-                    again=again,
-                    done=done,
+    with _place(there, cache) as folder:
+        _check_own(folder)
+        workspace = open_workspace(settings, cache, connections, store, patience)
+        with workplace(folder) as place:
+            planned = make_plan(workspace, settings)
+            done = counter(progress, "reduce", len(planned.catalog))
+            again = _rejected(planned, workspace) if retry_rejected else frozenset()
+            if dask:
+                with dask_executor(dask) as executor:
+                    fill_by(executor, planned.packages, workspace.archive, workspace.store, again=again, done=done)
+            else:
+                with open_mirror(keep_downloads) if keep_downloads else contextlib.nullcontext() as mirror:
+                    if mirror:
+                        mirror.write_catalog(planned)
+                    fill(
+                        planned.packages,
+                        workspace.archive,
+                        workspace.store,
+                        workers=workers,
+                        connections=connections,
+                        mirror=mirror,
+                        again=again,
+                        done=done,
+                    )
+            with staging_folder(folder, place) as staging:
+                packages = results(planned.packages, workspace.archive, workspace.store)
+                manifest = write_folder(staging, settings, described, planned, packages, progress)
+                manifest = replace(
+                    manifest,
+                    created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                    seconds=round(time.monotonic() - started, 1),
+                    sha256=manifest.digest,
                 )
-        with staging_folder(output, place) as staging:
-            manifest = _assemble(staging, settings, said, planned, workspace, progress)
-            manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            manifest["seconds"] = round(time.monotonic() - started, 1)
-            manifest["sha256"] = manifest_digest(manifest)
-            text = json.dumps(manifest, indent=2, ensure_ascii=False)
-            (staging / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+                manifest.write(staging)
+        if folder != there.place:
+            upload_folder(folder, manifest, there, progress)
     return Prepared(manifest, True)
 
 
@@ -211,8 +211,33 @@ def prepare_share(
 
 def copy_hdf5(folder: Path, path: Path) -> None:
     """Give the canonical HDF5 file of a prepared folder under another name; OutputError if it cannot be written."""
-    with beside(path) as partial:
+    with write_whole(path) as partial:
         shutil.copyfile(folder / HDF5_FILE, partial)
+
+
+def _target(output: Path | str) -> Folder:
+    """Give the folder that is meant; SettingError for a URL at which there can be none."""
+    text = str(output)
+    check_place(text)
+    if "://" not in text:
+        return Folder(Path(output).resolve())  # where a link points to is what is replaced, not the link
+    if text.startswith(("file:", "local:")):
+        raise SettingError(f"{text}: give a folder of this machine as a path")
+    if text.startswith(("http:", "https:")):
+        raise SettingError(f"{text}: nothing can be written there: give a folder, or a URL such as s3://bucket/folder")
+    if not open_url(text, OutputError)[1].strip("/"):
+        raise SettingError(f"{text} names no folder: give one such as s3://bucket/chandra_spectra")
+    return Folder(text.rstrip("/"), advice="; the same command goes on from here")
+
+
+@contextlib.contextmanager
+def _place(there: Folder, cache: Path | None) -> Iterator[Path]:
+    """Where to prepare: the folder itself, or one to upload from, for as long as it is needed."""
+    if isinstance(there.place, Path):
+        yield there.place
+    else:
+        with upload_place(cache or default_cache(), there.place) as place:
+            yield place / "chandra_spectra"
 
 
 def _rejected(planned: Plan, workspace: Workspace) -> frozenset[Package]:
@@ -225,148 +250,37 @@ def _rejected(planned: Plan, workspace: Workspace) -> frozenset[Package]:
     return frozenset(found)
 
 
-def _finished(output: Path, said: dict[str, Any], force: bool) -> dict[str, Any] | None:
+def _finished(there: Folder, sizes: dict[str, int], described: dict[str, Any], force: bool) -> Manifest | None:
     """The manifest of a folder that is what is asked for, None where there is work to do."""
-    if not output.exists():
+    if not sizes:
         return None
-    if not output.is_dir():
-        raise OutputError(f"{output} is a file: give the name of a folder")
-    if not any(output.iterdir()):
-        return None
-    if not (output / MANIFEST_FILE).exists():
-        raise OutputError(f"{output} holds something else than a prepared folder: choose another name")
+    if MANIFEST_FILE not in sizes:
+        if UPLOADING_FILE in sizes and named_files(there, UPLOADING_FILE):  # cut off half way
+            return None
+        raise OutputError(f"{there.place} holds something else than a prepared folder: choose another name")
     try:
-        manifest = read_manifest(output)
+        manifest = Manifest.read(there)
     except OutputError:
-        if force and (output / HDF5_FILE).is_file():  # damaged, but plainly one of ours
+        if force and HDF5_FILE in sizes:  # damaged, but plainly one of ours
             return None
         raise
     if force:
         return None
-    check_settings(manifest, said, output)
-    for file in manifest["files"]:
-        path = output / file["path"]
-        if not path.is_file() or path.stat().st_size != file["bytes"]:
+    manifest.check_settings(described, there.place)
+    for file in manifest.files:
+        if sizes.get(file.path) != file.bytes:
+            path = f"{there.place}/{file.path}"
             raise OutputError(f"{path} is not what the manifest says: prepare the folder again with --force")
     return manifest
 
 
-def _check_own(output: Path) -> None:
+def _check_own(folder: Path) -> None:
     """OutputError where a folder that will be replaced holds a file that is not its own."""
     try:
-        own = {MANIFEST_FILE, *(file["path"] for file in read_manifest(output)["files"])}
+        own = {MANIFEST_FILE, *(file.path for file in Manifest.read(folder).files)}
     except OutputError:  # damaged: what has the places of its own files is taken for them
         own = {MANIFEST_FILE, HDF5_FILE, REJECTIONS_FILE, CARD_FILE, DETECTIONS_FILE, "images", *DATA_FILES.values()}
-    for path in sorted(output.rglob("*")):
-        name = path.relative_to(output)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
         if (path.is_symlink() or not path.is_dir()) and not own & {str(name), name.parts[0]}:
             raise OutputError(f"{path} would be lost with the old folder: move it away, or choose another name")
-
-
-def _assemble(
-    staging: Path, settings: Settings, said: dict[str, Any], planned: Plan, workspace: Workspace, progress: Progress
-) -> dict[str, Any]:
-    """Write everything but the manifest, one package at a time, and return the manifest."""
-    attributes = {**said, "dataset": "chandra_spectra", "builder": __version__, "versions": _versions()}
-    rejections = [rejections_table(planned.rejections)]
-    grids = EBOUNDS_SCHEMA.empty_table()
-    rows, detections = 0, len(planned.catalog) + len(planned.rejections)
-    selected = len(planned.rejections)
-    shards = {
-        (config, split): ShardWriter(staging / DATA_FILES[config], features(config).arrow_schema, split)
-        for config, split in parts(settings.splits, settings.responses)
-    }
-    known: set[str] = set()  # responses that are written
-    with contextlib.ExitStack() as stack:
-        for writer in shards.values():
-            stack.enter_context(writer)
-        hdf5 = stack.enter_context(HDF5Writer(staging / HDF5_FILE, attributes, columns_when(settings.recipe.subtract)))
-        for package, result in results(planned.packages, workspace.archive, workspace.store):
-            selected += _complete(package, result)
-            table = join(planned.catalog, package, result, settings.splits)
-            for split in settings.splits.names:
-                part = table.filter(pc.equal(table["split"], split)) if settings.splits.divided else table
-                for config in ("spectra", "counts"):
-                    shards[config, split].append(public(part, config))
-            hdf5.append(table)
-            for number, key in enumerate(result.responses["rmf_sha256"].to_pylist()):
-                if key not in known:  # one by one: a package's together take 70 MB, and as much again
-                    known.add(key)
-                    shards["responses", "train"].append(public(result.responses.slice(number, 1), "responses"))
-            rows += len(table)
-            rejections.append(result.rejections)
-            grids = _distinct(pa.concat_tables([grids, result.ebounds]))
-            progress("write", package.start + len(package.detections), len(planned.catalog))
-        shards["ebounds", "train"].append(public(grids, "ebounds"))
-        hdf5.append_ebounds(grids)
-    for (_, split), writer in shards.items():
-        if settings.splits.divided and not sum(writer.rows) and (rows or split != SPLITS[0]):
-            for path in writer.paths:  # `load_dataset` refuses a split without rows
-                path.unlink()
-            writer.paths, writer.rows = [], []
-    rejected = pa.concat_tables(rejections)
-    pq.write_table(rejected, staging / REJECTIONS_FILE)
-    if selected != rows + len(rejected):
-        raise OutputError(f"{selected} spectra selected, but {rows} rows and {len(rejected)} rejections")
-    counts = {
-        "detections": detections,
-        "duplicates": planned.duplicates,
-        "selected": selected,
-        "rows": rows,
-        "rejected": len(rejected),
-        "reasons": dict(sorted(Counter(rejected["reason"].to_pylist()).items())),
-    }
-    files = [
-        _entry(path, staging, number)
-        for writer in shards.values()
-        for path, number in zip(writer.paths, writer.rows, strict=True)
-    ]
-    written = write_card(staging, settings, counts, files)
-    files += [_entry(staging / HDF5_FILE, staging, rows), _entry(staging / REJECTIONS_FILE, staging, len(rejected))]
-    files += [_entry(path, staging, None) for path in written]
-    return {
-        "dataset": "chandra_spectra",
-        "builder": __version__,
-        "settings": said,
-        "versions": _versions(),
-        "catalog": {"detections": detections, "sha256": _sha256_of_table(planned.catalog)},
-        "counts": counts,
-        "files": files,
-    }
-
-
-def _complete(package: Package, result: PackageResult) -> int:
-    """Number of spectra that the package's detections came to; OutputError if one is unaccounted for."""
-    known = {str(package.detections[row]) for row in result.spectra["row"].to_pylist()}
-    known.update(".".join(name.split(".")[:3]) for name in result.rejections["detection_id"].to_pylist())
-    if lost := [str(detection) for detection in package.detections if str(detection) not in known]:
-        raise OutputError(f"detection {lost[0]} is neither a row nor a rejection; please report this")
-    return len(result.spectra) + len(result.rejections)
-
-
-def _distinct(grids: pa.Table) -> pa.Table:
-    first: dict[str, int] = {}
-    for index, name in enumerate(grids["ebounds_id"].to_pylist()):
-        first.setdefault(name, index)
-    return grids.take(pa.array([first[name] for name in sorted(first)], pa.int64()))
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
-
-
-def _sha256_of_table(table: pa.Table) -> str:
-    digest = hashlib.sha256()
-    for batch in table.to_batches(max_chunksize=1000):  # all rows as dicts at once would take gigabytes
-        for row in batch.to_pylist():
-            digest.update(json.dumps(row, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _entry(path: Path, folder: Path, rows: int | None) -> dict[str, Any]:
-    return {
-        "path": str(path.relative_to(folder)),
-        "rows": rows,
-        "bytes": path.stat().st_size,
-        "sha256": file_sha256(path),
-    }

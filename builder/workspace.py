@@ -19,13 +19,11 @@ from builder.files import check_place, file_sha256, open_url
 from builder.model.errors import OutputError, SettingError
 from builder.model.settings import DEFAULT_CONNECTIONS, EMBEDDED, Settings
 from builder.model.text import is_url
-from builder.store.packages import RemoteStore, Store
+from builder.store.packages import Store
 
 if TYPE_CHECKING:
     from builder.archive.http import Patience
     from builder.simulator.holdings import Holdings
-
-__all__ = ["Workspace", "default_cache", "describe", "holdings", "make_plan", "open_workspace"]
 
 _NAMED = 5
 """Detections that a warning names."""
@@ -38,7 +36,7 @@ class Workspace:
     """An archive, from which packages come, and a store, in which finished ones are kept."""
 
     archive: Archive
-    store: Store | RemoteStore
+    store: Store
 
 
 def default_cache() -> Path:
@@ -89,7 +87,7 @@ def open_workspace(
     kept = (settings.release, settings.recipe, settings.responses)
     if store and "://" in store:
         open_url(store, SettingError)
-        return Workspace(archive, RemoteStore(f"{store.rstrip('/')}/{identity}", *kept))
+        return Workspace(archive, Store(f"{store.rstrip('/')}/{identity}", *kept))
     root = Path(store).expanduser().absolute() if store else cache / "store"
     return Workspace(archive, Store(root / identity, *kept))
 

@@ -13,8 +13,6 @@ import pytest
 
 from tests.runs import command
 
-__all__ = ["command"]
-
 _CACHE = tempfile.mkdtemp(prefix="chandra-spectra-tests-")
 # Before anything imports datasets or huggingface_hub, which read these once.
 os.environ.update(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from builder.dataset.layout import manifest_digest, read_manifest
-
-__all__ = ["contents", "rehash"]
+from builder.dataset.layout import Manifest
 
 
 def contents(folder: Path | str) -> dict[str, bytes]:
@@ -24,11 +23,12 @@ def contents(folder: Path | str) -> dict[str, bytes]:
 
 def rehash(folder: Path, change: Callable[[dict[str, Any]], None] = lambda manifest: None) -> None:
     """Write the manifest anew, so that the checksums fit whatever the folder holds."""
-    manifest = read_manifest(folder)
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     for file in manifest["files"]:
         data = (folder / file["path"]).read_bytes()
         file.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     change(manifest)
-    manifest["sha256"] = manifest_digest(manifest)
-    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    (folder / "manifest.json").write_text(text, encoding="utf-8")
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    changed = Manifest.read(folder)
+    replace(changed, sha256=changed.digest).write(folder)

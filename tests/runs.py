@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Run", "command", "python"]
-
 # Importing these takes a process two seconds, and most tests of the command no more than that; forking takes nothing.
 # A bare start and a bare end are tested in test_hub, from prepare to push, and by what is killed or interrupted.
 _FORK = multiprocessing.get_context("forkserver")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import tarfile
 
-__all__ = ["tar_bytes"]
-
 
 def tar_bytes(*entries: tuple[str, bytes | None], format: int = tarfile.USTAR_FORMAT) -> bytes:
     """A tar of files, or of folders where there is no content."""

@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import matplotlib
@@ -29,7 +30,7 @@ from PIL import Image
 from builder.cli.run import app
 from builder.dataset import card as card_module
 from builder.dataset.card import selection_words, write_card
-from builder.dataset.layout import DATA_FILES, read_manifest
+from builder.dataset.layout import DATA_FILES, Counts, Entry, Manifest
 from builder.dataset.pictures import SCALARS, draw_pictures, energy_axis
 from builder.dataset.shards import ShardWriter
 from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, configs_with, features, markdown
@@ -94,8 +95,7 @@ def test_the_metadata_are_what_the_hub_knows(sample: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "word"),
-    [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (99_999, "10K<n<100K"), (130_000, "100K<n<1M")],
+    ("rows", "word"), [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (99_999, "10K<n<100K"), (130_000, "100K<n<1M")]
 )
 def test_the_size_category_is_the_hubs(rows: int, word: str) -> None:
     assert card_module._size_category(rows) == word
@@ -103,13 +103,13 @@ def test_the_size_category_is_the_hubs(rows: int, word: str) -> None:
 
 @pytest.mark.parametrize("config", configs_with(False))
 def test_datasets_reads_features_files_and_sizes_from_the_card(sample: Path, tmp_path: Path, config: str) -> None:
-    files = [file for file in read_manifest(sample)["files"] if file["path"].startswith(f"{DATA_FILES[config]}/")]
+    files = [file for file in Manifest.read(sample).files if file.path.startswith(f"{DATA_FILES[config]}/")]
     builder = load_dataset_builder(str(sample), config, cache_dir=str(tmp_path))
     info = builder.info
     assert info.features == features(config)
     assert list(info.splits) == ["train"]
-    assert info.splits["train"].num_examples == sum(file["rows"] for file in files)
-    assert info.download_size == sum(file["bytes"] for file in files)
+    assert info.splits["train"].num_examples == sum(file.rows or 0 for file in files)
+    assert info.download_size == sum(file.bytes for file in files)
     recorded = info.splits["train"].num_bytes
     assert info.dataset_size == recorded
     builder.download_and_prepare()
@@ -124,23 +124,23 @@ def test_the_default_config_is_spectra(sample: Path, tmp_path: Path) -> None:
 
 
 def test_the_numbers_are_those_of_the_manifest_and_add_up(sample: Path, text: str) -> None:
-    counts = read_manifest(sample)["counts"]
+    counts = Manifest.read(sample).counts
     table = dict(re.findall(r"^\| (\w[\w ]*) \| ([\d,]+) \|$", text, re.MULTILINE))
     splits = re.findall(r"^\| `(\w+)` \| (\d+) % \| ([\d,]+) \|$", text, re.MULTILINE)
     assert [(split, int(share)) for split, share, _ in splits] == [("train", 80), ("validation", 10), ("test", 10)]
-    assert sum(int(number) for _, _, number in splits) == counts["rows"]
+    assert sum(int(number) for _, _, number in splits) == counts.rows
     numbers = {name: int(number.replace(",", "")) for name, number in table.items()}
     assert numbers == {
-        "detections": counts["detections"],
-        "their spectra": counts["selected"],
-        "rows": counts["rows"],
-        "rejected": counts["rejected"],
+        "detections": counts.detections,
+        "their spectra": counts.selected,
+        "rows": counts.rows,
+        "rejected": counts.rejected,
     }
     assert numbers["their spectra"] == numbers["rows"] + numbers["rejected"]
     reasons = re.findall(r"^\| `(\w+)` \| (\D.*) \| ([\d,]+) \|$", text, re.MULTILINE)
-    assert {reason: int(number) for reason, _, number in reasons} == counts["reasons"]
+    assert {reason: int(number) for reason, _, number in reasons} == counts.reasons
     assert all(REASONS[reason] == meaning for reason, meaning, _ in reasons)
-    assert sum(counts["reasons"].values()) == counts["rejected"]
+    assert sum(counts.reasons.values()) == counts.rejected
 
 
 def test_sources_repetitions_and_flags_are_counted(sample: Path, text: str) -> None:
@@ -159,8 +159,8 @@ def test_sources_repetitions_and_flags_are_counted(sample: Path, text: str) -> N
 def test_the_sizes_of_the_configs_are_those_of_the_files(sample: Path, text: str) -> None:
     for config in configs_with(False):
         folder = DATA_FILES[config]
-        files = [file for file in read_manifest(sample)["files"] if file["path"].startswith(f"{folder}/")]
-        rows, size = (sum(file[key] for file in files) for key in ("rows", "bytes"))
+        files = [file for file in Manifest.read(sample).files if file.path.startswith(f"{folder}/")]
+        rows, size = (sum(getattr(file, key) for file in files) for key in ("rows", "bytes"))
         assert re.search(rf"^\| `{config}` \| .* \| {rows} \| {size_text(size)} \|$", text, re.MULTILINE)
 
 
@@ -212,7 +212,7 @@ def test_it_names_no_time_and_no_folder_of_the_machine(sample: Path, text: str) 
     homes = [f"{Path.home()}/"] if Path.home().name else []  # some have / for their home
     for private in (str(sample.parent), *homes, os.environ["CHANDRA_SPECTRA_CACHE"], "incomplete"):
         assert private not in text
-    assert read_manifest(sample)["created"][:10] not in text
+    assert Manifest.read(sample).created[:10] not in text
 
 
 def test_the_snippets_run_beside_the_folder(sample: Path, text: str, tmp_path: Path) -> None:
@@ -263,10 +263,9 @@ def written(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
-def card_of(folder: Path, sample: Path, settings: Settings, **counts: int) -> str:
-    manifest = read_manifest(sample)
-    files = [file for file in manifest["files"] if "/train-" in file["path"]]
-    write_card(folder, settings, manifest["counts"] | counts, files)
+def card_of(folder: Path, sample: Path, settings: Settings, **counts: Any) -> str:
+    manifest = Manifest.read(sample)
+    write_card(folder, settings, replace(manifest, counts=replace(manifest.counts, **counts)))
     assert_links(folder)
     return (folder / "README.md").read_text()
 
@@ -296,9 +295,9 @@ def test_the_command_makes_the_same_folder(sample: Path, text: str, tmp_path: Pa
     (line,) = blocks(text, "sh")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(["sh", "-c", line], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True)
-    for file in read_manifest(sample)["files"]:
-        again, before = (folder / file["path"] for folder in (tmp_path / "chandra_spectra", sample))
-        assert again.read_bytes() == before.read_bytes(), file["path"]
+    for file in Manifest.read(sample).files:
+        again, before = (folder / file.path for folder in (tmp_path / "chandra_spectra", sample))
+        assert again.read_bytes() == before.read_bytes(), file.path
 
 
 def test_local_paths_are_given_by_their_last_part(sample: Path, written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,7 +368,7 @@ def test_the_recipe_is_told(sample: Path, written: Path) -> None:
 def test_the_pictures_are_small_png_files_that_the_card_and_the_manifest_name(sample: Path, text: str) -> None:
     paths = [f"images/{name}.png" for name in PICTURES]
     assert re.findall(r"!\[[\w ]+\]\((.*?)\)", text) == paths
-    assert {file["path"] for file in read_manifest(sample)["files"]} >= set(paths)
+    assert {file.path for file in Manifest.read(sample).files} >= set(paths)
     for path in paths:
         with Image.open(sample / path) as image:
             image.load()
@@ -467,8 +466,8 @@ def test_without_matplotlib_there_are_no_pictures_and_one_line_says_so(
     ]
     assert not (tmp_path / "out" / "images").exists()
     assert "![" not in (tmp_path / "out" / "README.md").read_text()
-    names = [file for file in manifest["files"] if not file["path"].startswith(("README", "images"))]
-    assert names == [file for file in read_manifest(sample)["files"] if file in names]
+    names = [file for file in manifest.files if not file.path.startswith(("README", "images"))]
+    assert names == [file for file in Manifest.read(sample).files if file in names]
 
 
 # few rows
@@ -491,7 +490,7 @@ def test_a_folder_with_one_row(tmp_path: Path) -> None:
     chosen = DetectionId(4938, 0, 43)
     folder = tmp_path / "chandra_spectra"
     manifest = prepare(folder, Settings("embedded", selection=Selection(detections=frozenset({chosen})))).manifest
-    paths = [file["path"] for file in manifest["files"]]
+    paths = [file.path for file in manifest.files]
     images = [f"images/{name}.png" for name in PICTURES[:3]]  # a real detection of the sample has no hardness ratios
     assert paths[-5:] == ["README.md", *images, "detections.txt"]
     assert (folder / "detections.txt").read_text() == f"{chosen}\n"
@@ -500,13 +499,15 @@ def test_a_folder_with_one_row(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_rows(tmp_path: Path) -> None:
-    files = []
+    files: list[Entry] = []
     for config, name in DATA_FILES.items():
         with ShardWriter(tmp_path / name, features(config).arrow_schema) as writer:
             pass
-        files += [{"path": f"{name}/{path.name}", "rows": 0, "bytes": path.stat().st_size} for path in writer.paths]
-    counts = {"detections": 1, "duplicates": 0, "selected": 1, "rows": 0, "rejected": 1, "reasons": {"not_acis": 1}}
-    assert write_card(tmp_path, Settings(), counts, files) == [tmp_path / "README.md"]
+        files += [Entry.of(path, tmp_path, 0) for path in writer.paths]
+    counts = Counts(detections=1, duplicates=0, selected=1, rows=0, rejected=1, reasons={"not_acis": 1})
+    settings = Settings(responses=True)
+    manifest = Manifest("", settings.as_dict(), {}, {}, counts, tuple(files))
+    assert write_card(tmp_path, settings, manifest) == [tmp_path / "README.md"]
     assert not (tmp_path / "images").exists()
     text = (tmp_path / "README.md").read_text()
     assert "0 X-ray spectra of 0 sources" in prose(text)

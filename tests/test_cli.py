@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -18,7 +19,7 @@ from builder.cli.app import local
 from builder.cli.run import app
 from builder.model.errors import SettingError
 from builder.model.settings import Settings
-from tests.conftest import command
+from tests.runs import command
 
 
 @pytest.mark.parametrize(
@@ -239,10 +240,10 @@ def test_what_goes_into_a_pipe_has_no_blanks_at_the_ends_of_lines(sample: Path) 
 def test_a_split_without_rows_is_said_to_have_no_file(sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As of --splits source where all sources are of train; `load_dataset` then knows no other split."""
     from builder.cli.terminal import show_summary
-    from builder.dataset.layout import read_manifest
+    from builder.dataset.layout import Manifest
 
-    manifest = read_manifest(sample)
-    show_summary(sample, manifest | {"settings": manifest["settings"] | {"splits": "source:100/0/0"}}, None)
+    manifest = Manifest.read(sample)
+    show_summary(sample, replace(manifest, settings=manifest.settings | {"splits": "source:100/0/0"}), None)
     rows = re.findall(r"^  (train|validation|test) +(\d+) +(.+)$", capsys.readouterr().out, re.MULTILINE)
     assert rows == [("train", "62", "100.0 %"), ("validation", "0", "no file"), ("test", "0", "no file")]
     with pytest.raises(ValueError, match="Unknown split"):

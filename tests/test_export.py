@@ -27,10 +27,10 @@ from builder.prepare import prepare
 from builder.use import export_hats
 from builder.use.export import Exported, export, write_healpix
 from builder.use.verify import verify
-from tests.conftest import command
 from tests.fits_files import REAL
 from tests.folders import contents, rehash
 from tests.goldens import CATALOG_DATASETS, GOLDENS
+from tests.runs import command
 
 STEMS = {str(detection): stem for detection, stem in REAL.items()}
 FLOATS = {

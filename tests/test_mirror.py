@@ -12,7 +12,7 @@ import pytest
 from builder.archive.mirror import Mirror, MirrorArchive, open_mirror, read_index
 from builder.archive.packages import Package
 from builder.archive.products import members
-from builder.dataset.layout import read_manifest
+from builder.dataset.layout import Manifest
 from builder.model.errors import ArchiveError, CatalogError, OutputError, SettingError
 from builder.model.ids import DetectionId
 from builder.model.selection import Selection
@@ -22,7 +22,7 @@ from builder.store.fill import download
 from builder.use.export import export
 from builder.use.verify import verify
 from builder.workspace import make_plan, open_workspace
-from tests.conftest import command
+from tests.runs import command
 
 CUTS = Selection(min_cnts=0, min_sig=0, max_theta=60)
 
@@ -87,7 +87,7 @@ def test_a_byte_that_the_disk_has_changed_is_no_rejection(mirror: Path, whole_mi
     tar.unlink()
     complete(mirror, whole_mirror)
     manifest = prepare(tmp_path / "out", settings, cache=tmp_path / "c").manifest
-    assert manifest["counts"]["reasons"] == {"damaged_gzip": 1, "missing_rmf": 1}  # those of the archive itself
+    assert manifest.counts.reasons == {"damaged_gzip": 1, "missing_rmf": 1}  # those of the archive itself
 
 
 def test_a_tar_that_was_cut_short_is_downloaded_again(mirror: Path, whole_mirror: Path) -> None:
@@ -160,13 +160,13 @@ def test_two_mirrors_with_other_files_of_the_same_detections_share_no_finished_p
     lines[0]["sha256"] = hashlib.sha256((mirror / lines[0]["file"]).read_bytes()).hexdigest()
     (mirror / "packages.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     prepare(tmp_path / "two", Settings(str(mirror), selection=CUTS), cache=tmp_path / "c")
-    rejected = [read_manifest(tmp_path / name)["counts"]["rejected"] for name in ("one", "two")]
+    rejected = [Manifest.read(tmp_path / name).counts.rejected for name in ("one", "two")]
     assert rejected[1] == rejected[0] + 1
 
 
 def test_what_may_be_published_does_not_say_where_the_mirror_and_the_catalog_are(mirror: Path, tmp_path: Path) -> None:
     settings = Settings(str(mirror), catalog=str(mirror / "catalog.vot"))
-    said = prepare(tmp_path / "out", settings, cache=tmp_path / "c").manifest["settings"]
+    said = prepare(tmp_path / "out", settings, cache=tmp_path / "c").manifest.settings
     assert (said["archive"], said["catalog"]) == ("mirror", "catalog.vot")
     for path in (tmp_path / "out").rglob("*.*"):
         assert str(tmp_path).encode() not in path.read_bytes(), path

@@ -15,10 +15,10 @@ from datasets import load_dataset
 from matplotlib import pyplot
 
 from builder.dataset.read import read_rows, read_scalars
-from builder.files import beside
+from builder.files import write_whole
 from builder.model.errors import OutputError, SettingError
 from builder.use.plot import MOST, binned_counts, check_number, plot, save_plot, terminal_plot, title
-from tests.conftest import command
+from tests.runs import command
 
 REAL = "4938.0.43"
 mpl.use("Agg")
@@ -171,7 +171,7 @@ def test_what_cannot_be_written_leaves_nothing_behind(sample: Path, rows: list[d
     with pytest.raises(OutputError, match=r"cannot write .*a\.png"):
         save_plot(sample, rows[:1], tmp_path / "a.png")
     for error in (ValueError, KeyboardInterrupt):
-        with contextlib.suppress(error), beside(tmp_path / "b.png") as partial:
+        with contextlib.suppress(error), write_whole(tmp_path / "b.png") as partial:
             partial.write_bytes(b"half")
             raise error
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -11,7 +13,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import datasets
@@ -23,7 +24,7 @@ import pytest
 from builder.archive.mirror import MirrorArchive
 from builder.archive.packages import Package
 from builder.dataset.catalog_file import read_catalog, write_catalog
-from builder.dataset.layout import read_manifest
+from builder.dataset.layout import Manifest
 from builder.model.columns import COLUMNS, columns_of
 from builder.model.errors import ArchiveError, ChandraSpectraError, OutputError, SettingError
 from builder.model.ids import DetectionId
@@ -33,10 +34,9 @@ from builder.model.settings import Settings
 from builder.prepare import _rejected, prepare
 from builder.store.packages import package_result
 from builder.workspace import default_cache, make_plan, open_workspace
-from tests.conftest import command
 from tests.folders import contents
 from tests.goldens import GOLDENS
-from tests.runs import Run, python
+from tests.runs import Run, command, python
 
 EMBEDDED = Settings(archive="embedded")
 
@@ -130,20 +130,20 @@ def test_only_real_detections_carry_a_catalog_name_and_nothing_of_them_is_invent
 
 
 def test_rows_and_rejections_add_up_to_the_selected(sample: Path) -> None:
-    counts = read_manifest(sample)["counts"]
+    counts = Manifest.read(sample).counts
     rejections = pq.read_table(sample / "rejections.parquet").to_pylist()
-    assert counts["selected"] == counts["rows"] + counts["rejected"] == 64
+    assert counts.selected == counts.rows + counts.rejected == 64
     assert sorted(row["reason"] for row in rejections) == ["damaged_gzip", "missing_rmf"]
     assert all(row["message"] and row["url"] for row in rejections)
 
 
 def test_the_manifest_names_every_file_with_its_size_and_checksum(sample: Path) -> None:
-    manifest = read_manifest(sample)
-    named = {file["path"] for file in manifest["files"]} | {"manifest.json"}
+    manifest = Manifest.read(sample)
+    named = {file.path for file in manifest.files} | {"manifest.json"}
     assert named == {str(path.relative_to(sample)) for path in sample.rglob("*") if path.is_file()}
-    for file in manifest["files"]:
-        content = (sample / file["path"]).read_bytes()
-        assert (file["bytes"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    for file in manifest.files:
+        content = (sample / file.path).read_bytes()
+        assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
 def test_two_runs_in_different_folders_give_the_same_bytes(sample: Path, tmp_path: Path) -> None:
@@ -151,10 +151,7 @@ def test_two_runs_in_different_folders_give_the_same_bytes(sample: Path, tmp_pat
     for path in (path.relative_to(sample) for path in sample.rglob("*") if path.is_file()):
         if path.name != "manifest.json":
             assert (tmp_path / "again" / path).read_bytes() == (sample / path).read_bytes(), path
-    first = read_manifest(sample)
-    for manifest in (first, other):
-        del manifest["created"], manifest["seconds"]
-    assert first == other
+    assert replace(Manifest.read(sample), created=other.created, seconds=other.seconds) == other
 
 
 def test_a_finished_folder_is_left_alone(sample: Path) -> None:
@@ -175,7 +172,7 @@ def test_other_settings_do_not_overwrite_without_force(mirror: Path, tmp_path: P
     assert (output / "manifest.json").read_bytes() == before
     manifest, done = prepare(output, other, cache=tmp_path / "cache", force=True)
     assert done
-    assert manifest["settings"]["release"] == "rel2.0"
+    assert manifest.settings["release"] == "rel2.0"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "mirror", "out"]
 
 
@@ -191,8 +188,10 @@ def test_a_run_that_fails_leaves_the_old_folder_whole_and_nothing_else(mirror: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mirror", "out"]
 
 
-def die_at(name: str) -> None:
-    pytest.MonkeyPatch().setattr(name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+def die_at(module: str, name: str) -> None:
+    *owner, name = name.split(".")
+    place = functools.reduce(getattr, owner, importlib.import_module(module))
+    setattr(place, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def test_a_run_that_is_killed_leaves_the_old_folder_and_the_next_one_completes_it(
@@ -203,14 +202,19 @@ def test_a_run_that_is_killed_leaves_the_old_folder_and_the_next_one_completes_i
     shutil.copytree(sample, output)
     before = contents(output)
     words = ("prepare", output, "--archive", mirror, "--cache", cache, "--force", "--workers", 1)
-    for name in ("store.Store.write", "prepare.staging_folder", "prepare.HDF5Writer.append", "prepare.manifest_digest"):
-        assert Run(*words, change=partial(die_at, f"builder.{name}")).wait().returncode == -signal.SIGKILL
+    for module, name in (
+        ("builder.store.packages", "Store.write"),
+        ("builder.prepare", "staging_folder"),
+        ("builder.dataset.hdf5", "HDF5Writer.append"),
+        ("builder.dataset.layout", "Manifest.write"),
+    ):
+        assert Run(*words, change=functools.partial(die_at, module, name)).wait().returncode == -signal.SIGKILL
         assert before == contents(output)
     assert len(list(tmp_path.glob(".out.*"))) == 1
     result = command(*words)
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "mirror", "out"]
-    assert read_manifest(output)["settings"]["archive"] == "mirror"
+    assert Manifest.read(output).settings["archive"] == "mirror"
 
 
 def test_a_disk_that_is_full_as_the_folder_is_written_is_one_line_and_the_old_folder_stays(
@@ -355,7 +359,7 @@ def test_an_output_that_is_a_link_is_replaced_where_it_points_to(tmp_path: Path)
     for force in (False, True):
         prepare(tmp_path / "out", EMBEDDED, force=force)
     assert (tmp_path / "out").is_symlink()
-    assert read_manifest(tmp_path / "scratch")["counts"]["rows"] == 62
+    assert Manifest.read(tmp_path / "scratch").counts.rows == 62
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "scratch"]
 
 
@@ -405,7 +409,7 @@ def test_a_catalog_that_changes_while_it_is_built_from_is_not_taken_for_finished
         write_catalog(tmp_path / "catalog.parquet", rows.slice(0, 10))
 
     manifest = prepare(tmp_path / "out", settings, cache=tmp_path / "c", progress=change).manifest
-    assert manifest["counts"]["detections"] == len(rows)
+    assert manifest.counts.detections == len(rows)
     with pytest.raises(OutputError, match="another catalog"):
         prepare(tmp_path / "out", settings, cache=tmp_path / "c")
 

@@ -19,11 +19,7 @@ from tests.fits_files import product_name, stable
 from tests.tars import tar_bytes
 
 detections = st.builds(
-    DetectionId,
-    st.integers(0, 999_999),
-    st.integers(0, 999),
-    st.integers(0, 9999),
-    st.sampled_from(["", "e1", "e2"]),
+    DetectionId, st.integers(0, 999_999), st.integers(0, 999), st.integers(0, 9999), st.sampled_from(["", "e1", "e2"])
 )
 
 

@@ -22,7 +22,7 @@ import pytest
 
 from builder.archive.catalog import from_rows
 from builder.dataset.catalog_file import write_catalog
-from builder.dataset.layout import read_manifest
+from builder.dataset.layout import Manifest
 from builder.model.errors import ArchiveError, CatalogError, SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import File
@@ -105,8 +105,8 @@ def test_every_good_detection_is_a_row_and_every_bad_one_a_rejection_with_the_ri
     assert found == expected
     rows = pq.read_table(tmp_path / "faulty" / "data", columns=["detection_id"])["detection_id"].to_pylist()
     assert {".".join(name.split(".")[:3]) for name in rows} == {str(one) for one in ids} - set(expected)
-    counts = manifest["counts"]
-    assert counts["selected"] == counts["rows"] + counts["rejected"] == len(rows) + len(rejections)
+    counts = manifest.counts
+    assert counts.selected == counts.rows + counts.rejected == len(rows) + len(rejections)
 
 
 def test_a_run_killed_ten_times_ends_with_the_same_bytes_and_fetches_no_finished_package_again(
@@ -308,7 +308,7 @@ def test_a_mirror_is_downloaded_in_pieces_and_builds_the_same_dataset_offline(
         online = Settings(server.url, selection=Selection(limit=120))
         prepare(tmp_path / "online", online, cache=tmp_path / "cache")
     offline = prepare(tmp_path / "offline", Settings(str(mirror)), cache=tmp_path / "cache").manifest
-    assert offline["counts"]["rows"] == read_manifest(tmp_path / "online")["counts"]["rows"]
+    assert offline.counts.rows == Manifest.read(tmp_path / "online").counts.rows
     one, two = data_of(tmp_path / "online"), data_of(tmp_path / "offline")
     for name in one:
         assert name.endswith(".hdf5") or one[name] == two[name]  # the HDF5 file names the archive
@@ -351,12 +351,12 @@ def test_what_was_rejected_is_tried_again_when_asked_for(archive: SimulatedArchi
         assert result.returncode == 3
         assert "are rejected" in result.stderr
         assert result.stderr.count("\n") == 1
-        assert read_manifest(tmp_path / "out")["counts"]["rejected"] > 2
+        assert Manifest.read(tmp_path / "out").counts.rejected > 2
     with ArchiveServer(archive, port=port) as server:
         assert run(*words, "--archive", server.url).returncode == 3
         result = run(*words, "--archive", server.url, "--retry-rejected")
         assert result.returncode == 0, result.stderr
-        assert read_manifest(tmp_path / "out")["counts"]["rejected"] == 0
+        assert Manifest.read(tmp_path / "out").counts.rejected == 0
 
 
 @pytest.mark.parametrize(
@@ -523,7 +523,7 @@ def test_release_2_0_is_not_selected_from_the_tables_of_2_1(archive: SimulatedAr
         write_catalog(tmp_path / "rel20.vot", from_rows(archive.rows[:5]))
         given = Settings(server.url, "rel2.0", str(tmp_path / "rel20.vot"))
         manifest = prepare(tmp_path / "out", given, cache=tmp_path / "cache").manifest
-    assert manifest["counts"]["rows"] == 5
+    assert manifest.counts.rows == 5
 
 
 def test_a_second_download_adds_to_a_mirror_and_asks_again_for_what_was_refused(

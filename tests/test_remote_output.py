@@ -17,16 +17,17 @@ import pytest
 
 from builder.archive.packages import Package
 from builder.cli.terminal import show_uploaded
+from builder.dataset.layout import UPLOADING_FILE
+from builder.files import upload_place
 from builder.model.errors import OutputError, SettingError, StoreError
 from builder.model.selection import Selection
 from builder.model.settings import Settings
 from builder.model.splits import Splits
 from builder.prepare import prepare
-from builder.remote_output import UPLOADING_FILE, _upload_place, prepare_remote
 from builder.store.packages import package_result
 from builder.workspace import default_cache, make_plan, open_workspace
 from tests import folders
-from tests.conftest import command
+from tests.runs import command
 
 s3fs = pytest.importorskip("s3fs", reason="the extra [s3] is not installed")
 
@@ -154,7 +155,7 @@ def test_store_and_output_on_s3_give_the_same_bytes_and_load_as_the_command_says
 
 def test_a_divided_folder_at_a_url_loads_as_the_command_says(divided: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = copied(divided, "memory://divided/chandra_spectra")
-    show_uploaded(url, *prepare_remote(url, DIVIDED))
+    show_uploaded(url, *prepare(url, DIVIDED))
     text = capsys.readouterr().out
     assert "nothing to do" in text
     rows = {path.name.partition("-")[0]: pq.read_metadata(path).num_rows for path in (divided / "data").iterdir()}
@@ -167,12 +168,12 @@ def test_other_settings_are_refused_and_force_replaces_what_was_prepared_and_not
     url = copied(divided, "memory://replaced/chandra_spectra")
     fsspec.filesystem("memory").pipe_file("/replaced/chandra_spectra/data/notes.txt", b"mine")
     with pytest.raises(OutputError, match="was prepared with other settings"):
-        prepare_remote(url, SETTINGS)
+        prepare(url, SETTINGS)
     assert contents(url) == {**contents(divided), "data/notes.txt": b"mine"}
-    manifest, done = prepare_remote(url, SETTINGS, force=True)
+    manifest, done = prepare(url, SETTINGS, force=True)
     assert done and contents(url) == {**contents(plain), "data/notes.txt": b"mine"}
     assert contents(divided).keys() - contents(plain).keys()  # so some had to go
-    assert prepare_remote(url, SETTINGS) == (manifest, False)
+    assert prepare(url, SETTINGS) == (manifest, False)
 
 
 def test_an_upload_that_is_cut_off_leaves_no_manifest_and_the_next_run_completes_it(
@@ -181,16 +182,16 @@ def test_an_upload_that_is_cut_off_leaves_no_manifest_and_the_next_run_completes
     url = copied(divided, "s3://bucket/cut/chandra_spectra")
     s3.puts_left = 0
     with pytest.raises(OutputError, match=rf"cannot write {url}/{UPLOADING_FILE}: .*Access Denied"):
-        prepare_remote(url, SETTINGS, force=True)
+        prepare(url, SETTINGS, force=True)
     assert contents(url) == contents(divided)  # it could not even begin
     s3.puts_left = 4
     with pytest.raises(OutputError, match=rf"cannot write {url}/\S+: .*Access Denied; the same command") as caught:
-        prepare_remote(url, SETTINGS, force=True)
+        prepare(url, SETTINGS, force=True)
     assert "\n" not in str(caught.value)
     assert not [path for path in default_cache().glob("uploads/*") if path.is_dir()]
     assert "manifest.json" not in contents(url) and UPLOADING_FILE in contents(url)
     s3.puts_left = sys.maxsize
-    prepare_remote(url, SETTINGS)
+    prepare(url, SETTINGS)
     assert contents(url) == contents(plain)
 
 
@@ -200,7 +201,7 @@ def test_what_is_no_prepared_folder_is_left_alone(force: bool) -> None:
     fsspec.filesystem("memory").pipe({f"/other/{path}": content for path, content in files.items()})
     for name, why in (("thesis", "something else"), ("file", "is a file"), ("json", "is not the manifest")):
         with pytest.raises(OutputError, match=why):
-            prepare_remote(f"memory://other/{name}", SETTINGS, force=force)
+            prepare(f"memory://other/{name}", SETTINGS, force=force)
     assert contents("memory://other") == files
 
 
@@ -210,12 +211,12 @@ def test_a_damaged_file_is_named_and_force_mends_it(plain: Path) -> None:
     for damage, named in (
         (lambda: memory.pipe_file(f"{root}/README.md", b"short"), "README.md is not what the manifest says: .*--force"),
         (lambda: memory.rm_file(f"{root}/README.md"), "README.md is not what the manifest says: .*--force"),
-        (lambda: memory.pipe_file(f"{root}/manifest.json", b"{"), "manifest.json is not the manifest .*--force"),
+        (lambda: memory.pipe_file(f"{root}/manifest.json", b"{"), "manifest.json is damaged .*--force"),
     ):
         damage()
         with pytest.raises(OutputError, match=f"{url}/{named}"):
-            prepare_remote(url, SETTINGS)
-    prepare_remote(url, SETTINGS, force=True)
+            prepare(url, SETTINGS)
+    prepare(url, SETTINGS, force=True)
     assert contents(url) == contents(plain)
 
 
@@ -232,7 +233,7 @@ def test_a_damaged_file_is_named_and_force_mends_it(plain: Path) -> None:
 )
 def test_a_url_that_cannot_be_used_is_one_clear_line(s3: S3, url: str, error: type[Exception], why: str) -> None:
     with pytest.raises(error, match=why) as caught:
-        prepare_remote(url, SETTINGS)
+        prepare(url, SETTINGS)
     assert "\n" not in str(caught.value)
 
 
@@ -260,7 +261,7 @@ def test_a_store_on_s3_that_refuses_or_knows_nobody_is_one_clear_line(s3: S3, mo
     source = open_workspace(SETTINGS, store="s3://bucket/refused")
     package = make_plan(source, SETTINGS).packages[0]
     s3.puts_left = 0
-    with pytest.raises(StoreError, match=r"cannot write bucket/refused/\S+ in \S+ .*Access Denied; finished") as caught:
+    with pytest.raises(StoreError, match=r"cannot write s3://bucket/refused/\S+: .*Access Denied; finished") as caught:
         source.store.write(package, package_result(package.detections, ()))
     assert "\n" not in str(caught.value)
     assert package not in source.store
@@ -268,10 +269,10 @@ def test_a_store_on_s3_that_refuses_or_knows_nobody_is_one_clear_line(s3: S3, mo
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     s3fs.S3FileSystem.clear_instance_cache()
     for use in (lambda: source.store.read(package), lambda: package in source.store):
-        with pytest.raises(StoreError, match=r"cannot read \S+ in s3://bucket/refused\S+: Unable to locate credential"):
+        with pytest.raises(StoreError, match=r"cannot read s3://bucket/refused\S+: Unable to locate credential"):
             use()
     with pytest.raises(OutputError, match="cannot read s3://bucket/x: Unable to locate credentials"):
-        prepare_remote("s3://bucket/x", SETTINGS)
+        prepare("s3://bucket/x", SETTINGS)
     s3fs.S3FileSystem.clear_instance_cache()
 
 
@@ -325,10 +326,10 @@ def test_a_package_that_another_machine_finishes_after_a_listing_is_found(s3: S3
 
 def test_two_runs_do_not_write_to_one_url_at_once() -> None:
     url = "memory://busy/chandra_spectra"
-    with _upload_place(default_cache(), url) as place:
+    with upload_place(default_cache(), url) as place:
         (place.parent / "half").touch()
         with pytest.raises(OutputError, match=f"^another run is writing {url}"):
-            prepare_remote(url, SETTINGS)
+            prepare(url, SETTINGS)
         assert (place.parent / "half").exists()
 
 
@@ -336,7 +337,7 @@ def test_what_a_run_left_that_was_killed_just_before_its_end_is_removed(plain: P
     url = copied(plain, "memory://left/chandra_spectra")
     fs, root = fsspec.url_to_fs(url)
     fs.pipe_file(f"{root}/{UPLOADING_FILE}", b'{"dataset": "chandra_spectra", "files": []}')
-    assert prepare_remote(url, SETTINGS)[1] is False
+    assert prepare(url, SETTINGS)[1] is False
     assert contents(url) == contents(plain)
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from builder.dataset.layout import read_manifest
+from builder.dataset.layout import Manifest
 from builder.dataset.pictures import galactic_plane
 from builder.dataset.read import date_text
 from builder.model.errors import MissingExtraError, OutputError
 from builder.model.records import REASONS
 from builder.use.report import SAMPLE, write_report
-from tests.conftest import command
+from tests.runs import command
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (
@@ -51,9 +52,9 @@ def copied(sample: Path, folder: Path, **changes: Any) -> Path:
         pq.write_table(table, folder / config / "train-00000-of-00001.parquet", row_group_size=1000)
     rejections = pq.read_table(sample / "rejections.parquet")
     pq.write_table(changes.get("rejections", lambda table: table)(rejections), folder / "rejections.parquet")
-    manifest = read_manifest(sample)
-    manifest["counts"]["rows"] = pq.read_metadata(folder / "data" / "train-00000-of-00001.parquet").num_rows
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    manifest = Manifest.read(sample)
+    rows = pq.read_metadata(folder / "data" / "train-00000-of-00001.parquet").num_rows
+    replace(manifest, counts=replace(manifest.counts, rows=rows)).write(folder)
     return folder
 
 
@@ -178,7 +179,7 @@ def test_the_page_tells_selection_recipe_command_and_reasons(sample: Path, pages
         "<code>train</code> ",
     ):
         assert said in words, said
-    reasons = read_manifest(sample)["counts"]["reasons"]
+    reasons = Manifest.read(sample).counts.reasons
     assert reasons
     for reason in reasons:
         assert f"<code>{reason}</code></td><td>{REASONS[reason]}</td>" in words
@@ -205,7 +206,7 @@ def test_the_same_folder_gives_the_same_bytes_without_paths_of_this_machine(
     page = (tmp_path / "again.html").read_bytes()
     assert page == pages["sample"].read_bytes()
     assert str(sample.parent).encode() not in page
-    assert read_manifest(sample)["created"][:10].encode() not in page
+    assert Manifest.read(sample).created[:10].encode() not in page
     assert [path.name for path in tmp_path.iterdir()] == ["again.html"]
 
 
@@ -339,7 +340,7 @@ class Page:
     def traces(self) -> list[dict[str, Any]]:
         """What plotly has drawn of the spectrum: name, x and y of each trace."""
         return self.run(  # type: ignore[no-any-return]
-            "return document.getElementById('spectrum').data.map(({ name, x, y }) => ({ name, x: [...x], y: [...y] }))",
+            "return document.getElementById('spectrum').data.map(({ name, x, y }) => ({ name, x: [...x], y: [...y] }))"
         )
 
     def assert_quiet(self) -> None:

@@ -206,8 +206,8 @@ def test_a_response_that_several_rows_share_is_stored_once(mirror: Path, tmp_pat
     """Where the catalog serves one RMF for two packages, it is one row."""
     selection = Selection(min_cnts=0, min_sig=0, max_theta=60, limit=3)
     first = prepare(tmp_path / "out", Settings(str(mirror), selection=selection, responses=True), cache=tmp_path)[0]
-    entry = next(file for file in first["files"] if file["path"].startswith("responses/"))
-    assert entry["rows"] == len(set(pq.read_table(tmp_path / "out/counts")["rmf_sha256"].to_pylist()))
+    (rows,) = first.shards("responses", "train").values()
+    assert rows == len(set(pq.read_table(tmp_path / "out/counts")["rmf_sha256"].to_pylist()))
 
 
 def test_verify_finds_a_response_that_is_another_than_in_the_archive(full_sample: Path, tmp_path: Path) -> None:

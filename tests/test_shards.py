@@ -29,7 +29,7 @@ def table(start: int, rows: int) -> pa.Table:
             "number": pa.array(list(numbers), pa.int64()),
             "text": [f"row {n}" for n in numbers],
             "values": pa.array([[n / 4.0] * (n % 3) for n in numbers], pa.list_(pa.float64())),
-        },
+        }
     )
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from builder.archive.catalog import from_rows
 from builder.dataset.catalog_file import read_catalog, write_catalog
-from builder.dataset.layout import read_manifest
+from builder.dataset.layout import Manifest
 from builder.dataset.rows import healpix
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
@@ -31,9 +31,9 @@ from builder.prepare import prepare
 from builder.simulator.products import SimulatedArchive
 from builder.use.verify import verify
 from chandra_spectra import ChandraSpectra
-from tests.conftest import command
 from tests.fits_files import detection, stable
 from tests.folders import rehash
+from tests.runs import command
 
 SHARES = (
     st.integers(0, 100)
@@ -177,7 +177,7 @@ def test_hdf5_stays_in_the_catalogs_order_and_tells_the_split(full_sample: Path)
 def test_load_dataset_gives_the_splits_and_the_card_their_sizes(full_sample: Path, tmp_path: Path) -> None:
     loaded = load_dataset(str(full_sample), cache_dir=str(tmp_path))
     assert list(loaded) == list(SPLITS)
-    files = {file["path"]: file["rows"] for file in read_manifest(full_sample)["files"]}
+    files = {file.path: file.rows for file in Manifest.read(full_sample).files}
     text = (full_sample / "README.md").read_text(encoding="utf-8")
     for split, share in zip(SPLITS, (80, 10, 10), strict=True):
         assert set(loaded[split]["split"]) == {split}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from builder.files import beside, recover_folder, staging_folder, workplace
+from builder.files import recover_folder, staging_folder, workplace, write_whole
 from builder.model.errors import OutputError
 
 
@@ -76,17 +77,23 @@ def test_a_run_that_dies_at_any_call_leaves_the_old_folder_whole_or_the_new_one(
     assert seen == {(True, "old"), (True, "new"), (False, "new")}
 
 
-@pytest.mark.parametrize("writer", [staging, beside])
-def test_who_is_refused_as_another_writes_takes_nothing_of_the_other_away(
-    writer: Callable[[Path], AbstractContextManager[Path]], tmp_path: Path
-) -> None:
+def test_who_is_refused_as_another_writes_takes_nothing_of_the_other_away(tmp_path: Path) -> None:
     """Within one process, where both have the same pid, as they may in two containers."""
-    with writer(tmp_path / "out") as place:
-        (place / "half" if writer is staging else place).write_text("mine")
-        with pytest.raises(OutputError, match="another run is writing"), writer(tmp_path / "out"):
+    with staging(tmp_path / "out") as place:
+        (place / "half").write_text("mine")
+        with pytest.raises(OutputError, match="another run is writing"), staging(tmp_path / "out"):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out" / "half" if writer is staging else tmp_path / "out").read_text() == "mine"
+    assert (tmp_path / "out" / "half").read_text() == "mine"
+
+
+def test_two_runs_write_a_file_at_once_and_each_is_whole(tmp_path: Path) -> None:
+    with write_whole(tmp_path / "out") as first:
+        first.write_text("first")
+        with write_whole(tmp_path / "out") as second:
+            second.write_text("second")
+        assert (tmp_path / "out").read_text() == "second"
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out", "first")]
 
 
 def test_where_nothing_can_be_locked_a_run_removes_no_other_s_work(
@@ -119,12 +126,33 @@ def test_folders_that_were_made_for_what_then_fails_go_again(tmp_path: Path) -> 
 
 
 def test_what_a_killed_run_left_of_a_file_is_removed_and_that_of_another_file_is_not(tmp_path: Path) -> None:
-    for name in (".a.png.0123abcd.incomplete", ".b.png.0123abcd.incomplete"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "x").touch()
-    with beside(tmp_path / "a.png") as partial:
+    for name in (".a.png.0123abcd.partial", ".b.png.0123abcd.partial"):
+        (tmp_path / name).touch()
+    with write_whole(tmp_path / "a.png") as partial:
         partial.touch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.png.0123abcd.incomplete", "a.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.png.0123abcd.partial", "a.png"]
+
+
+def test_a_file_that_is_not_written_after_all_leaves_no_folder(tmp_path: Path) -> None:
+    with contextlib.suppress(ValueError), write_whole(tmp_path / "a" / "b" / "file") as partial:
+        partial.touch()
+        raise ValueError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[object] = []
+    replace = Path.replace
+
+    def watch(path: Path, target: Path) -> Path:
+        steps.append("rename")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: steps.append(os.fstat(descriptor).st_size))
+    monkeypatch.setattr(Path, "replace", watch)
+    with write_whole(tmp_path / "a") as partial:
+        partial.write_text("four")
+    assert steps == [4, "rename"]
 
 
 def test_the_new_folder_is_on_disk_before_the_old_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,10 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store", "rel2.1", Recipe())
 
 
+def path_of(store: Store, package: Package = PACKAGE) -> Path:
+    return Path(store.folder.place) / store.name(package)
+
+
 def assert_same(one: PackageResult, other: PackageResult) -> None:
     for name in PackageResult.__dataclass_fields__:
         assert getattr(one, name).equals(getattr(other, name))
@@ -136,7 +140,7 @@ def test_a_package_is_read_as_it_was_written(store: Store) -> None:
     store.write(PACKAGE, RESULT)
     assert PACKAGE in store
     assert_same(store.read(PACKAGE), RESULT)
-    assert [path for path in store.root.rglob("*") if path.is_file()] == [store.path(PACKAGE)]
+    assert [path for path in Path(store.root).rglob("*") if path.is_file()] == [path_of(store)]
 
 
 @stable(25)
@@ -160,7 +164,7 @@ def test_the_same_package_gives_the_same_bytes(store: Store, tmp_path: Path) -> 
     other = replace(store, root=tmp_path / "other")
     store.write(PACKAGE, RESULT)
     other.write(PACKAGE, package_result(DETECTIONS, _outcomes()))
-    assert store.path(PACKAGE).read_bytes() == other.path(PACKAGE).read_bytes()
+    assert path_of(store).read_bytes() == path_of(other).read_bytes()
 
 
 def test_a_package_can_be_written_again(store: Store) -> None:
@@ -179,10 +183,10 @@ def test_release_recipe_and_detections_are_kept_apart(store: Store) -> None:
         (store, Package(0, DETECTIONS[::-1])),
         (store, Package(0, (*DETECTIONS[:-1], DetectionId(9000, 0, 2)))),
     ]
-    paths = {store.path(PACKAGE)}
+    paths = {path_of(store)}
     for other, package in others:
         assert package not in other
-        paths.add(other.path(package))
+        paths.add(path_of(other, package))
         with pytest.raises(StoreError, match="cannot read"):
             other.read(package)
     assert len(paths) == 6
@@ -197,7 +201,7 @@ def test_a_changed_version_of_the_recipe_is_another_store(store: Store, monkeypa
 
 def test_a_file_of_another_format_is_missing_and_not_damaged(store: Store) -> None:
     store.write(PACKAGE, RESULT)
-    folder = store.path(PACKAGE).parent
+    folder = path_of(store).parent
     folder.rename(folder.with_name(folder.name.removesuffix("-3") + "-2"))  # where an older version kept its own
     assert PACKAGE not in store and not store.finished([PACKAGE])
 
@@ -217,14 +221,14 @@ def test_the_finished_are_those_that_are_there(store: Store) -> None:
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, bytes]:
     store = Store(tmp_path_factory.mktemp("store"), "rel2.1", Recipe())
     store.write(PACKAGE, RESULT)
-    return store, store.path(PACKAGE).read_bytes()
+    return store, path_of(store).read_bytes()
 
 
 def refuse(store: Store, content: bytes) -> None:
-    store.path(PACKAGE).write_bytes(content)
+    path_of(store).write_bytes(content)
     with pytest.raises(StoreError, match="is damaged: its checksum is wrong") as caught:
         store.read(PACKAGE)
-    assert str(store.path(PACKAGE)) in str(caught.value)
+    assert str(path_of(store)) in str(caught.value)
 
 
 @stable(150)
@@ -297,7 +301,7 @@ def test_a_failed_write_leaves_things_as_they_were(
         with pytest.raises(StoreError, match=r"cannot write .*No space left") as caught:
             store.write(PACKAGE, package_result(DETECTIONS, []))
     assert caught.value.__cause__ is FULL
-    assert [path for path in store.root.rglob("*") if path.is_file()] == ([store.path(PACKAGE)] if again else [])
+    assert [path for path in Path(store.root).rglob("*") if path.is_file()] == ([path_of(store)] if again else [])
     if again:
         assert_same(store.read(PACKAGE), RESULT)
 
@@ -317,7 +321,7 @@ def test_the_bytes_are_flushed_before_the_file_gets_its_name(store: Store, monke
     monkeypatch.setattr(os, "fsync", flush)
     monkeypatch.setattr(Path, "replace", move)
     store.write(PACKAGE, RESULT)
-    assert steps == [f"fsync {store.path(PACKAGE).stat().st_size}", "replace"]
+    assert steps == [f"fsync {path_of(store).stat().st_size}", "replace"]
 
 
 def test_a_store_that_is_a_file_is_a_store_error(tmp_path: Path) -> None:
@@ -345,7 +349,7 @@ def test_a_killed_write_is_no_finished_package(store: Store, monkeypatch: pytest
     assert PACKAGE not in store
     store.write(PACKAGE, RESULT)
     assert_same(store.read(PACKAGE), RESULT)
-    assert [path for path in store.root.rglob("*") if path.is_file()] == [store.path(PACKAGE)]
+    assert [path for path in Path(store.root).rglob("*") if path.is_file()] == [path_of(store)]
 
 
 def test_two_runs_that_make_a_package_at_once_do_no_harm(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,13 +363,13 @@ def test_two_runs_that_make_a_package_at_once_do_no_harm(store: Store, monkeypat
     monkeypatch.setattr(os, "fsync", meanwhile)
     store.write(PACKAGE, RESULT)
     assert_same(store.read(PACKAGE), RESULT)
-    assert [path for path in store.root.rglob("*") if path.is_file()] == [store.path(PACKAGE)]
+    assert [path for path in Path(store.root).rglob("*") if path.is_file()] == [path_of(store)]
 
 
 def test_the_payload_is_plain_arrow(store: Store) -> None:
     """Four streams behind the first line: other programs can read them."""
     store.write(PACKAGE, RESULT)
-    line, _, payload = store.path(PACKAGE).read_bytes().partition(b"\n")
+    line, _, payload = path_of(store).read_bytes().partition(b"\n")
     assert line.startswith(b"chandra-spectra package 3 ")
     source = pa.BufferReader(payload)
     tables = [pa.ipc.open_stream(source).read_all() for _ in range(4)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from builder.dataset import shards
 from builder.dataset.hdf5 import HDF5Writer
+from builder.dataset.layout import Manifest
 from builder.dataset.rows import public
 from builder.model.columns import COLUMNS, arrow_schema, columns_of, features
 from builder.model.errors import OutputError, SettingError
@@ -25,8 +27,8 @@ from builder.simulator.server import ArchiveServer
 from builder.use import verify
 from builder.use.verify import Report
 from builder.workspace import holdings
-from tests.conftest import command
 from tests.folders import rehash
+from tests.runs import command
 
 HDF5 = "chandra_spectra.hdf5"
 SHARDS = {
@@ -376,9 +378,32 @@ def test_counts_that_do_not_add_up_are_found(key: str, folder: Path) -> None:
     assert any("manifest.json" in line for line in content(folder).failures)
 
 
-def test_a_manifest_without_a_part_is_a_failure_and_no_traceback(folder: Path) -> None:
-    rehash(folder, lambda manifest: manifest.pop("counts"))
-    assert content(folder).failures == ["manifest.json: has no 'counts'"]
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest.pop("counts"),
+        lambda manifest: manifest["files"][3].pop("bytes"),
+        lambda manifest: manifest["settings"].pop("splits"),
+        lambda manifest: manifest["settings"].update(splits="by moonlight"),
+        lambda manifest: manifest.update(files=7),
+    ],
+)
+def test_a_manifest_of_another_version_is_one_clear_line(
+    change: Callable[[dict[str, Any]], object], folder: Path
+) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(OutputError, match=rf"^{path} is damaged or of another version: .*again with --force$"):
+        content(folder)
+
+
+def test_a_manifest_with_a_part_that_this_version_does_not_know_is_read(folder: Path) -> None:
+    path = folder / "manifest.json"
+    manifest = Manifest.read(folder)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"colour": "blue"}))
+    assert Manifest.read(folder) == manifest
 
 
 def test_many_failures_are_counted_and_the_first_listed(folder: Path) -> None:

@@ -15,8 +15,6 @@ import pyarrow as pa
 from builder.model.columns import CATALOG, Column, arrow_schema
 from builder.model.errors import CatalogError
 
-__all__ = ["IDS", "NAMES", "SCHEMA", "VOTABLE_TAG", "count_of", "from_rows", "read_votable", "write_votable"]
-
 SCHEMA = arrow_schema(CATALOG)
 IDS = ("obsid", "obi", "region_id")
 """Columns that name a detection."""

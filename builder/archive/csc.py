@@ -28,9 +28,6 @@ from builder.model.selection import Selection
 from builder.model.settings import DEFAULT_CONNECTIONS
 from builder.model.text import one_line
 
-__all__ = ["HttpArchive"]
-
-
 _FILETYPES = {"pha": "spectrum", "arf": "arf", "rmf": "rmf"}  # the service's words for the products
 _BAND = "b"
 _MAX_CATALOG_BYTES = 4 * 2**30
@@ -240,12 +237,7 @@ class HttpArchive(Archive):
         }
 
     def _single_files(
-        self,
-        session: requests.Session,
-        folder: Path,
-        listed: dict[Product, str],
-        have: set[Product],
-        record: Record,
+        self, session: requests.Session, folder: Path, listed: dict[Product, str], have: set[Product], record: Record
     ) -> list[Path]:
         """Fetch, one by one, the files that are listed but that no package held."""
         found = []

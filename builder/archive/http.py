@@ -28,8 +28,6 @@ from builder import __version__
 from builder.model.errors import ArchiveError, RefusedError, StoreError, TransientError, UnavailableError
 from builder.model.settings import DEFAULT_CONNECTIONS
 
-__all__ = ["Client", "Patience", "Slots", "one_session"]
-
 logger = logging.getLogger(__name__)
 
 _LONG = 35.0

@@ -16,8 +16,6 @@ from builder.model.errors import ArchiveError
 from builder.model.ids import DetectionId
 from builder.model.selection import Selection
 
-__all__ = ["Archive", "Fetched", "Record", "forget"]
-
 Record = Callable[[str, Path], None]
 """A function that is called with the address and the file of each answer, while the file is there."""
 

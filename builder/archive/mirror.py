@@ -12,7 +12,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,10 @@ from builder.archive.catalog import read_votable, write_votable
 from builder.archive.interface import Archive, Fetched, Record, forget
 from builder.archive.packages import Package, Plan, plan
 from builder.archive.products import members, write_tar
-from builder.files import file_sha256, hold
+from builder.files import file_sha256, hold, write_whole
 from builder.model.errors import ArchiveError, CatalogError, StoreError
 from builder.model.ids import DetectionId
 from builder.model.selection import Selection
-
-__all__ = ["CATALOG_FILE", "INDEX_FILE", "Mirror", "MirrorArchive", "has_tar", "open_mirror", "read_index"]
 
 CATALOG_FILE = "catalog.vot"
 """The catalog's answer in a mirror folder."""
@@ -180,7 +178,8 @@ class Mirror:
         whole = [line for line in read_index(self.folder) if has_tar(self.folder, line)]
         text = "".join(json.dumps(line) + "\n" for line in whole)
         if text != index.read_text(encoding="utf-8"):
-            _replace(index, text.encode())
+            with write_whole(index, StoreError) as partial:
+                partial.write_text(text, encoding="utf-8")
         return {detection for line in whole for detection in line["detections"] if detection not in _refused(line)}
 
     def __contains__(self, package: Package) -> bool:
@@ -188,14 +187,12 @@ class Mirror:
 
     def write_catalog(self, planned: Plan) -> None:
         """Add the selection's rows to the mirror's catalog."""
-        catalog = planned.catalog
-        try:
-            if (self.folder / CATALOG_FILE).exists():
-                held, _ = read_votable((self.folder / CATALOG_FILE).read_bytes(), str(self.folder / CATALOG_FILE))
+        catalog, path = planned.catalog, self.folder / CATALOG_FILE
+        with write_whole(path, StoreError) as partial:
+            if path.exists():
+                held, _ = read_votable(path.read_bytes(), str(path))
                 catalog = plan(pa.concat_tables([catalog, held])).catalog
-            _replace(self.folder / CATALOG_FILE, write_votable(catalog.to_pylist()))
-        except OSError as error:
-            raise StoreError(f"cannot write {self.folder / CATALOG_FILE}: {error.strerror}") from error
+            partial.write_bytes(write_votable(catalog.to_pylist()))
 
     def add(self, package: Package, fetched: Fetched) -> None:
         """Keep the files of a package: one tar, flushed and renamed, then its line in the index.
@@ -208,25 +205,21 @@ class Mirror:
         ids = [str(detection) for detection in package.detections]
         name = f"packages/{hashlib.sha256(' '.join(ids).encode()).hexdigest()[:16]}.tar"
         path = self.folder / name
-        partial = path.with_suffix(".partial")
-        try:
+        with write_whole(path, StoreError, advice="; what was finished is kept") as partial:
             with partial.open("wb") as file:
                 write_tar(file, (product for part in fetched.parts for product in members(part)))
-                file.flush()
-                os.fsync(file.fileno())
-            digest = file_sha256(partial)
-            partial.replace(path)
-            line: dict[str, Any] = {"file": name, "bytes": path.stat().st_size, "sha256": digest, "detections": ids}
-            if fetched.unserved:
-                line["unserved"] = {str(detection): words for detection, words in fetched.unserved.items()}
-            with self._lock, (self.folder / INDEX_FILE).open("a", encoding="utf-8") as index:
+            size, digest = partial.stat().st_size, file_sha256(partial)
+        line: dict[str, Any] = {"file": name, "bytes": size, "sha256": digest, "detections": ids}
+        if fetched.unserved:
+            line["unserved"] = {str(detection): words for detection, words in fetched.unserved.items()}
+        path = self.folder / INDEX_FILE
+        try:
+            with self._lock, path.open("a", encoding="utf-8") as index:
                 index.write(json.dumps(line) + "\n")
                 index.flush()
                 os.fsync(index.fileno())
                 self._held.update(set(ids) - _refused(line).keys())
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
             raise StoreError(f"cannot write {path}: {error.strerror}; what was finished is kept") from error
 
 
@@ -234,16 +227,6 @@ def has_tar(folder: Path, line: dict[str, Any]) -> bool:
     """Whether the tar of an index line is there, in its full size."""
     path = folder / line["file"]
     return path.is_file() and bool(path.stat().st_size == line["bytes"])
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file that may be there: flushed, then renamed."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _refused(line: dict[str, Any]) -> dict[str, str]:

@@ -15,8 +15,6 @@ from builder.model.ids import DetectionId
 from builder.model.records import Rejection
 from builder.model.settings import Recipe
 
-__all__ = ["DETECTION_BYTES", "PACKAGE_SIZE", "Package", "Plan", "plan"]
-
 PACKAGE_SIZE = 50
 """Detections in one request: known to work, about 55 MB of answer."""
 

@@ -14,8 +14,6 @@ from builder.model.errors import ArchiveError
 from builder.model.ids import CYCLES, DetectionId
 from builder.model.records import File, Products
 
-__all__ = ["KINDS", "MAX_MEMBER_BYTES", "ProductName", "group_products", "members", "write_tar"]
-
 KINDS = ("pha", "arf", "rmf")
 
 MAX_MEMBER_BYTES = 64 * 2**20

@@ -11,8 +11,6 @@ import numpy as np
 
 from builder.model.columns import CATALOG
 
-__all__ = ["write_votable"]
-
 
 class _Field(NamedTuple):
     """A VOTable column's ``datatype`` (``char`` is of any length) and unit ('' for none)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +29,6 @@ from builder.model.settings import DEFAULT_ARCHIVE, DEFAULT_CONNECTIONS, DEFAULT
 if TYPE_CHECKING:
     from builder.archive import http
     from builder.model.settings import Settings
-    from builder.prepare import Prepared
 
 _RECIPE = Recipe()
 
@@ -144,19 +142,17 @@ def prepare(
         return
     where = output or str(output_file.with_suffix("") if output_file else "chandra_spectra")
     check_place(where)
-    folder = where if "://" in where else Path(where)
-    if output_file and isinstance(folder, str):
+    at_url = "://" in where
+    if output_file and at_url:
         raise SettingError("--output-file copies from a folder of this machine: not with an OUTPUT that is a URL")
     if dask:  # what goes wrong there ends the run with one line, and needs no tracebacks before it
         for handler in logging.getLogger().handlers:
             handler.addFilter(lambda record: not record.name.startswith("distributed"))
     with bars() as progress:
         from builder.prepare import copy_hdf5, prepare
-        from builder.remote_output import prepare_remote
 
-        make: Callable[..., Prepared] = prepare_remote if isinstance(folder, str) else prepare
-        manifest, fresh = make(
-            folder,
+        manifest, fresh = prepare(
+            where,
             settings,
             cache=cache,
             workers=workers,
@@ -170,17 +166,16 @@ def prepare(
             progress=progress,
         )
         if output_file:
-            copy_hdf5(Path(folder), output_file)
-    if isinstance(folder, str):
-        show_uploaded(folder.rstrip("/"), manifest, fresh)
+            copy_hdf5(Path(where), output_file)
+    if at_url:
+        show_uploaded(where.rstrip("/"), manifest, fresh)
     else:
-        show_summary(folder, manifest, fresh)
-    counts = manifest["counts"]
-    share = 100 * counts["rejected"] / counts["selected"]
+        show_summary(Path(where), manifest, fresh)
+    share = 100 * manifest.counts.rejected / manifest.counts.selected
     if share > max_rejected:
         end(
             f"{share:.1f} % of the selected spectra are rejected, more than {max_rejected:g} %: see "
-            f"{str(folder).rstrip('/')}/rejections.parquet; --retry-rejected asks again for missing or damaged files",
+            f"{where.rstrip('/')}/rejections.parquet; --retry-rejected asks again for missing or damaged files",
             3,
         )
 
@@ -244,8 +239,7 @@ def download(
     patience: Patience = None,
     cache: Cache = None,
     output_file: Annotated[
-        Path | None,
-        typer.Option(callback=local, help="Second place for the catalog: .vot, .parquet or .hdf5."),
+        Path | None, typer.Option(callback=local, help="Second place for the catalog: .vot, .parquet or .hdf5.")
     ] = None,
     file_path: Annotated[Path | None, typer.Option(callback=local, help="Mirror folder, the same as MIRROR.")] = None,
 ) -> None:

@@ -14,11 +14,9 @@ import time
 from collections.abc import Callable
 
 from builder.cli import make, use  # noqa: F401  each adds its commands to the app
-from builder.cli.app import Interrupted, app, end
+from builder.cli.app import Interrupted, end
+from builder.cli.app import app as app
 from builder.model.errors import ChandraSpectraError
-
-__all__ = ["app", "main"]
-
 
 _INTERRUPTED = "interrupted; what was finished is kept: run the same command again to go on"
 _PATIENCE = 10

@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from builder.archive.packages import Plan
+    from builder.dataset.layout import Entry, Manifest
     from builder.model.text import Progress
     from builder.use.verify import Report
-
-__all__ = ["bars", "show_checks", "show_estimate", "show_row", "show_summary", "show_uploaded", "waiting"]
 
 _PAUSE = 60.0
 """Seconds between two lines of progress."""
@@ -55,13 +54,13 @@ def show_checks(report: Report) -> None:
             print(f"... and {check.failed - len(check.failures):,} more: {check.claim}")
 
 
-def show_summary(folder: Path, manifest: dict[str, Any], fresh: bool | None) -> None:
+def show_summary(folder: Path, manifest: Manifest, fresh: bool | None) -> None:
     """What a prepared folder holds, and where to go next.
 
     Parameters
     ----------
     folder : Path
-    manifest : dict
+    manifest : Manifest
     fresh : bool, optional
         Whether it was made just now, or was finished before; None where the question is not asked.
     """
@@ -69,57 +68,53 @@ def show_summary(folder: Path, manifest: dict[str, Any], fresh: bool | None) -> 
 
     from builder.dataset.read import overview
     from builder.model.records import REASONS
-    from builder.model.splits import Splits
 
     console = Console(highlight=False, markup=False)
-    counts = manifest["counts"]
+    counts = manifest.counts
     seen = overview(folder)
     table = _table()
-    table.add_row("rows", f"{counts['rows']:,}", "", f"spectra of {several(seen.sources, 'source')}")
-    files: dict[str, list[dict[str, Any]]] = {}
-    for file in manifest["files"]:
-        part, _, name = file["path"].rpartition("/")
+    table.add_row("rows", f"{counts.rows:,}", "", f"spectra of {several(seen.sources, 'source')}")
+    files: dict[str, list[Entry]] = {}
+    for file in manifest.files:
+        part, _, name = file.path.rpartition("/")
         files.setdefault(f"{part}/" if part else name, []).append(file)
-    splits = _splits(files.get("data/", []))
-    divided = Splits.parse(manifest["settings"]["splits"])
-    for split in divided.names if divided.divided else ():
+    splits = _splits(manifest)
+    for split in manifest.splits.names if manifest.splits.divided else ():
         rows = splits.get(split, 0)
-        table.add_row(f"  {split}", f"{rows:,}", "", f"{100 * rows / counts['rows']:.1f} %" if rows else "no file")
+        table.add_row(f"  {split}", f"{rows:,}", "", f"{100 * rows / counts.rows:.1f} %" if rows else "no file")
     table.add_row("observations", f"{seen.observations:,}", "", seen.dates)
     table.add_row("exposure", *exposure_text(seen.exposure).split(), "all rows together")
     table.add_row("counts", f"{seen.counts:,}", "", "all rows together, kept energies")
-    table.add_row("rejected", f"{counts['rejected']:,}", "", f"of {counts['selected']:,} selected")
-    for reason, rejected in sorted(counts["reasons"].items(), key=lambda item: -item[1]):
+    table.add_row("rejected", f"{counts.rejected:,}", "", f"of {counts.selected:,} selected")
+    for reason, rejected in sorted(counts.reasons.items(), key=lambda item: -item[1]):
         table.add_row(f"  {reason}", f"{rejected:,}", "", REASONS.get(reason, ""))
     for name, parts in files.items():
-        size, unit = size_text(sum(file["bytes"] for file in parts)).split()
-        remarks = [] if parts[0]["rows"] is None else [several(sum(file["rows"] for file in parts), "row")]
+        size, unit = size_text(sum(file.bytes for file in parts)).split()
+        remarks = [] if parts[0].rows is None else [several(sum(file.rows or 0 for file in parts), "row")]
         remarks += [several(len(parts), "file")] if name.endswith("/") else []
         table.add_row(name, size, unit, ", ".join(remarks))
-    size, unit = size_text(sum(file["bytes"] for file in manifest["files"])).split()
-    table.add_row("together", size, unit, several(len(manifest["files"]), "file"))
+    size, unit = size_text(manifest.size).split()
+    table.add_row("together", size, unit, several(len(manifest.files), "file"))
     if fresh:
-        table.add_row("time", f"{manifest['seconds']:,.1f}", "s", "")
+        table.add_row("time", f"{manifest.seconds:,.1f}", "s", "")
     console.print(str(folder), style="bold")
     _show(table, console)
     if fresh is False:
         console.print("\nThe folder was finished before: nothing to do.")
-    if fresh is not None and counts["rows"]:  # datasets loads no folder without rows
+    if fresh is not None and counts.rows:  # datasets loads no folder without rows
         split = next(split for split, rows in splits.items() if rows)
         load = f'python -c \'from datasets import load_dataset; print(load_dataset("{folder}")["{split}"][0])\''
         console.print(f"\nNext:  {load}", soft_wrap=True)
         console.print(f"       chandra-spectra info {folder}", soft_wrap=True)
 
 
-def show_uploaded(url: str, manifest: dict[str, Any], fresh: bool) -> None:
+def show_uploaded(url: str, manifest: Manifest, fresh: bool) -> None:
     """What a prepared folder on another file system holds, and how to load it: load_dataset looks for no card there."""
-    counts, files = manifest["counts"], manifest["files"]
-    size = size_text(sum(file["bytes"] for file in files))
-    print(f"{counts['rows']:,} spectra, {counts['rejected']:,} rejected, {len(files)} files, {size}, in {url}")
+    counts, files, size = manifest.counts, len(manifest.files), size_text(manifest.size)
+    print(f"{counts.rows:,} spectra, {counts.rejected:,} rejected, {files} files, {size}, in {url}")
     if not fresh:
         print("The folder was finished before: nothing to do.")
-    splits = _splits([file for file in files if file["path"].startswith("data/")])
-    shards = ", ".join(f'"{split}": "{url}/data/{split}-*.parquet"' for split in splits)
+    shards = ", ".join(f'"{split}": "{url}/data/{split}-*.parquet"' for split in _splits(manifest))
     words = f'load_dataset("parquet", data_files={{{shards}}})'
     print(f"\nNext:  python -c 'from datasets import load_dataset; print({words})'")
 
@@ -136,13 +131,10 @@ def _table() -> Table:
     return table
 
 
-def _splits(shards: list[dict[str, Any]]) -> dict[str, int]:
-    """Rows of each split, from the names of the shards: ``data/train-00000-of-00001.parquet``."""
-    rows: dict[str, int] = {}
-    for file in shards:
-        split = Path(file["path"]).name.partition("-")[0]
-        rows[split] = rows.get(split, 0) + file["rows"]
-    return rows
+def _splits(manifest: Manifest) -> dict[str, int]:
+    """Rows of each split that has files."""
+    shards = {split: manifest.shards("spectra", split) for split in manifest.splits.names}
+    return {split: sum(rows.values()) for split, rows in shards.items() if rows}
 
 
 def show_row(row: dict[str, Any]) -> None:

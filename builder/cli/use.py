@@ -24,11 +24,11 @@ def info(
     ] = "",
 ) -> None:
     """Show what a prepared folder holds: its numbers, one row and its spectrum."""
-    from builder.dataset.layout import read_manifest
+    from builder.dataset.layout import Manifest
     from builder.dataset.read import find_detections, read_rows, read_scalars
     from builder.use.plot import terminal_plot
 
-    manifest = read_manifest(folder)
+    manifest = Manifest.read(folder)
     if detection:
         chosen = find_detections(folder, [detection])
     else:

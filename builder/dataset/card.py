@@ -8,14 +8,13 @@ import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from builder import __version__
-from builder.dataset.layout import CARD_FILE, DATA_FILES, DETECTIONS_FILE, parts
+from builder.dataset.layout import CARD_FILE, DATA_FILES, DETECTIONS_FILE, Counts, Manifest
 from builder.dataset.pictures import SCALARS, Picture, draw_pictures
 from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, columns_when, features, markdown
 from builder.model.errors import MissingExtraError
@@ -23,8 +22,6 @@ from builder.model.records import REASONS
 from builder.model.settings import EMBEDDED, Recipe, Settings, last_part
 from builder.model.splits import SPLITS, Splits
 from builder.model.text import several, size_text
-
-__all__ = ["command_line", "selection_words", "write_card"]
 
 TEMPLATE = Path(__file__).parent / "dataset_card.md"
 
@@ -47,7 +44,7 @@ def _sum(splits: dict[str, _Size]) -> _Size:
     return _Size(*(sum(getattr(size, name) for size in splits.values()) for name in _Size.__slots__))
 
 
-def write_card(folder: Path, settings: Settings, counts: dict[str, Any], files: list[dict[str, Any]]) -> list[Path]:
+def write_card(folder: Path, settings: Settings, manifest: Manifest) -> list[Path]:
     """Write the card, its pictures and, for a selection by list, the list.
 
     Without matplotlib the card has no pictures, and a warning is logged.
@@ -57,10 +54,8 @@ def write_card(folder: Path, settings: Settings, counts: dict[str, Any], files: 
     folder : Path
         Holds the shards.
     settings : Settings
-    counts : dict
-        The manifest's ``counts``.
-    files : list of dict
-        The manifest's entries of the shards: path, rows, bytes.
+    manifest : Manifest
+        With the shards among its files.
 
     Returns
     -------
@@ -69,14 +64,12 @@ def write_card(folder: Path, settings: Settings, counts: dict[str, Any], files: 
     """
     sizes: dict[str, dict[str, _Size]] = {}
     shards: dict[str, list[Path]] = {}
-    for config, split in parts(settings.splits, settings.responses):
-        entries = [file for file in files if file["path"].startswith(f"{DATA_FILES[config]}/{split}-")]
-        if not entries:
-            continue
-        paths = [folder / file["path"] for file in entries]
-        rows, parquet = (sum(file[key] for file in entries) for key in ("rows", "bytes"))
-        sizes.setdefault(config, {})[split] = _Size(rows, parquet, sum(map(_memory, paths)))
-        shards.setdefault(config, []).extend(paths)
+    for config, split in manifest.parts:
+        if rows := manifest.shards(config, split):
+            paths = [folder / path for path in rows]
+            parquet = sum(path.stat().st_size for path in paths)
+            sizes.setdefault(config, {})[split] = _Size(sum(rows.values()), parquet, sum(map(_memory, paths)))
+            shards.setdefault(config, []).extend(paths)
     wanted = ("name", "split", "sat_src_flag", "streak_src_flag", *SCALARS)
     scalars = pa.concat_tables(pq.ParquetFile(path).read([*wanted]) for path in shards["spectra"])
     pictures: list[Picture] = []
@@ -85,7 +78,7 @@ def write_card(folder: Path, settings: Settings, counts: dict[str, Any], files: 
     except MissingExtraError as error:
         logger.warning("the card has no pictures: %s", error)
     written = [folder / CARD_FILE, *(folder / picture.path for picture in pictures)]
-    written[0].write_text(_render(settings, counts, sizes, scalars, pictures), encoding="utf-8")
+    written[0].write_text(_render(settings, manifest.counts, sizes, scalars, pictures), encoding="utf-8")
     if settings.selection.detections:
         written.append(folder / DETECTIONS_FILE)
         lines = [f"{detection}\n" for detection in sorted(settings.selection.detections)]
@@ -100,11 +93,7 @@ def _memory(path: Path) -> int:
 
 
 def _render(
-    settings: Settings,
-    counts: dict[str, Any],
-    sizes: dict[str, dict[str, _Size]],
-    scalars: pa.Table,
-    pictures: list[Picture],
+    settings: Settings, counts: Counts, sizes: dict[str, dict[str, _Size]], scalars: pa.Table, pictures: list[Picture]
 ) -> str:
     recipe = settings.recipe
     names = Counter(scalars["name"].drop_null().to_pylist())
@@ -112,7 +101,7 @@ def _render(
     columns, (subtracted, grouped) = columns_when(recipe.subtract), reduction_words(recipe)
     words = {
         "front_matter": _front_matter(sizes),
-        "spectra": "1 X-ray spectrum" if counts["rows"] == 1 else f"{counts['rows']:,} X-ray spectra",
+        "spectra": "1 X-ray spectrum" if counts.rows == 1 else f"{counts.rows:,} X-ray spectra",
         "sources": several(len(names), "source"),
         "release": settings.release.removeprefix("rel"),
         "version": __version__,
@@ -133,7 +122,7 @@ def _render(
         "subtracted": subtracted,
         "grouped": grouped,
         "counts": _counts(counts),
-        "reasons": _reasons(counts["reasons"]),
+        "reasons": _reasons(counts.reasons),
         "rate": f"{'background-subtracted ' if recipe.subtract else ''}count rate density",
         "columns": markdown(columns),
         "ebounds": markdown(EBOUNDS),
@@ -245,17 +234,15 @@ def selection_words(settings: Settings) -> str:
     return f"{', '.join(parts)}.{nulls}"
 
 
-def _counts(counts: dict[str, Any]) -> str:
+def _counts(counts: Counts) -> str:
     table = [
-        ("detections", counts["detections"]),
-        ("their spectra", counts["selected"]),
-        ("rows", counts["rows"]),
-        ("rejected", counts["rejected"]),
+        ("detections", counts.detections),
+        ("their spectra", counts.selected),
+        ("rows", counts.rows),
+        ("rejected", counts.rejected),
     ]
-    if counts["duplicates"]:
-        table.append(
-            ("listed a second time by the catalog, under another source, and passed over", counts["duplicates"])
-        )
+    if counts.duplicates:
+        table.append(("listed a second time by the catalog, under another source, and passed over", counts.duplicates))
     return "\n".join(f"| {name} | {number:,} |" for name, number in table)
 
 

@@ -8,12 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder.archive.catalog import NAMES, SCHEMA, read_votable, write_votable
-from builder.files import beside
+from builder.files import write_whole
 from builder.model.columns import CATALOG
 from builder.model.errors import CatalogError, SettingError
 from builder.model.ids import DetectionId
-
-__all__ = ["check_ending", "read_catalog", "read_detections", "write_catalog"]
 
 _VOTABLE = (".vot", ".xml", ".votable")
 _HDF5 = (".hdf5", ".h5", ".hdf")
@@ -38,7 +36,7 @@ def write_catalog(path: Path, catalog: pa.Table) -> None:
         If the file cannot be written; none is left half written.
     """
     check_ending(path)
-    with beside(path) as partial:
+    with write_whole(path) as partial:
         if path.suffix in _VOTABLE:
             partial.write_bytes(write_votable(catalog.to_pylist()))
         elif path.suffix in _HDF5:

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from builder.model.columns import COLUMNS, EBOUNDS, RAGGED, Column
 
-__all__ = ["HDF5Writer", "read_columns", "read_rows"]
-
 _CHUNK = 256
 """Rows in a chunk: few enough to hold one of each column in memory, enough to read fast."""
 

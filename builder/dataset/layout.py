@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from builder.dataset.catalog_file import read_detections
+from builder.files import Folder, file_sha256
 from builder.model.columns import CONFIGS, configs_with
 from builder.model.errors import OutputError, SettingError
 from builder.model.selection import Cone, Selection
 from builder.model.settings import Recipe, Settings
 from builder.model.splits import SPLITS, Splits
-
-__all__ = [
-    "CARD_FILE",
-    "DATA_FILES",
-    "DETECTIONS_FILE",
-    "HDF5_FILE",
-    "MANIFEST_FILE",
-    "REJECTIONS_FILE",
-    "archive_of",
-    "check_settings",
-    "manifest_digest",
-    "parts",
-    "parts_of",
-    "read_manifest",
-    "read_settings",
-    "rows_of",
-    "unreadable",
-]
 
 HDF5_FILE = "chandra_spectra.hdf5"
 MANIFEST_FILE = "manifest.json"
@@ -38,6 +23,9 @@ REJECTIONS_FILE = "rejections.parquet"
 CARD_FILE = "README.md"
 DETECTIONS_FILE = "detections.txt"
 """The list of detections of a selection by list, so that the folder can be made again."""
+
+UPLOADING_FILE = "uploading.json"
+"""At a URL while files are uploaded: names all that may be there, of the old folder and the new one."""
 
 DATA_FILES = {config: ("data" if config == "spectra" else config) for config in CONFIGS}
 """Folder of each config's shards."""
@@ -51,37 +39,6 @@ def unreadable(path: Path, error: Exception) -> OutputError:
     return OutputError(f"cannot read {path}: {reason}; prepare the folder again with --force")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder; OutputError if it is none."""
-    path = folder / MANIFEST_FILE
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        why = f"{path.name}: {error.strerror}" if folder.is_dir() else "there is no such folder"
-        raise OutputError(f"{folder} is not a prepared folder: {why}") from error
-    except ValueError as error:
-        raise OutputError(f"{path} is damaged: {error}; prepare the folder again with --force") from error
-    if not isinstance(manifest, dict) or manifest.get("dataset") != "chandra_spectra":
-        raise OutputError(f"{path} is not the manifest of a prepared folder")
-    return manifest
-
-
-def manifest_digest(manifest: dict[str, Any]) -> str:
-    """SHA-256 of all that a manifest says but for its times, so that the same data have the same digest."""
-    rest = {key: value for key, value in manifest.items() if key not in ("created", "seconds", "sha256")}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def check_settings(manifest: dict[str, Any], said: dict[str, Any], where: Path | str) -> None:
-    """OutputError where the folder of a manifest was made with other settings than are said now."""
-    there = manifest.get("settings", {})
-    if differ := [name for name in {**said, **there} if said.get(name) != there.get(name)]:
-        raise OutputError(
-            f"{where} was prepared with other settings, or from another catalog (see {', '.join(differ)} in its "
-            "manifest.json): choose another name, or --force to replace it"
-        )
-
-
 def parts(splits: Splits, responses: bool) -> list[tuple[str, str]]:
     """Config and split of every set of shards: only rows of a source are divided."""
     return [
@@ -91,60 +48,215 @@ def parts(splits: Splits, responses: bool) -> list[tuple[str, str]]:
     ]
 
 
-def parts_of(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    """The configs and splits that a folder has."""
-    said = manifest["settings"]
-    return parts(Splits.parse(said["splits"]), bool(said["responses"]))
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file of the folder: its path within it, its rows where it holds any, its bytes and their SHA-256."""
+
+    path: str
+    rows: int | None
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path, folder: Path, rows: int | None = None) -> Entry:
+        """Describe a file that is there."""
+        return cls(str(path.relative_to(folder)), rows, path.stat().st_size, file_sha256(path))
 
 
-def rows_of(manifest: dict[str, Any], config: str, split: str) -> dict[str, int]:
-    """Rows by file of one split of a config, in the order of the rows."""
-    prefix = f"{DATA_FILES[config]}/{split}-"
-    return {file["path"]: file["rows"] for file in manifest["files"] if file["path"].startswith(prefix)}
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Numbers of a folder.
 
-
-def archive_of(manifest: dict[str, Any], archive: str = "") -> str:
-    """The archive that a prepared folder was made from, unless another is given; SettingError if it must be."""
-    said: str = manifest["settings"]["archive"]
-    if not archive and Settings(said).from_mirror and not Path(said).is_dir():
-        raise SettingError(f"the folder was made from a mirror named {said!r}, which is not here: give it as --archive")
-    return archive or said
-
-
-def read_settings(folder: Path, manifest: dict[str, Any]) -> Settings:
-    """The settings that a folder was prepared with.
-
-    Parameters
+    Attributes
     ----------
-    folder : Path
-        Holds the list of detections, where they were selected by a list.
-    manifest : dict
-
-    Raises
-    ------
-    SettingError
-        If the list is not there, or the manifest says what cannot be.
+    detections : int
+        Rows of the catalog that were selected.
+    duplicates : int
+        Rows that repeat a detection, and were passed over.
+    selected, rows, rejected : int
+        Spectra of the detections, and how many of them are rows or rejections.
+    reasons : dict of str to int
+        Rejections by reason.
     """
+
+    detections: int
+    duplicates: int
+    selected: int
+    rows: int
+    rejected: int
+    reasons: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The record of what a folder is, made of and made with; all but its times follows from the data.
+
+    Attributes
+    ----------
+    builder : str
+        Version of this project.
+    settings : dict
+        As `builder.model.settings.Settings.as_dict` gives them.
+    versions : dict of str to str
+        Versions of Python and of the packages that the content depends on.
+    catalog : dict
+        Number of the ``detections``, and ``sha256`` of their rows.
+    counts : Counts
+    files : tuple of Entry
+        All files but the manifest.
+    created : str
+        When, in ISO 8601, UTC.
+    seconds : float
+        How long it took.
+    sha256 : str
+        The `digest` when it was written.
+    """
+
+    builder: str
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    catalog: dict[str, Any]
+    counts: Counts
+    files: tuple[Entry, ...]
+    created: str = ""
+    seconds: float = 0.0
+    sha256: str = ""
+
+    @classmethod
+    def read(cls, folder: Path | Folder) -> Manifest:
+        """Read the manifest of a prepared folder; OutputError if it is none, or not of this version."""
+        there = folder if isinstance(folder, Folder) else Folder(folder)
+        path = f"{there.place}/{MANIFEST_FILE}"
+        if MANIFEST_FILE not in there:
+            raise OutputError(f"{there.place} is not a prepared folder: there is no {path}")
+        try:
+            content = json.loads(there.read(MANIFEST_FILE))
+            if content.get("dataset") != "chandra_spectra":
+                raise OutputError(f"{path} is not the manifest of a prepared folder")
+            content["counts"] = _pick(Counts, content["counts"])
+            content["files"] = tuple(_pick(Entry, file) for file in content["files"])
+            manifest: Manifest = _pick(cls, content)
+            _ = manifest.parts, manifest.recipe  # refuses wrong values now rather than when they are used
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise OutputError(
+                f"{path} is damaged or of another version: {reason}; prepare the folder again with --force"
+            ) from error
+        return manifest
+
+    def write(self, folder: Path) -> None:
+        """Write it into a folder."""
+        (folder / MANIFEST_FILE).write_text(self.text, encoding="utf-8")
+
+    def _as_dict(self) -> dict[str, Any]:
+        return {"dataset": "chandra_spectra", **dataclasses.asdict(self)}
+
+    @property
+    def text(self) -> str:
+        """The content of its file."""
+        return json.dumps(self._as_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that it says but for its times, so that the same data have the same digest."""
+        rest = {key: value for key, value in self._as_dict().items() if key not in ("created", "seconds", "sha256")}
+        return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def parts(self) -> list[tuple[str, str]]:
+        """The configs and splits that the folder has."""
+        return parts(self.splits, bool(self.settings["responses"]))
+
+    @property
+    def splits(self) -> Splits:
+        """How the rows are divided."""
+        return Splits.parse(self.settings["splits"])
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the spectra were reduced."""
+        return Recipe.from_dict(self.settings["recipe"])
+
+    def file(self, path: str) -> Entry | None:
+        """Find a file by its path in the folder."""
+        return next((file for file in self.files if file.path == path), None)
+
+    def shards(self, config: str, split: str) -> dict[str, int]:
+        """Give the rows by file of one split of a config, in the order of the rows."""
+        prefix = f"{DATA_FILES[config]}/{split}-"
+        return {file.path: file.rows or 0 for file in self.files if file.path.startswith(prefix)}
+
+    def archive(self, given: str = "") -> str:
+        """Give the archive that it was made from, unless another is given; SettingError if it must be."""
+        own: str = self.settings["archive"]
+        if not given and Settings(own).from_mirror and not Path(own).is_dir():
+            raise SettingError(
+                f"the folder was made from a mirror named {own!r}, which is not here: give it as --archive"
+            )
+        return given or own
+
+    def check_settings(self, settings: dict[str, Any], place: Path | str) -> None:
+        """OutputError where the folder was made with other settings."""
+        if differ := [name for name in {**settings, **self.settings} if settings.get(name) != self.settings.get(name)]:
+            raise OutputError(
+                f"{place} was prepared with other settings, or from another catalog (see {', '.join(differ)} in its "
+                "manifest.json): choose another name, or --force to replace it"
+            )
+
+    def read_settings(self, folder: Path) -> Settings:
+        """Give the settings that the folder was prepared with.
+
+        Parameters
+        ----------
+        folder : Path
+            Holds the list of detections, where they were selected by a list.
+
+        Raises
+        ------
+        SettingError
+            If the list is not there, or the manifest says what cannot be.
+        """
+        try:
+            own = self.settings
+            cuts = dict(own["selection"])
+            for name in ("names", "obsids"):
+                cuts[name] = tuple(cuts.get(name, ()))
+            if "cone" in cuts:
+                cuts["cone"] = Cone(**cuts["cone"])
+            if "detections" in cuts:
+                cuts["detections"] = read_detections(folder / DETECTIONS_FILE)
+            return Settings(
+                own["archive"],
+                own["release"],
+                own.get("catalog", ""),
+                Selection(**cuts),
+                self.recipe,
+                self.splits,
+                own["responses"],
+            )
+        except (KeyError, TypeError) as error:
+            raise SettingError(
+                f"the manifest of {folder} has not the settings of this version ({error}): "
+                "prepare it again with --force"
+            ) from error
+
+
+def _pick(kind: Any, content: dict[str, Any]) -> Any:
+    """Make a record of its part of a dict; KeyError where one is missing that has no default."""
+    fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(kind)}
+    return kind(**{name: content[name] for name, needed in fields.items() if needed or name in content})
+
+
+def named_files(there: Folder, name: str) -> set[str]:
+    """Give the paths that a manifest, or the list of an upload, names; none where it is of another program."""
     try:
-        said = manifest["settings"]
-        cuts = dict(said["selection"])
-        for name in ("names", "obsids"):
-            cuts[name] = tuple(cuts.get(name, ()))
-        if "cone" in cuts:
-            cuts["cone"] = Cone(**cuts["cone"])
-        if "detections" in cuts:
-            cuts["detections"] = read_detections(folder / DETECTIONS_FILE)
-        recipe = Recipe.from_dict(said["recipe"])
-        return Settings(
-            said["archive"],
-            said["release"],
-            said.get("catalog", ""),
-            Selection(**cuts),
-            recipe,
-            Splits.parse(said["splits"]),
-            said["responses"],
-        )
-    except (KeyError, TypeError) as error:
-        raise SettingError(
-            f"the manifest of {folder} has not the settings of this version ({error}): prepare it again with --force"
-        ) from error
+        content = json.loads(there.read(name))
+    except ValueError:
+        return set()
+    ours = isinstance(content, dict) and content.get("dataset") == "chandra_spectra"
+    return {file["path"] for file in content["files"]} if ours else set()

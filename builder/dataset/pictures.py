@@ -24,17 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "SCALARS",
-    "Picture",
-    "draw_pictures",
-    "energy_axis",
-    "finite",
-    "galactic_plane",
-    "histogram_edges",
-    "rows_by_cell",
-]
-
 SCALARS = ("healpix", "src_cnts_aper_b", "theta", "n_bins", "hard_hm", "hard_ms", "source_counts")
 """Columns that `draw_pictures` wants of every row: 56 bytes a row."""
 

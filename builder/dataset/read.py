@@ -19,16 +19,6 @@ from builder.dataset.rows import examples
 from builder.model.errors import OutputError, SettingError
 from builder.model.ids import DetectionId
 
-__all__ = [
-    "Overview",
-    "check_outside",
-    "date_text",
-    "find_detections",
-    "overview",
-    "read_rows",
-    "read_scalars",
-]
-
 _MJD_EPOCH = datetime.date(1858, 11, 17)
 """Day 0 of the modified Julian date."""
 

@@ -14,8 +14,6 @@ from builder.model.ids import DetectionId
 from builder.model.splits import Splits
 from builder.store.packages import PackageResult
 
-__all__ = ["HEALPIX_NSIDE", "examples", "join", "public"]
-
 HEALPIX_NSIDE = 16
 FULL_SCHEMA = arrow_schema(COLUMNS)
 

@@ -8,8 +8,6 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["ShardWriter"]
-
 _GROUP_ROWS = 1000
 """Rows in a row group: what a reader that streams or filters holds at once (about 20 MB of `counts`)."""
 

@@ -6,17 +6,14 @@ import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from builder.dataset.layout import HDF5_FILE, parts_of, rows_of
+from builder.dataset.layout import HDF5_FILE, Manifest
 from builder.model.splits import SPLITS
-
-__all__ = ["SLICE_ROWS", "order_of", "slices"]
 
 SLICE_ROWS = 500
 """Rows in hand at once, about 20 MB."""
@@ -83,21 +80,21 @@ class _Reader:
         return table.slice(0, number)
 
 
-def slices(folder: Path, manifest: dict[str, Any], order: NDArray[np.int64], size: int = SLICE_ROWS) -> Iterator[Rows]:
+def slices(folder: Path, manifest: Manifest, order: NDArray[np.int64], size: int = SLICE_ROWS) -> Iterator[Rows]:
     """The rows of both configs, `size` at a time, in the catalog's order.
 
     Parameters
     ----------
     folder : Path
-    manifest : dict
+    manifest : Manifest
     order : ndarray of int64
         For each row the number of the split in whose files it stands.
     size : int
     """
     begins: dict[tuple[str, str], list[tuple[int, str]]] = {("hdf5", ""): [(0, HDF5_FILE)]}
     readers: dict[tuple[str, str], _Reader] = {}
-    for config, split in parts_of(manifest):
-        shards = rows_of(manifest, config, split)
+    for config, split in manifest.parts:
+        shards = manifest.shards(config, split)
         starts = np.cumsum([0, *shards.values()]).tolist()
         begins[config, split] = list(zip(starts, shards, strict=False))
         readers[config, split] = _Reader(folder, shards, size)
@@ -118,11 +115,11 @@ def slices(folder: Path, manifest: dict[str, Any], order: NDArray[np.int64], siz
         yield Rows(start, spectra, counts, [SPLITS[code] for code in codes], position, begins)
 
 
-def order_of(folder: Path, manifest: dict[str, Any]) -> NDArray[np.int64]:
+def order_of(folder: Path, manifest: Manifest) -> NDArray[np.int64]:
     """For each row, in the catalog's order, the number of the split in whose files it stands: by its object_id."""
     ids, codes = [], []
     for code, split in enumerate(SPLITS):
-        for path in rows_of(manifest, "spectra", split):
+        for path in manifest.shards("spectra", split):
             column = pq.read_table(folder / path, columns=["object_id"])["object_id"].fill_null(0)
             ids.append(column.to_numpy())
             codes.append(np.full(len(column), code))

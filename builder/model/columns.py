@@ -7,32 +7,17 @@ from `COLUMNS`.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from builder.model.errors import SettingError
-from builder.model.records import N_CHANNELS
+from builder.model.records import N_CHANNELS, Spectrum, Trio
 
 if TYPE_CHECKING:
     from datasets import Features
-
-__all__ = [
-    "CATALOG",
-    "COLUMNS",
-    "CONFIGS",
-    "EBOUNDS",
-    "RAGGED",
-    "RESPONSES",
-    "Column",
-    "arrow_schema",
-    "columns_of",
-    "columns_when",
-    "configs_with",
-    "features",
-    "markdown",
-]
 
 CONFIGS = {
     "spectra": "one row a spectrum: all scalars and the reduced spectrum",
@@ -69,6 +54,8 @@ class Column:
         Name in the HDF5 file, where it is not `name`.
     query : str, optional
         Expression of the catalog query, for columns that the catalog gives.
+    record : str, optional
+        Attribute of `builder.model.records.Spectrum` that holds it, where it is not `name`.
     nullable : bool
         Whether a row may lack it.
     """
@@ -82,6 +69,7 @@ class Column:
     configs: tuple[str, ...] = ("spectra", "counts")
     hdf5: str = ""
     query: str = ""
+    record: str = ""
     nullable: bool = False
 
     @property
@@ -100,6 +88,10 @@ class Column:
         """Arrow type in Parquet."""
         return self._listed(_value_type(self.dtype))
 
+    def of(self, spectrum: Spectrum) -> Any:
+        """Give the value of a measured column."""
+        return operator.attrgetter(self.record or self.name)(spectrum)
+
     def _listed(self, value: pa.DataType) -> pa.DataType:
         if self.length is None:
             return value
@@ -116,12 +108,19 @@ def _catalog(table: str, name: str, dtype: str, meaning: str, unit: str = "", *,
     return Column(name, dtype, meaning, source, unit, query=f"{table}.{name}", nullable=nullable)
 
 
-def _spectrum(field: str, hdf5: str, meaning: str, source: str, unit: str) -> Column:
-    return Column(f"spectrum.{field}", "float32", meaning, source, unit, RAGGED, ("spectra",), f"spectrum_{hdf5}")
+def _spectrum(field: str, record: str, hdf5: str, meaning: str, source: str, unit: str) -> Column:
+    return Column(
+        f"spectrum.{field}", "float32", meaning, source, unit, RAGGED, ("spectra",), f"spectrum_{hdf5}", record=record
+    )
 
 
-def _channels(name: str, dtype: str, meaning: str, source: str, unit: str, length: int = N_CHANNELS) -> Column:
-    return Column(name, dtype, meaning, source, unit, length, ("counts",), name.replace(".", "_"))
+def _area(field: str, record: str, meaning: str, source: str, unit: str) -> Column:
+    source = f"{source} of the ARF file"
+    return Column(f"arf.{field}", "float32", meaning, source, unit, RAGGED, ("counts",), f"arf_{field}", record=record)
+
+
+def _channels(name: str, meaning: str, source: str) -> Column:
+    return Column(name, "int32", meaning, source, "count", N_CHANNELS, ("counts",))
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -130,12 +129,12 @@ COLUMNS: tuple[Column, ...] = (
     Column("detection_id", "string", "obsid.obi.region_id, with .e1 or .e2 for one cycle of an interleaved observation",
            "obsid, obi, region_id, cycle"),
     Column("object_id", "int64", "the detection as one stable integer",
-           "((obsid*1000 + obi)*10000 + region_id)*10 + c; c = 0, 1 (e1), 2 (e2)"),
+           "((obsid*1000 + obi)*10000 + region_id)*10 + c; c = 0, 1 (e1), 2 (e2)", record="detection.object_id"),
     _catalog("o", "obsid", "int32", "observation", nullable=False),
     _catalog("o", "obi", "int32", "observation interval", nullable=False),
     _catalog("o", "region_id", "int32", "region of the source in the observation", nullable=False),
     Column("cycle", "string", "e1 (primary) or e2 (secondary exposures) of an interleaved observation, else empty",
-           "name of the PHA file"),
+           "name of the PHA file", record="detection.cycle"),
     _catalog("o", "instrument", "string", "instrument"),
     _catalog("m", "ra", "float64", "right ascension of the master source, ICRS", "deg"),
     _catalog("m", "dec", "float64", "declination of the master source, ICRS", "deg"),
@@ -187,27 +186,27 @@ COLUMNS: tuple[Column, ...] = (
            "COUNTS of the PHA file's background", "count"),
     Column("n_bins", "int32", "number of bins of the spectrum", "length of spectrum.flux"),
     # provenance
-    *(Column(f"{kind}_file", "string", f"name of the {kind.upper()} file as served", "archive")
-      for kind in ("pha", "arf", "rmf")),
-    *(Column(f"{kind}_sha256", "string", f"SHA-256 of the {kind.upper()} file, gunzipped", "archive")
-      for kind in ("pha", "arf", "rmf")),
+    *(Column(f"{kind}_file", "string", f"name of the {kind.upper()} file as served", "archive", record=f"files.{kind}")
+      for kind in Trio._fields),
+    *(Column(f"{kind}_sha256", "string", f"SHA-256 of the {kind.upper()} file, gunzipped", "archive",
+             record=f"sha256.{kind}")
+      for kind in Trio._fields),
     # spectrum
-    _spectrum("ene_center_bin", "ene", "centre of the bin", "(low + high) / 2", "keV"),
-    _spectrum("ene_low_bin", "ene_lo", "low edge of the bin", "Sherpa data plot, xlo", "keV"),
-    _spectrum("ene_high_bin", "ene_hi", "high edge of the bin", "Sherpa data plot, xhi", "keV"),
-    _spectrum("flux", "flux", "background-subtracted count rate density; the name is historic, it is no energy flux",
+    _spectrum("ene_center_bin", "energy", "ene", "centre of the bin", "(low + high) / 2", "keV"),
+    _spectrum("ene_low_bin", "energy_lo", "ene_lo", "low edge of the bin", "Sherpa data plot, xlo", "keV"),
+    _spectrum("ene_high_bin", "energy_hi", "ene_hi", "high edge of the bin", "Sherpa data plot, xhi", "keV"),
+    _spectrum("flux", "rate", "flux",
+              "background-subtracted count rate density; the name is historic, it is no energy flux",
               "Sherpa data plot, y", "count s-1 keV-1"),
-    _spectrum("flux_error", "flux_err", "error of the count rate density", "Sherpa chi2gehrels", "count s-1 keV-1"),
+    _spectrum("flux_error", "rate_error", "flux_err", "error of the count rate density", "Sherpa chi2gehrels",
+              "count s-1 keV-1"),
     # channels
-    _channels("counts", "int32", "counts in PI channels 1 to 1024, source region", "COUNTS of the PHA file", "count"),
-    _channels("background_counts", "int32", "counts in PI channels 1 to 1024, background region, not scaled",
-              "COUNTS of the PHA file's background", "count"),
-    _channels("arf.energy_lo", "float32", "low edge of the effective area's bin", "ENERG_LO of the ARF file", "keV",
-              RAGGED),
-    _channels("arf.energy_hi", "float32", "high edge of the effective area's bin", "ENERG_HI of the ARF file", "keV",
-              RAGGED),
-    _channels("arf.specresp", "float32", "effective area, not aperture-corrected", "SPECRESP of the ARF file", "cm2",
-              RAGGED),
+    _channels("counts", "counts in PI channels 1 to 1024, source region", "COUNTS of the PHA file"),
+    _channels("background_counts", "counts in PI channels 1 to 1024, background region, not scaled",
+              "COUNTS of the PHA file's background"),
+    _area("energy_lo", "arf_energy_lo", "low edge of the effective area's bin", "ENERG_LO", "keV"),
+    _area("energy_hi", "arf_energy_hi", "high edge of the effective area's bin", "ENERG_HI", "keV"),
+    _area("specresp", "specresp", "effective area, not aperture-corrected", "SPECRESP", "cm2"),
     Column("ebounds_id", "string", "channel energy grid: the key of config ebounds",
            "16 digits of the SHA-256 of E_MIN, E_MAX of the RMF file", configs=("counts",)),
 )  # fmt: skip

@@ -18,22 +18,6 @@ from __future__ import annotations
 
 import importlib
 
-__all__ = [
-    "ArchiveError",
-    "CatalogError",
-    "ChandraSpectraError",
-    "HubError",
-    "MissingExtraError",
-    "OutputError",
-    "ProductError",
-    "RefusedError",
-    "SettingError",
-    "StoreError",
-    "TransientError",
-    "UnavailableError",
-    "require",
-]
-
 
 class ChandraSpectraError(Exception):
     """A failure with a name: what was wrong, where, and what to do, in one line."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from builder.model.errors import SettingError
 
-__all__ = ["CYCLES", "DetectionId"]
-
 CYCLES = ("", "e1", "e2")
 """Cycle words of product names; ``e1`` primary and ``e2`` secondary exposures of an interleaved observation."""
 

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from builder.model.ids import DetectionId
-
-__all__ = [
-    "N_CHANNELS",
-    "REASONS",
-    "File",
-    "Products",
-    "Rejection",
-    "Response",
-    "Spectrum",
-    "Stage",
-]
 
 N_CHANNELS = 1024
 """PI channels of an ACIS spectrum (TLMIN1 = 1, TLMAX1 = 1024 in the catalog's PHA files)."""
@@ -53,6 +42,14 @@ class File:
 
     name: str
     data: bytes
+
+
+class Trio(NamedTuple):
+    """A text for each of the three files of a detection, such as its name."""
+
+    pha: str
+    arf: str
+    rmf: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +161,7 @@ class Spectrum:
         Effective area in cm2 on its own grid in keV.
     ebounds_lo, ebounds_hi : ndarray of float64, shape (1024,)
         Nominal energy range of each channel, keV (EBOUNDS of the RMF).
-    files, sha256 : tuple of str
+    files, sha256 : Trio
         Names and SHA-256 (of the inflated bytes) of the PHA, ARF and RMF file.
     response : Response, optional
         The RMF's matrix, where it was asked for.
@@ -194,8 +191,8 @@ class Spectrum:
     specresp: NDArray[np.float32]
     ebounds_lo: NDArray[np.float64]
     ebounds_hi: NDArray[np.float64]
-    files: tuple[str, str, str]
-    sha256: tuple[str, str, str]
+    files: Trio
+    sha256: Trio
     response: Response | None = None
 
     def __post_init__(self) -> None:

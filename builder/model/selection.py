@@ -16,8 +16,6 @@ from builder.model.ids import DetectionId
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["RELEASES", "Cone", "Selection"]
-
 RELEASES = ("rel2.1", "rel2.0", "cur")
 """Version words that the archive knows; ``cur`` may change under you."""
 

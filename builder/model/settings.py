@@ -15,17 +15,6 @@ from builder.model.errors import SettingError
 from builder.model.selection import RELEASES, Selection
 from builder.model.splits import Splits
 
-__all__ = [
-    "DEFAULT_ARCHIVE",
-    "DEFAULT_CONNECTIONS",
-    "DEFAULT_CUTS",
-    "DEFAULT_RELEASE",
-    "EMBEDDED",
-    "Recipe",
-    "Settings",
-    "last_part",
-]
-
 DEFAULT_ARCHIVE = "https://cda.cfa.harvard.edu"
 """Base URL of the Chandra Data Archive's services."""
 

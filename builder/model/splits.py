@@ -16,8 +16,6 @@ from functools import lru_cache
 
 from builder.model.errors import SettingError
 
-__all__ = ["SPLITS", "Splits"]
-
 SPLITS = ("train", "validation", "test")
 """The names, in the order of the shares; a row without a position is `train`."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-__all__ = ["Progress", "exposure_text", "is_url", "one_line", "several", "silent", "size_text"]
-
 Progress = Callable[[str, int, int], None]
 """A function that is called with a step, the number of things that are done, and of all."""
 

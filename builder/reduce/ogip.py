@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from builder.model.errors import ProductError
 from builder.model.records import File
 
-__all__ = ["MAX_INFLATED_BYTES", "Table", "content", "extension", "inflate", "tables"]
-
 MAX_INFLATED_BYTES = 256 * 2**20
 """No product is nearly as large (an RMF inflates to less than 2 MB): more is a broken or hostile file."""
 

@@ -8,8 +8,6 @@ from builder.model.errors import ProductError
 from builder.model.records import Response
 from builder.reduce.ogip import Table, extension
 
-__all__ = ["read_response"]
-
 
 def read_response(tables: list[Table], file: str) -> Response:
     """The redistribution matrix among the tables of an RMF file.

@@ -26,12 +26,10 @@ from sherpa.utils.err import SherpaErr
 from builder.archive.products import ProductName
 from builder.model.errors import ProductError
 from builder.model.ids import DetectionId
-from builder.model.records import N_CHANNELS, File, Products, Rejection, Spectrum, Stage
+from builder.model.records import N_CHANNELS, File, Products, Rejection, Spectrum, Stage, Trio
 from builder.model.settings import Recipe
 from builder.reduce.ogip import Table, content, extension, inflate, tables
 from builder.reduce.response import read_response
-
-__all__ = ["reduce_products"]
 
 Floats = NDArray[np.float64]
 
@@ -139,8 +137,8 @@ def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
         specresp=specresp,
         ebounds_lo=energies[0],
         ebounds_hi=energies[1],
-        files=(pha.name, arf.name, rmf.name),
-        sha256=tuple(hashlib.sha256(data).hexdigest() for data in inflated),  # type: ignore[arg-type]
+        files=Trio(pha.name, arf.name, rmf.name),
+        sha256=Trio(*(hashlib.sha256(data).hexdigest() for data in inflated)),
         response=read_response(rmf_tables, rmf.name) if response else None,
     )
 

@@ -19,8 +19,6 @@ from typing import NamedTuple
 from builder.model.columns import CATALOG
 from builder.model.errors import SettingError
 
-__all__ = ["Catalog", "Result"]
-
 _COLUMNS = {table: [column.name for column in CATALOG if column.query.startswith(table)] for table in "mo"}
 
 # Columns, and the keys by which one row is found. Every observation is a stack of its own, and every match unique.

@@ -18,8 +18,6 @@ from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import File
 
-__all__ = ["PERMANENT", "TRANSIENT", "Faults", "parse_faults"]
-
 TRANSIENT = {
     "429": "too many requests, Retry-After in seconds or, in half of them, as a date",
     "503": "unavailable; half of them with Retry-After",

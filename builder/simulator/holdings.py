@@ -15,8 +15,6 @@ from builder.model.errors import ArchiveError
 from builder.model.ids import DetectionId
 from builder.model.records import File
 
-__all__ = ["Holdings", "MirrorHoldings"]
-
 
 class Holdings(Protocol):
     """A catalog and its files, to be asked from several threads at once."""

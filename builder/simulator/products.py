@@ -22,8 +22,6 @@ from builder.model.ids import DetectionId
 from builder.model.records import N_CHANNELS, File
 from builder.simulator.sky import catalog_rows, draw_detections, effective_area, photon_spectrum, source_name
 
-__all__ = ["BROAD", "CHANNELS", "ENERGIES", "SimulatedArchive"]
-
 Floats = NDArray[np.float64]
 Cards = dict[str, object]
 

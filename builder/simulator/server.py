@@ -31,8 +31,6 @@ from builder.simulator.faults import Faults
 from builder.simulator.holdings import Holdings
 from builder.simulator.services import Reply, Services, error_page, error_text
 
-__all__ = ["ArchiveServer", "Request"]
-
 logger = logging.getLogger(__name__)
 
 _HOST = "127.0.0.1"

@@ -29,8 +29,6 @@ from builder.simulator.adql import Catalog
 from builder.simulator.faults import Faults
 from builder.simulator.holdings import Holdings
 
-__all__ = ["Reply", "Services", "error_page", "error_text"]
-
 _VOTABLE = "application/x-votable+xml"
 _KINDS = {"spectrum": "pha", "arf": "arf", "rmf": "rmf"}  # csccli's file types
 _FILETYPES = {kind: filetype for filetype, kind in _KINDS.items()}

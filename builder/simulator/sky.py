@@ -11,15 +11,6 @@ from numpy.typing import NDArray
 
 from builder.model.columns import CATALOG
 
-__all__ = [
-    "absorption_cross_section",
-    "catalog_rows",
-    "draw_detections",
-    "effective_area",
-    "photon_spectrum",
-    "source_name",
-]
-
 Floats = NDArray[np.float64]
 
 _MAX_REGIONS = 30

@@ -27,14 +27,11 @@ from builder.model.errors import ChandraSpectraError, SettingError, StoreError, 
 from builder.model.records import Rejection, Spectrum
 from builder.model.settings import DEFAULT_CONNECTIONS
 from builder.model.text import Progress
-from builder.store.packages import PackageResult, RemoteStore, Store, package_result
-
-__all__ = ["AnyStore", "counter", "dask_executor", "download", "fill", "fill_by", "make", "reduce_package", "results"]
+from builder.store.packages import PackageResult, Store, package_result
 
 logger = logging.getLogger(__name__)
 
-AnyStore = Store | RemoteStore
-Reduce = Callable[[Package, Fetched, AnyStore], None]
+Reduce = Callable[[Package, Fetched, Store], None]
 Done = Callable[[Package], None]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -44,7 +41,7 @@ _LAG = 70
 """Seconds for which a network file system may go on saying that a file is not there: NFS up to 60 (acdirmax)."""
 
 
-def reduce_package(package: Package, fetched: Fetched, store: AnyStore) -> None:
+def reduce_package(package: Package, fetched: Fetched, store: Store) -> None:
     """Reduce the files of a package and keep the result in the store.
 
     Raises
@@ -73,7 +70,7 @@ def reduce_package(package: Package, fetched: Fetched, store: AnyStore) -> None:
 
 
 def make(
-    package: Package, archive: Archive, store: AnyStore, reduce: Reduce = reduce_package, mirror: Mirror | None = None
+    package: Package, archive: Archive, store: Store, reduce: Reduce = reduce_package, mirror: Mirror | None = None
 ) -> None:
     """Fetch, reduce and store one package, and keep its files in `mirror` where one is given."""
     with archive.fetch(package) as fetched:
@@ -82,7 +79,7 @@ def make(
         reduce(package, fetched, store)
 
 
-def results(packages: Iterable[Package], archive: Archive, store: AnyStore) -> Iterator[tuple[Package, PackageResult]]:
+def results(packages: Iterable[Package], archive: Archive, store: Store) -> Iterator[tuple[Package, PackageResult]]:
     """Every package's result, in the order given: read from the store, or made where it is missing or damaged."""
     for package in packages:
         try:
@@ -98,7 +95,7 @@ def results(packages: Iterable[Package], archive: Archive, store: AnyStore) -> I
 def fill(
     packages: Iterable[Package],
     archive: Archive,
-    store: AnyStore,
+    store: Store,
     *,
     workers: int = 1,
     connections: int = DEFAULT_CONNECTIONS,
@@ -152,7 +149,7 @@ def fill_by(
     executor: Executor,
     packages: Iterable[Package],
     archive: Archive,
-    store: AnyStore,
+    store: Store,
     *,
     again: frozenset[Package] = frozenset(),
     lag: int = _LAG,
@@ -188,7 +185,7 @@ def fill_by(
         done(futures[future])
 
 
-def _check_shared(package: Package, store: AnyStore, lag: int) -> None:
+def _check_shared(package: Package, store: Store, lag: int) -> None:
     """ChandraSpectraError where this process does not see what a worker has written."""
     for _ in range(lag):
         if package in store:
@@ -317,7 +314,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _reduce_in(reducer: Executor, package: Package, fetched: Fetched, store: AnyStore) -> None:
+def _reduce_in(reducer: Executor, package: Package, fetched: Fetched, store: Store) -> None:
     try:
         reducer.submit(reduce_package, package, fetched, store).result()
     except BrokenProcessPool as error:

@@ -14,8 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 from builder.model.columns import COLUMNS
 from builder.model.errors import SettingError, require
 
-__all__ = ["Buckets", "arrays", "collate"]
-
 _NULL = -1
 """In integers and booleans, as in the HDF5 file."""
 

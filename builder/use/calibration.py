@@ -15,8 +15,6 @@ from builder.model.errors import SettingError
 from builder.model.records import N_CHANNELS
 from builder.use.batches import arrays
 
-__all__ = ["Calibration"]
-
 Floats = NDArray[np.float64]
 
 _KEPT = 8

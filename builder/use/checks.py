@@ -27,20 +27,6 @@ from builder.model.records import N_CHANNELS, Response
 from builder.model.settings import Recipe
 from builder.model.splits import Splits
 
-__all__ = [
-    "LIMIT",
-    "Check",
-    "Grids",
-    "check_channels",
-    "check_grids",
-    "check_hdf5",
-    "check_ids",
-    "check_nulls",
-    "check_responses",
-    "check_spectra",
-    "hdf5_columns",
-]
-
 LIMIT = 20
 """Failures that a check lists; the rest are counted."""
 

@@ -10,20 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
 from builder.dataset.hdf5 import HDF5Writer, read_rows
-from builder.dataset.layout import HDF5_FILE, manifest_digest, read_manifest, unreadable
+from builder.dataset.layout import HDF5_FILE, Manifest, unreadable
 from builder.files import file_sha256, recover_folder, staging_folder, workplace
 from builder.model.columns import COLUMNS, columns_when
 from builder.model.errors import OutputError, SettingError, require
 from builder.model.ids import DetectionId
 from builder.model.text import Progress, silent
-
-__all__ = ["LAYOUTS", "Exported", "export", "write_healpix"]
 
 LAYOUTS = {
     "healpix": "HDF5 files by sky pixel, spectra/healpix=*/001-of-001.hdf5",
@@ -100,12 +97,12 @@ def export(
         For ``fits``: if the archive has not the files that the rows were made from.
     """
     folder = Path(folder).resolve()
-    manifest = read_manifest(folder)
+    manifest = Manifest.read(folder)
     write = _writer(layout, manifest, tuple(detections), archive, cache)
     output = Path(output or folder.with_name(f"{folder.name}_{layout}")).resolve()
     if output.is_relative_to(folder) or folder.is_relative_to(output):
         raise OutputError(f"{output} and the prepared folder {folder} lie in each other: give another name")
-    if not manifest["counts"]["rows"]:
+    if not manifest.counts.rows:
         raise OutputError(f"{folder} has no rows to export: see rejections.parquet")
     recover_folder(output)
     _check_free(output, force)
@@ -115,20 +112,19 @@ def export(
             if layout != "fits" and (lost := np.flatnonzero(file["healpix"][:] < 0)).size:
                 raise OutputError(f"row {lost[0]} of {source} has no position on the sky: {layout} has no place for it")
             write(file, staging, progress)
-        made = {"dataset": "chandra_spectra", "layout": layout, "source": manifest_digest(manifest)}
+        made = {"dataset": "chandra_spectra", "layout": layout, "source": manifest.digest}
         (staging / EXPORT_FILE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     sizes = [path.stat().st_size for path in output.rglob("*") if path.is_file()]
     return Exported(output, len(sizes), sum(sizes))
 
 
 def _writer(
-    layout: str, manifest: dict[str, Any], detections: tuple[str, ...], archive: str, cache: Path | None
+    layout: str, manifest: Manifest, detections: tuple[str, ...], archive: str, cache: Path | None
 ) -> Callable[[h5py.File, Path, Progress], None]:
     """What writes a layout, all that can be wrong with the options found first."""
     if layout not in LAYOUTS:
         raise SettingError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
     if layout == "fits":
-        from builder.dataset.layout import archive_of
         from builder.model.settings import Settings
         from builder.use.export_fits import write_fits
         from builder.workspace import open_workspace
@@ -136,8 +132,8 @@ def _writer(
         if not detections:
             raise SettingError("say which detections: --detection 4938.0.43, and again for more")
         chosen = tuple(dict.fromkeys(map(DetectionId.parse, detections)))
-        said = manifest["settings"]
-        settings = Settings(archive_of(manifest, archive), said["release"], said.get("catalog", ""))
+        made = manifest.settings
+        settings = Settings(manifest.archive(archive), made["release"], made.get("catalog", ""))
         return partial(write_fits, detections=chosen, archive=open_workspace(settings, cache).archive)
     if detections or archive:
         raise SettingError(f"--detection and --archive are for --layout fits; {layout} takes all rows")
@@ -159,14 +155,13 @@ def _check_free(output: Path, force: bool) -> None:
         raise OutputError(f"{output} is there: choose another name, or --force to replace it")
 
 
-def _whole_hdf5(folder: Path, manifest: dict[str, Any]) -> Path:
-    path = folder / HDF5_FILE
-    expected = next((file["sha256"] for file in manifest["files"] if file["path"] == HDF5_FILE), None)
+def _whole_hdf5(folder: Path, manifest: Manifest) -> Path:
+    path, entry = folder / HDF5_FILE, manifest.file(HDF5_FILE)
     try:
         found = file_sha256(path)
     except OSError as error:
         raise unreadable(path, error) from error
-    if found != expected:
+    if entry is None or found != entry.sha256:
         raise OutputError(f"{path} is not what the manifest says: prepare the folder again with --force")
     return path
 

@@ -27,8 +27,6 @@ from builder.model.records import N_CHANNELS, File, Products
 from builder.model.text import Progress
 from builder.reduce.ogip import content, inflate
 
-__all__ = ["write_fits"]
-
 _BAD = 5
 """QUALITY of a channel that the user leaves out (OGIP 92-007, section 3.2)."""
 

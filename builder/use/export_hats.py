@@ -27,8 +27,6 @@ from builder.dataset.rows import public
 from builder.model.columns import columns_of
 from builder.model.text import Progress
 
-__all__ = ["write_hats"]
-
 _ROWS = 10_000
 """Rows in a file at most, about 30 MB; as many are in hand at once."""
 

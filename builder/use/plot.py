@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 
 from builder.dataset.pictures import energy_axis
 from builder.dataset.read import check_outside, read_rows, read_scalars
-from builder.files import beside
+from builder.files import write_whole
 from builder.model.errors import SettingError, require
 from builder.model.text import one_line, several
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = ["MOST", "binned_counts", "check_number", "plot", "save_plot", "terminal_plot", "title"]
 
 _COLOURS = (*(f"C{number}" for number in range(10)), "black", "gold")
 MOST = len(_COLOURS)
@@ -176,7 +174,7 @@ def save_plot(folder: Path, rows: list[dict[str, Any]], path: Path) -> None:
             for text, row in zip(legend.get_texts(), rows, strict=True):
                 text.set(text=title(row), parse_math=False)
         _energies(lower, rows)
-        with beside(path) as partial:
+        with write_whole(path) as partial:
             figure.savefig(partial, dpi=150, format=path.suffix[1:].lower(), metadata=_METADATA[path.suffix.lower()])
 
 

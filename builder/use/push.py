@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.dataset.layout import DATA_FILES, MANIFEST_FILE, read_manifest
+from builder.dataset.layout import DATA_FILES, MANIFEST_FILE, Manifest
 from builder.model.errors import HubError, OutputError, SettingError
 from builder.model.splits import SPLITS
 from builder.model.text import Progress, silent
@@ -21,8 +21,6 @@ from builder.use.verify import verify
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-
-__all__ = ["Pushed", "push"]
 
 _AGAIN = "what was uploaded is kept: run the same command again to go on"
 
@@ -128,7 +126,7 @@ def push(
 
 def _files(folder: Path) -> tuple[tuple[str, int], ...]:
     """Path and size of what the manifest names, and of itself; OutputError if a script is among it."""
-    paths = [file["path"] for file in read_manifest(folder)["files"]] + [MANIFEST_FILE]
+    paths = [*(file.path for file in Manifest.read(folder).files), MANIFEST_FILE]
     if scripts := [path for path in paths if path.endswith(".py")]:
         raise OutputError(f"{folder / scripts[0]}: load_dataset refuses a repository with a script")
     return tuple((path, (folder / path).stat().st_size) for path in paths)
@@ -169,7 +167,7 @@ def _upload(
             *(CommitOperationAdd(path, folder / path) for path, _ in files),
             *(CommitOperationDelete(path) for path in sorted(stale)),
         ],
-        commit_message=f"{read_manifest(folder)['counts']['rows']:,} spectra, by chandra-spectra",
+        commit_message=f"{Manifest.read(folder).counts.rows:,} spectra, by chandra-spectra",
     )
     if tag is not None:
         api.create_tag(repo_id, tag=tag, revision=commit.oid, repo_type="dataset", exist_ok=True)

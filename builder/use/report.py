@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from builder import __version__
 from builder.dataset.card import command_line, reduction_words, selection_words
-from builder.dataset.layout import REJECTIONS_FILE, read_manifest, read_settings, unreadable
+from builder.dataset.layout import REJECTIONS_FILE, Counts, Manifest, unreadable
 from builder.dataset.pictures import Floats, finite, galactic_plane, histogram_edges, rows_by_cell
 from builder.dataset.read import Overview, check_outside, date_text, overview, read_rows, read_scalars
-from builder.files import beside
+from builder.files import write_whole
 from builder.model.columns import columns_of
 from builder.model.errors import OutputError, require
 from builder.model.records import REASONS
@@ -33,8 +33,6 @@ from builder.model.settings import EMBEDDED, Recipe
 from builder.model.splits import SPLITS
 from builder.model.text import exposure_text
 from builder.use.plot import binned_counts
-
-__all__ = ["SAMPLE", "Written", "write_report"]
 
 SAMPLE = 2000
 """Most rows that the page holds one by one."""
@@ -102,7 +100,7 @@ def write_report(folder: Path, path: Path) -> Written:
     if path.suffix.lower() not in (".html", ".htm"):
         raise OutputError(f"cannot write the page to {path}: give a name that ends in .html")
     folder = folder.resolve()
-    manifest = read_manifest(folder)
+    manifest = Manifest.read(folder)
     check_outside(folder, path)
     seen = overview(folder)
     scalars = read_scalars(folder, ("detection_id", "split", *_BINNED))
@@ -123,7 +121,7 @@ def write_report(folder: Path, path: Path) -> Written:
     }
     words = {
         **_words(folder, manifest, seen, Counter(scalars["split"].to_pylist())),
-        **_rejections(folder, manifest["counts"]),
+        **_rejections(folder, manifest.counts),
         **(_PART if len(shown) < seen.rows else _WHOLE),
         "style": _PAGE.with_suffix(".css").read_text(encoding="utf-8"),
         "script": _PAGE.with_suffix(".js").read_text(encoding="utf-8"),
@@ -132,7 +130,7 @@ def write_report(folder: Path, path: Path) -> Written:
         "data": json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
     page = re.sub(r"@(\w+)@", lambda match: words[match[1]], _PAGE.read_text(encoding="utf-8")).encode()
-    with beside(path) as partial:
+    with write_whole(path) as partial:
         partial.write_bytes(page)
     return Written(path, len(page), len(shown), seen.rows)
 
@@ -150,17 +148,17 @@ def _evenly(length: int, number: int) -> NDArray[np.int64]:
     return np.linspace(0, length - 1, number).round().astype(np.int64)
 
 
-def _words(folder: Path, manifest: dict[str, Any], seen: Overview, splits: Counter[str]) -> dict[str, str]:
+def _words(folder: Path, manifest: Manifest, seen: Overview, splits: Counter[str]) -> dict[str, str]:
     """What the page says above its pictures, as HTML."""
-    settings = read_settings(folder, manifest)
-    counts = manifest["counts"]
+    settings = manifest.read_settings(folder)
+    counts = manifest.counts
     numbers = [
         ("spectra", f"{seen.rows:,}", ""),
         ("sources", f"{seen.sources:,}", ""),
         ("observations", f"{seen.observations:,}", seen.dates),
         ("counts", f"{seen.counts:,}", f"{settings.recipe.energy_min:g}–{settings.recipe.energy_max:g} keV"),
         ("exposure", exposure_text(seen.exposure), "all spectra together"),
-        ("rejected", f"{counts['rejected']:,}", f"of {counts['selected']:,} selected"),
+        ("rejected", f"{counts.rejected:,}", f"of {counts.selected:,} selected"),
     ]
     divided = ", ".join(f"<code>{name}</code> {splits[name]:,}" for name in SPLITS if splits[name])
     return {
@@ -200,16 +198,16 @@ def _reduced(recipe: Recipe) -> str:
     return f"with Sherpa: PHA with its background, ARF and RMF; {kept}; {background}; {group}; Gehrels errors."
 
 
-def _rejections(folder: Path, counts: dict[str, Any]) -> dict[str, str]:
+def _rejections(folder: Path, counts: Counts) -> dict[str, str]:
     """Rejections by reason, and the first of them one by one, as HTML."""
     import pyarrow.parquet as pq
 
-    most = max(counts["reasons"].values(), default=0)
+    most = max(counts.reasons.values(), default=0)
     reasons = [
         f"<tr><td><code>{html.escape(reason)}</code></td><td>{html.escape(REASONS.get(reason, ''))}</td>"
         f'<td class="number">{number:,}</td>'
         f'<td class="bar"><span style="width:{100 * number / most:.1f}%"></span></td></tr>'
-        for reason, number in sorted(counts["reasons"].items(), key=lambda item: -item[1])
+        for reason, number in sorted(counts.reasons.items(), key=lambda item: -item[1])
     ]
     path = folder / REJECTIONS_FILE
     try:
@@ -221,7 +219,7 @@ def _rejections(folder: Path, counts: dict[str, Any]) -> dict[str, str]:
         "<tr>" + "".join(f"<td>{html.escape(row[name])}</td>" for name in _REJECTION) + "</tr>"
         for row in ([] if first is None else first.to_pylist())
     ]
-    listed = f"The first {len(lines):,} of {counts['rejected']:,}" if counts["rejected"] > len(lines) else "One by one"
+    listed = f"The first {len(lines):,} of {counts.rejected:,}" if counts.rejected > len(lines) else "One by one"
     return {
         "rejected": "" if lines else "hidden",
         "none_rejected": "hidden" if lines else "",

@@ -29,8 +29,6 @@ else:
     except ImportError:  # a stream can be iterated without torch
         _Tables, get_worker_info = object, lambda: None
 
-__all__ = ["Stream"]
-
 _POOL = 8
 """Row groups that are mixed at a time: some 8000 rows, 160 MB of config ``counts`` in memory."""
 

@@ -18,17 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builder.archive.packages import PACKAGE_SIZE, Package
-from builder.dataset.layout import (
-    DATA_FILES,
-    HDF5_FILE,
-    MANIFEST_FILE,
-    REJECTIONS_FILE,
-    archive_of,
-    manifest_digest,
-    parts_of,
-    read_manifest,
-    rows_of,
-)
+from builder.dataset.layout import DATA_FILES, HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Manifest
 from builder.dataset.rows import examples
 from builder.dataset.slices import SLICE_ROWS, order_of, slices
 from builder.files import file_sha256
@@ -36,8 +26,7 @@ from builder.model.columns import COLUMNS, features
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import REASONS
-from builder.model.settings import Recipe, Settings
-from builder.model.splits import Splits
+from builder.model.settings import Settings
 from builder.model.text import Progress, several, silent
 from builder.store.fill import make
 from builder.store.packages import REJECTIONS_SCHEMA, SPECTRA_SCHEMA, Store
@@ -54,8 +43,6 @@ from builder.use.checks import (
     hdf5_columns,
 )
 from builder.workspace import open_workspace
-
-__all__ = ["Report", "verify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +115,7 @@ def verify(
         If the archive to reduce from cannot be used.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
+    manifest = Manifest.read(folder)
     shown, folder = folder, folder.resolve()  # pyarrow takes a relative path with a colon for a URI
     files = Check("files are those of the manifest")
     numbers = Check("rows, rejections and files add up")
@@ -164,40 +151,38 @@ def _reading(check: Check, file: str) -> Iterator[None]:
         check.fail(file, f"cannot be read: {error}")
 
 
-def _check_files(check: Check, folder: Path, manifest: dict[str, Any], progress: Progress) -> bool:
+def _check_files(check: Check, folder: Path, manifest: Manifest, progress: Progress) -> bool:
     """Compare size and SHA-256 of every file; returns whether the data can be read on."""
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    if (folder / MANIFEST_FILE).read_bytes() != text.encode():
+    if (folder / MANIFEST_FILE).read_bytes() != manifest.text.encode():
         check.fail(MANIFEST_FILE, "is not laid out as it was written")
-    if manifest.get("sha256") != manifest_digest(manifest):
-        check.fail(MANIFEST_FILE, f"has the SHA-256 {manifest_digest(manifest)}, it says {manifest.get('sha256')}")
-    damaged = False
+    if manifest.sha256 != manifest.digest:
+        check.fail(MANIFEST_FILE, f"has the SHA-256 {manifest.digest}, it says {manifest.sha256}")
     with _reading(check, MANIFEST_FILE):
-        named = {str(file["path"]): (file["bytes"], file["sha256"]) for file in manifest["files"]}
-        check.scope = f"{len(named)} files, {sum(size for size, _ in named.values()) / 1e6:,.1f} MB"
-        damaged = len(named) != len(manifest["files"])
-        for number, (path, (size, digest)) in enumerate(named.items(), 1):
-            before = check.failed
+        named = {file.path for file in manifest.files}
+        check.scope = f"{len(named)} files, {manifest.size / 1e6:,.1f} MB"
+        damaged = len(named) != len(manifest.files)
+        for number, file in enumerate(manifest.files, 1):
+            path, before = file.path, check.failed
             if path not in found:
                 check.fail(path, "is missing")
-            elif (length := (folder / path).stat().st_size) != size:
-                check.fail(path, f"has {length} bytes, the manifest says {size}")
-            elif (actual := file_sha256(folder / path)) != digest:
-                check.fail(path, f"has the SHA-256 {actual}, the manifest says {digest}")
+            elif (length := (folder / path).stat().st_size) != file.bytes:
+                check.fail(path, f"has {length} bytes, the manifest says {file.bytes}")
+            elif (actual := file_sha256(folder / path)) != file.sha256:
+                check.fail(path, f"has the SHA-256 {actual}, the manifest says {file.sha256}")
             damaged |= check.failed > before and path != "README.md"
-            progress("files", number, len(named))
-        for path in sorted(found - set(named) - {MANIFEST_FILE}):
+            progress("files", number, len(manifest.files))
+        for path in sorted(found - named - {MANIFEST_FILE}):
             check.fail(path, "is not in the manifest")
         return not damaged
     return False
 
 
-def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None:
+def _check_numbers(check: Check, folder: Path, manifest: Manifest) -> None:
     from datasets import Features
 
-    counts = manifest["counts"]
-    check.scope = f"{counts['selected']:,} selected, {counts['rows']:,} rows, {counts['rejected']:,} rejected"
+    counts = manifest.counts
+    check.scope = f"{counts.selected:,} selected, {counts.rows:,} rows, {counts.rejected:,} rejected"
 
     def equal(what: str, found: object, expected: object, file: str = MANIFEST_FILE) -> None:
         if found != expected:
@@ -205,8 +190,8 @@ def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None
 
     known = {MANIFEST_FILE, HDF5_FILE, REJECTIONS_FILE}
     totals = dict.fromkeys(("spectra", "counts"), 0)
-    for config, split in parts_of(manifest):
-        shards = rows_of(manifest, config, split)
+    for config, split in manifest.parts:
+        shards = manifest.shards(config, split)
         known |= set(shards)
         for number, (path, rows) in enumerate(shards.items()):
             equal("name", path, f"{DATA_FILES[config]}/{split}-{number:05d}-of-{len(shards):05d}.parquet")
@@ -215,32 +200,31 @@ def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None
                 equal("number of rows", parquet.metadata.num_rows, rows, path)
                 if Features.from_arrow_schema(parquet.schema_arrow) != features(config):
                     check.fail(path, f"has not the columns of config {config}")
-        if not shards and counts["rows"] and config not in totals:
+        if not shards and counts.rows and config not in totals:
             check.fail(MANIFEST_FILE, f"names no file of config {config}")
         if config in totals:
             totals[config] += sum(shards.values())
             equal(
                 f"rows of config {config}, split {split}",
                 sum(shards.values()),
-                sum(rows_of(manifest, "spectra", split).values()),
+                sum(manifest.shards("spectra", split).values()),
             )
     for config, rows in totals.items():
-        equal(f"number of rows of config {config}", rows, counts["rows"])
-    for file in manifest["files"]:
-        if file["path"].endswith(".parquet") and file["path"] not in known:
-            check.fail(MANIFEST_FILE, f"{file['path']} is of no config and split")
-    for file in manifest["files"]:
-        others = {HDF5_FILE: counts["rows"], REJECTIONS_FILE: counts["rejected"], "README.md": None}
-        equal(f"rows of {file['path']}", file["rows"], others.get(file["path"], file["rows"]))
+        equal(f"number of rows of config {config}", rows, counts.rows)
+    for file in manifest.files:
+        if file.path.endswith(".parquet") and file.path not in known:
+            check.fail(MANIFEST_FILE, f"{file.path} is of no config and split")
+        others = {HDF5_FILE: counts.rows, REJECTIONS_FILE: counts.rejected, "README.md": None}
+        equal(f"rows of {file.path}", file.rows, others.get(file.path, file.rows))
 
     rejections = pq.read_table(folder / REJECTIONS_FILE)
     if not rejections.schema.equals(REJECTIONS_SCHEMA):
         check.fail(REJECTIONS_FILE, "has not the columns of a table of rejections")
     reasons = Counter(rejections["reason"].to_pylist())
-    equal("number of rows", len(rejections), counts["rejected"], REJECTIONS_FILE)
-    equal("reasons", counts["reasons"], dict(sorted(reasons.items())))
-    equal("selected", counts["selected"], counts["rows"] + counts["rejected"])
-    equal("catalog.detections", manifest["catalog"]["detections"], counts["detections"])
+    equal("number of rows", len(rejections), counts.rejected, REJECTIONS_FILE)
+    equal("reasons", counts.reasons, dict(sorted(reasons.items())))
+    equal("selected", counts.selected, counts.rows + counts.rejected)
+    equal("catalog.detections", manifest.catalog["detections"], counts.detections)
     repeated = Counter(rejections["detection_id"].to_pylist())
     for row, (name, reason) in enumerate(
         zip(rejections["detection_id"].to_pylist(), rejections["reason"].to_pylist(), strict=True)
@@ -255,7 +239,8 @@ def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None
         except SettingError as error:
             check.fail(REJECTIONS_FILE, place, str(error))
 
-    settings = {name: manifest[name] for name in ("dataset", "builder", "versions")} | manifest["settings"]
+    settings = {**manifest.settings, "dataset": "chandra_spectra"}
+    settings |= {"builder": manifest.builder, "versions": manifest.versions}
     with h5py.File(folder / HDF5_FILE) as hdf5:
         for name in sorted(settings | dict(hdf5.attrs)):
             value = hdf5.attrs.get(name)
@@ -264,26 +249,24 @@ def _check_numbers(check: Check, folder: Path, manifest: dict[str, Any]) -> None
 
 
 def _check_content(
-    folder: Path, manifest: dict[str, Any], checks: tuple[Check, ...], slice_rows: int, progress: Progress
+    folder: Path, manifest: Manifest, checks: tuple[Check, ...], slice_rows: int, progress: Progress
 ) -> None:
     ids, grids, channels, spectra, hdf5 = checks
-    counts = manifest["counts"]
-    splits = Splits.parse(manifest["settings"]["splits"])
-    recipe = Recipe.from_dict(manifest["settings"]["recipe"])
+    counts = manifest.counts
     rejected = set(pq.read_table(folder / REJECTIONS_FILE)["detection_id"].to_pylist())
     detections = {DetectionId.parse(name).catalog.object_id for name in rejected}
     previous, distinct, used, responses = -1, 0, set[str](), dict[str, str]()
     with h5py.File(folder / HDF5_FILE) as file, _reading(ids, "Parquet"):
-        known = _check_ebounds(grids, hdf5, folder, rows_of(manifest, "ebounds", "train"), file)
-        comparable = hdf5_columns(hdf5, file, HDF5_FILE, counts["rows"])
+        known = _check_ebounds(grids, hdf5, folder, manifest.shards("ebounds", "train"), file)
+        comparable = hdf5_columns(hdf5, file, HDF5_FILE, counts.rows)
         for rows in slices(folder, manifest, order_of(folder, manifest), slice_rows):
             if check_nulls(ids, rows):
                 numbers = rows.spectra["object_id"].to_numpy() // 10 * 10  # without the cycle
                 detections.difference_update(numbers.tolist())
                 distinct += int(np.count_nonzero(np.diff(numbers, prepend=previous // 10 * 10)))
-                previous = check_ids(ids, rows, previous, rejected, splits)
+                previous = check_ids(ids, rows, previous, rejected, manifest.splits)
                 check_channels(channels, rows, known)
-                check_spectra(spectra, rows, recipe, known)
+                check_spectra(spectra, rows, manifest.recipe, known)
                 if comparable:
                     with _reading(hdf5, HDF5_FILE):
                         check_hdf5(hdf5, rows, file)
@@ -294,13 +277,13 @@ def _check_content(
             done = rows.start + len(rows)
             for check in (ids, channels, spectra, hdf5):
                 check.scope = f"{done:,} rows"
-            progress("rows", done, counts["rows"])
-        if not ids.failed and (found := distinct + len(detections)) != counts["detections"]:
-            ids.fail(MANIFEST_FILE, f"{counts['detections']} detections, but rows and rejections are of {found}")
+            progress("rows", done, counts.rows)
+        if not ids.failed and (found := distinct + len(detections)) != counts.detections:
+            ids.fail(MANIFEST_FILE, f"{counts.detections} detections, but rows and rejections are of {found}")
         for key in sorted(set(known) - used):
-            grids.fail(next(iter(rows_of(manifest, "ebounds", "train"))), key, "no row has this grid")
-        if manifest["settings"]["responses"]:
-            _check_responses(grids, folder, rows_of(manifest, "responses", "train"), responses)
+            grids.fail(next(iter(manifest.shards("ebounds", "train"))), key, "no row has this grid")
+        if manifest.settings["responses"]:
+            _check_responses(grids, folder, manifest.shards("responses", "train"), responses)
 
 
 def _check_ebounds(check: Check, hdf5: Check, folder: Path, files: dict[str, int], file: h5py.File) -> Grids:
@@ -333,14 +316,14 @@ def _check_responses(check: Check, folder: Path, files: dict[str, int], used: di
         check.fail(next(iter(files)), key, why)
 
 
-def _check_loads(check: Check, folder: Path, manifest: dict[str, Any]) -> None:
+def _check_loads(check: Check, folder: Path, manifest: Manifest) -> None:
     """Load each config with an empty cache and compare the number of rows and the features."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     wanted: dict[str, dict[str, int]] = {}
-    for config, split in parts_of(manifest):
-        if rows := sum(rows_of(manifest, config, split).values()):  # datasets loads no split without rows
+    for config, split in manifest.parts:
+        if rows := sum(manifest.shards(config, split).values()):  # datasets loads no split without rows
             wanted.setdefault(config, {})[split] = rows
     for config, expected in wanted.items():
         with tempfile.TemporaryDirectory() as cache, _reading(check, f"config {config}"):
@@ -360,7 +343,7 @@ def _check_loads(check: Check, folder: Path, manifest: dict[str, Any]) -> None:
 def _check_again(
     check: Check,
     folder: Path,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     number: int,
     archive: str,
     seed: int,
@@ -368,21 +351,20 @@ def _check_again(
     progress: Progress,
 ) -> None:
     """Reduce some rows again, by the way that every row goes, and compare with the doubles of the HDF5 file."""
-    said = manifest["settings"]
-    recipe = Recipe.from_dict(said["recipe"])
+    made = manifest.settings
     settings = Settings(
-        archive_of(manifest, archive),
-        said["release"],
-        said.get("catalog", ""),
-        recipe=recipe,
-        responses=said["responses"],
+        manifest.archive(archive),
+        made["release"],
+        made.get("catalog", ""),
+        recipe=manifest.recipe,
+        responses=made["responses"],
     )
     source = open_workspace(settings, cache)
-    total = manifest["counts"]["rows"]
+    total = manifest.counts.rows
     chosen = sorted(random.Random(seed).sample(range(total), min(number, total)))
     columns = [column for column in COLUMNS if column.name in SPECTRA_SCHEMA.names]
     with h5py.File(folder / HDF5_FILE) as file, tempfile.TemporaryDirectory() as root:
-        store = Store(Path(root), settings.release, recipe, settings.responses)
+        store = Store(Path(root), settings.release, settings.recipe, settings.responses)
         for start in range(0, len(chosen), PACKAGE_SIZE):
             rows = {row: DetectionId.parse(file["detection_id"].asstr()[row]) for row in chosen[start:][:PACKAGE_SIZE]}
             package = Package(0, tuple(dict.fromkeys(detection.catalog for detection in rows.values())))
@@ -401,7 +383,7 @@ def _check_again(
                     if difference:
                         check.fail(*place, column.hdf5_name + difference)
             if settings.responses:
-                _check_responses_again(check, folder, list(rows_of(manifest, "responses", "train")), result.responses)
+                _check_responses_again(check, folder, list(manifest.shards("responses", "train")), result.responses)
             progress("recheck", start + len(rows), len(chosen))
     check.scope = f"{len(chosen):,} of {total:,} rows, from {settings.archive}"
 
