@@ -54,33 +54,28 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ArchiveServer": "simulator.server",
-    "ChandraSpectraError": "model.errors",
-    "Cone": "model.selection",
-    "DetectionId": "model.ids",
-    "Prepared": "prepare",
-    "Recipe": "model.settings",
-    "Selection": "model.selection",
-    "Settings": "model.settings",
-    "Splits": "model.splits",
-    "export": "use.export",
-    "find_detections": "dataset.read",
-    "overview": "dataset.read",
-    "plot": "use.plot",
-    "prepare": "prepare",
-    "push": "use.push",
-    "read_rows": "dataset.read",
-    "save_plot": "use.plot",
-    "verify": "use.verify",
-    "write_report": "use.report",
+    "dataset.read": ("find_detections", "overview", "read_rows"),
+    "model.errors": ("ChandraSpectraError",),
+    "model.ids": ("DetectionId",),
+    "model.selection": ("Cone", "Selection"),
+    "model.settings": ("Recipe", "Settings"),
+    "model.splits": ("Splits",),
+    "prepare": ("Prepared", "prepare"),
+    "simulator.server": ("ArchiveServer",),
+    "use.export": ("export",),
+    "use.plot": ("plot", "save_plot"),
+    "use.push": ("push",),
+    "use.report": ("write_report",),
+    "use.verify": ("verify",),
 }
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use (PEP 562)."""
-    if name not in _HOMES:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 
@@ -93,7 +88,7 @@ class _Face(ModuleType):
     """The package, in which the function `prepare` keeps its place when the module of that name is imported."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
+        if not (name in _HOME and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
 

@@ -124,21 +124,15 @@ def prepare(
     settings = Settings(
         str(file_path or archive), release, str(cat_file or ""), selection, recipe, Splits.parse(splits), with_responses
     )
+    means: dict[str, Any] = {"cache": cache, "workers": workers, "connections": connections, "store": store}
+    means["patience"] = _patience(patience)
     if shard:
         if dask or keep_downloads or retry_rejected or output_file or force:
             raise SettingError(
                 "--shard only fills the store: not with --dask, --keep-downloads, --retry-rejected, --output-file or "
                 "--force"
             )
-        _fill_share(
-            settings,
-            shard,
-            cache=cache,
-            workers=workers,
-            connections=connections,
-            store=store,
-            patience=_patience(patience),
-        )
+        _fill_share(settings, shard, means)
         return
     where = output or str(output_file.with_suffix("") if output_file else "chandra_spectra")
     check_place(where)
@@ -154,16 +148,12 @@ def prepare(
         manifest, fresh = prepare(
             where,
             settings,
-            cache=cache,
-            workers=workers,
-            connections=connections,
             force=force,
             retry_rejected=retry_rejected,
             keep_downloads=keep_downloads,
-            store=store,
             dask=dask,
-            patience=_patience(patience),
             progress=progress,
+            **means,
         )
         if output_file:
             copy_hdf5(Path(where), output_file)
@@ -186,7 +176,7 @@ def _patience(seconds: float | None) -> http.Patience | None:
     return None if seconds is None else Patience.within(seconds)
 
 
-def _fill_share(settings: Settings, shard: str, **options: Any) -> None:
+def _fill_share(settings: Settings, shard: str, means: dict[str, Any]) -> None:
     from builder.model.errors import SettingError
 
     index, _, number = shard.partition("/")
@@ -195,7 +185,7 @@ def _fill_share(settings: Settings, shard: str, **options: Any) -> None:
     with bars() as progress:
         from builder.prepare import prepare_share
 
-        packages = prepare_share(settings, (int(index), int(number)), progress=progress, **options)
+        packages = prepare_share(settings, (int(index), int(number)), progress=progress, **means)
     print(f"share {shard}: {packages:,} packages are in the store; prepare without --shard assembles them")
 
 

@@ -34,7 +34,7 @@ _TICKS = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16)  # keV
 _POLE = np.radians([192.859, 27.128])
 """Right ascension and declination (J2000) of the north Galactic pole; IAU 1958, Blaauw et al. 1960."""
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -42,6 +42,7 @@ _STYLE: dict[Any, Any] = {
     "grid.color": "0.85",
     "grid.linewidth": 0.6,
     "figure.dpi": 100,
+    "svg.hashsalt": "chandra-spectra",
 }
 
 
@@ -97,7 +98,7 @@ def draw_pictures(folder: Path, shards: list[Path], scalars: pa.Table) -> list[P
         ("hardness", "Hardness ratios", lambda figure: _hardness(figure, values["hard_ms"], values["hard_hm"])),
     )
     drawn = []
-    with style.context(["default", _STYLE]):
+    with style.context(["default", STYLE]):
         for name, title, draw in wanted if len(scalars) else ():
             figure = Figure()
             if caption := draw(figure):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.dataset.pictures import energy_axis
+from builder.dataset.pictures import STYLE, energy_axis
 from builder.dataset.read import check_outside, read_rows, read_scalars
 from builder.files import write_whole
 from builder.model.errors import SettingError, require
@@ -38,14 +38,6 @@ _METADATA: dict[str, dict[str, None]] = {
     ".png": {"Software": None},
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     ".svg": {"Date": None, "Creator": None},
-}
-_STYLE: dict[Any, Any] = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": "0.88",
-    "grid.linewidth": 0.6,
-    "svg.hashsalt": "chandra-spectra",
 }
 
 
@@ -158,7 +150,7 @@ def save_plot(folder: Path, rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    with style.context(["default", _STYLE]):  # the user's own style does not enter
+    with style.context(["default", STYLE]):  # the user's own style does not enter
         figure = Figure(figsize=(7.2, 5.8), layout="constrained")
         if len(rows) == 1:
             upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
