@@ -352,7 +352,7 @@ class _Response:
 
     @classmethod
     def decode(cls, row: Mapping[str, NDArray[Any]]) -> _Response:
-        """Number the channels of a row of config ``responses``, whose groups are those of CAL/GEN/92-002."""
+        """Decode a row of config ``responses``, whose groups of channels are those of CAL/GEN/92-002."""
         energy = np.repeat(np.arange(row["n_grp"].size), row["n_grp"])
         width = row["n_chan"].astype(np.int64)
         end = np.cumsum(width)
