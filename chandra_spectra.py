@@ -5,13 +5,14 @@
 >>> builder.download_and_prepare(); builder.as_dataset("train")         # doctest: +SKIP
 
 A folder for `load_dataset`, with the canonical HDF5 file, card and manifest, is made by ``chandra-spectra prepare``.
-To train on it, `collate` makes batches for torch, and `Calibration` sums channels into bins and folds models.
+To train on it, `collate` makes batches for torch, with `Buckets` of rows of about the same length, `Stream` reads them
+as they come, and `Calibration` sums channels into bins and folds models.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,22 +23,37 @@ import datasets
 import pyarrow as pa
 from datasets.utils.info_utils import get_size_checksum_dict
 
+import builder
+
+if "ChandraSpectraError" not in getattr(builder, "__all__", ()):
+    raise ImportError(f"{builder.__file__} hides chandra-spectra's package of that name: rename it or leave its folder")
+
 from builder import __version__
-from builder.archive.interface import Archive, Fetched, Record, forget
+from builder.archive.interface import Answer, Archive, Fetched, Record, forget
 from builder.archive.packages import Package
 from builder.dataset.layout import parts
 from builder.model.columns import CONFIGS, features
 from builder.model.errors import SettingError
+from builder.model.ids import DetectionId
 from builder.model.selection import Selection
 from builder.model.settings import DEFAULT_ARCHIVE, Recipe, Settings
 from builder.model.splits import Splits
-from builder.use.batches import collate
+from builder.use.batches import Buckets, collate
 from builder.use.calibration import Calibration
 
 if TYPE_CHECKING:
+    from builder.use.stream import Stream
     from builder.workspace import Workspace
 
-__all__ = ["ArchiveDownloadManager", "Calibration", "ChandraSpectra", "ChandraSpectraConfig", "collate"]
+__all__ = [
+    "ArchiveDownloadManager",
+    "Buckets",
+    "Calibration",
+    "ChandraSpectra",
+    "ChandraSpectraConfig",
+    "Stream",
+    "collate",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +68,15 @@ CITATION = """\
 @article{2010ApJS..189...37E, author = {Evans, I. N. and others}, title = {The Chandra Source Catalog},
   journal = {ApJS}, volume = {189}, pages = {37}, year = {2010}, doi = {10.1088/0067-0049/189/1/37}}
 """
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch where it is used: that takes seconds."""
+    if name == "Stream":
+        from builder.use.stream import Stream
+
+        return Stream
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(eq=False)
@@ -158,9 +183,13 @@ class ArchiveDownloadManager(datasets.DownloadManager, Archive):
         """See `Archive.nulls`."""
         return self._opened.archive.nulls
 
-    def catalog(self, selection: Selection, record: Record = forget) -> pa.Table:
+    def catalog(self, selection: Selection, record: Record = forget) -> Answer:
         """See `Archive.catalog`."""
         return self._opened.archive.catalog(selection, self._record)
+
+    def expect(self, detections: Sequence[DetectionId]) -> None:
+        """See `Archive.expect`."""
+        self._opened.archive.expect(detections)
 
     def fetch(self, package: Package, record: Record = forget) -> AbstractContextManager[Fetched]:
         """See `Archive.fetch`."""

@@ -66,7 +66,7 @@ def prepare(
     store: str | None = None,
     dask: str | None = None,
     patience: Patience | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Prepared:
     """Build a folder that `load_dataset` reads.
 
@@ -94,7 +94,9 @@ def prepare(
         Address of a Dask scheduler whose workers make the packages, in place of `workers` processes.
     patience : Patience, optional
         How long to wait for an archive over HTTP.
-    progress : callable
+    progress : callable, optional
+        Called with a step, what is done and the total; by default a bar for each step is shown, in a notebook as well,
+        unless ``datasets.disable_progress_bars`` was called.
 
     Returns
     -------
@@ -110,6 +112,7 @@ def prepare(
     if dask and keep_downloads:
         raise SettingError("downloads are kept by one machine: no keep_downloads with dask")
     started = time.monotonic()
+    progress = progress or _bars()
     there = _target(output)
     _check_apart(there.place, cache or default_cache(), keep_downloads, store)
     described = describe(settings)  # before the catalog is read: the folder is not of one that changes meanwhile
@@ -160,6 +163,21 @@ def prepare(
         if folder != there.place:
             upload_folder(folder, manifest, there, progress)
     return Prepared(manifest, True)
+
+
+def _bars() -> Progress:
+    """Show a bar for each step, as `datasets` shows its own."""
+    from datasets.utils import tqdm
+
+    bars: dict[str, Any] = {}
+
+    def progress(step: str, done: int, total: int) -> None:
+        bar = bars.get(step) or bars.setdefault(step, tqdm(desc=step, total=total, unit=" detections"))
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return progress
 
 
 def prepare_share(

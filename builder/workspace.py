@@ -26,6 +26,10 @@ from builder.store.packages import Store
 if TYPE_CHECKING:
     from builder.archive.http import Patience
     from builder.simulator.holdings import Holdings
+    from builder.simulator.replay import Replay
+
+_EXPECTED = 20
+"""Detections, from all over the plan, that the archive hears of."""
 
 _NAMED = 5
 """Detections that a warning names."""
@@ -129,9 +133,12 @@ def make_plan(workspace: Workspace, settings: Settings) -> Plan:
     if settings.catalog:
         from builder.dataset.catalog_file import read_catalog
 
-        answer = read_catalog(Path(settings.catalog))
+        answer, origin = read_catalog(Path(settings.catalog)), None
     else:
-        answer = workspace.archive.catalog(settings.selection)
+        answer, origin = workspace.archive.catalog(settings.selection)
+    if origin is not None and origin.missing:
+        lacking = ", ".join(origin.missing)
+        logger.warning("the catalog at %s does not give %s: null in every row", origin.service, lacking)
     answer, notes = tidy(answer)
     nulls = workspace.archive.nulls or bool(settings.catalog)
     batches = answer.to_batches(max_chunksize=1000)  # all rows as dicts at once would take gigabytes
@@ -151,7 +158,10 @@ def make_plan(workspace: Workspace, settings: Settings) -> Plan:
             ", ".join(missing[:_NAMED]),
             ", ..." if len(missing) > _NAMED else "",
         )
-    return plan(kept, limit=settings.selection.limit)
+    planned = plan(kept, limit=settings.selection.limit, origin=origin)
+    ids = [detection for package in planned.packages for detection in package.detections]
+    workspace.archive.expect(ids[:: max(1, len(ids) // _EXPECTED)])
+    return planned
 
 
 def describe(settings: Settings) -> dict[str, Any]:
@@ -183,14 +193,17 @@ def _digest(path: Path) -> str:
     return ""
 
 
-def holdings(mirror: str, simulated: int | None, seed: int, cache: Path | None) -> Holdings:
-    """Give the content of a local archive server: a number of simulated detections, or a mirror."""
+def holdings(mirror: str, simulated: int | None, seed: int, cache: Path | None) -> Holdings | Replay:
+    """Give the content of a local archive server: a number of simulated detections, a mirror or a recording."""
     if simulated is not None:
         from builder.simulator.products import SimulatedArchive
 
         return SimulatedArchive(simulated, seed)
     from builder.simulator.holdings import MirrorHoldings
+    from builder.simulator.replay import Replay
 
+    if Path(mirror).is_file():
+        return Replay(Path(mirror))
     archive = open_workspace(Settings(mirror), cache).archive
     if not isinstance(archive, MirrorArchive):
         raise SettingError(f"{mirror} is no mirror: give 'embedded' or a mirror folder")

@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import re
 import tarfile
 import threading
@@ -26,18 +27,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
-from builder.archive import http as client_module
+from builder.archive import connections as client_module
+from builder.archive.answers import check_listing, check_votable, judge_tar
 from builder.archive.catalog import from_rows, write_votable
-from builder.archive.csc import HttpArchive, _check_tar
-from builder.archive.http import Client, Patience, Slots, one_session
+from builder.archive.connections import Slots, one_session
+from builder.archive.csc import HttpArchive
+from builder.archive.http import Client, Patience, Request
 from builder.archive.interface import forget
 from builder.archive.packages import Package
 from builder.archive.products import MAX_DETECTION_BYTES, MAX_MEMBER_BYTES, members
+from builder.archive.tap import _middle
 from builder.model.errors import ArchiveError, CatalogError, RefusedError, StoreError, TransientError, UnavailableError
 from builder.model.ids import DetectionId
 from builder.model.settings import Settings
 from builder.prepare import prepare
+from builder.simulator.faults import Faults
 from builder.simulator.products import SimulatedArchive
+from builder.simulator.server import ArchiveServer
 from tests.fits_files import stable
 from tests.tars import tar_bytes
 from tests.waiting import stays_locked, wait_for
@@ -58,9 +64,10 @@ class Script:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                form = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-                script.asked.append((self.command, self.path, form, self.headers["User-Agent"]))
-                status, headers, body = answer(self.path, form, len(script.asked))
+                path, _, query = self.path.partition("?")
+                form = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode() or query
+                script.asked.append((self.command, path, form, self.headers["User-Agent"]))
+                status, headers, body = answer(path, form, len(script.asked))
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(body)), **headers}.items():
                     if value:
@@ -113,16 +120,20 @@ class Clock:
         return Client(url, Patience(**patience), self.sleep, lambda: self.now)
 
 
-def get(client: Client, url: str, path: Path, max_bytes: int = 1000) -> bytes:
+def anything(path: Path, framed: bool) -> None:
+    """Take any answer."""
+
+
+def get(client: Client, url: str, path: Path, max_bytes: int = 1000, verb: str = "GET") -> bytes:
     with requests.Session() as session:
-        client.download(session, url, path, lambda file: None, max_bytes)
+        client.download(session, Request(url, anything, max_bytes, verb), path)
     return path.read_bytes()
 
 
 def test_pauses_grow_and_are_jittered_until_the_answer_is_right(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda path, form, number: (503, {}, b"") if number <= 5 else (200, {}, b"fine"))
     clock = Clock()
-    assert get(clock.client(server.url), server.url + "/x?a=1&b=2", tmp_path / "file") == b"fine"
+    assert get(clock.client(server.url), server.url + "/x?a=1&b=2", tmp_path / "file", verb="POST") == b"fine"
     assert len(clock.pauses) == 5
     assert all(2**n / 2 <= pause <= 2**n for n, pause in enumerate(clock.pauses))
     assert server.asked[0][:3] == ("POST", "/x", "a=1&b=2")
@@ -161,7 +172,7 @@ class Answers(requests.Session):
 def ask(tmp_path: Path, base: str, *answers: Answer | Exception) -> Answers:
     """What is asked when a form is sent to a base URL."""
     session = Answers(*answers)
-    Clock().client(base).download(session, base + "/start?q=1", tmp_path / "file", lambda file: None, 1000)
+    Clock().client(base).download(session, Request(base + "/start?q=1", anything, 1000, "POST"), tmp_path / "file")
     return session
 
 
@@ -238,7 +249,7 @@ def test_redirects_are_followed_as_get_but_never_to_another_host(serve: Serve, t
 
     server = serve(answer)
     client = Clock().client(server.url)
-    assert get(client, server.url + "/start?q=1", tmp_path / "file") == b"fine"
+    assert get(client, server.url + "/start?q=1", tmp_path / "file", verb="POST") == b"fine"
     assert [entry[:3] for entry in server.asked] == [("POST", "/start", "q=1"), ("GET", "/result", "")]
     with pytest.raises(ArchiveError, match="another host"):
         get(client, server.url + "/away", tmp_path / "other")
@@ -251,7 +262,12 @@ def test_redirects_are_followed_as_get_but_never_to_another_host(serve: Serve, t
     [
         ("http://host", "https://host/x", False),
         ("http://host:81", "/x", False),
-        ("https://host", "http://host/x", True),
+        ("https://host", "http://host/x", False),
+        ("https://host", "http://host:80/x", False),
+        ("https://host:81", "http://host:81/x", False),
+        ("https://host", "http://host:81/x", True),
+        ("https://cda.cfa.harvard.edu", "http://cda.harvard.edu/x", False),
+        ("https://cda.harvard.edu", "https://cda.cfa.harvard.edu/x", False),
         ("https://host", "https://other/x", True),
         ("https://host", "//other/x", True),
         ("http://host", "http://host:81/x", True),
@@ -356,14 +372,14 @@ def test_an_answer_larger_than_the_limit_is_refused_and_nothing_stays(serve: Ser
 def test_what_fails_its_check_is_never_kept(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda path, form, number: (200, {}, b"<html>" if number == 1 else b"fine"))
 
-    def check(path: Path) -> None:
+    def check(path: Path, framed: bool) -> None:
         if path.read_bytes().startswith(b"<"):
             assert not (tmp_path / "file").exists()
             raise TransientError("html")
 
     clock = Clock()
     with requests.Session() as session:
-        clock.client(server.url).download(session, server.url, tmp_path / "file", check, 100)
+        clock.client(server.url).download(session, Request(server.url, check, 100), tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == b"fine"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -455,7 +471,8 @@ def tar_of(**files: bytes) -> bytes:
 
 
 NAME = "acisf00001_000N001_r0001_{}3.fits.gz"
-GOOD = {NAME.format(kind): b"\x1f\x8b..." for kind in ("pha", "arf", "rmf")}
+PRODUCT = gzip.compress(b"SIMPLE  =", mtime=0)
+GOOD = {NAME.format(kind): PRODUCT for kind in ("pha", "arf", "rmf")}
 PACKAGE = Package(0, (DetectionId(1, 0, 1),))
 
 
@@ -483,7 +500,8 @@ def test_a_package_asks_for_the_three_products_of_each_detection(serve: Serve, t
     assert fetched(server, tmp_path) == (["0.tar"], {})
     (asked,) = server.asked
     assert asked[1] == "/csccli/retrieve"
-    assert "1.0.1%2Fspectrum%2Fb%2C1.0.1%2Farf%2Fb%2C1.0.1%2Frmf%2Fb" in asked[2]
+    assert asked[0] == "GET"
+    assert "1.0.1%2Fspectrum%2Fb%2C1.0.1%2Frmf%2Fb%2C1.0.1%2Farf%2Fb" in asked[2]
     assert "version=rel2.1" in asked[2]
 
 
@@ -505,7 +523,7 @@ def test_more_members_than_were_asked_for_are_refused(serve: Serve, tmp_path: Pa
 @pytest.mark.parametrize("more", [0, 1], ids=["the largest", "larger"])
 def test_a_member_too_large_is_refused_before_anything_reads_it(more: int, serve: Serve, tmp_path: Path) -> None:
     """Zeros, which take no time to send where the answer is packed."""
-    files = {**GOOD, NAME.format("pha"): bytes(MAX_MEMBER_BYTES + more)}
+    files = {**GOOD, NAME.format("pha"): b"SIMPLE  =".ljust(MAX_MEMBER_BYTES + more, b"\0")}
     packed = gzip.compress(tar_of(**files), 1)
 
     def answer(path: str, form: str, number: int) -> Answer:
@@ -515,7 +533,7 @@ def test_a_member_too_large_is_refused_before_anything_reads_it(more: int, serve
     parts, unserved = fetched(server, tmp_path)
     assert parts == ([] if more else ["0.tar"])
     assert unserved.keys() == (set(PACKAGE.detections) if more else set())
-    assert services_asked(server) == (["retrieve", "browse"] if more else ["retrieve"])
+    assert services_asked(server) == (["retrieve", "browse", "browse"] if more else ["retrieve"])
 
 
 def test_an_answer_larger_than_its_detections_can_be_is_refused(serve: Serve, tmp_path: Path) -> None:
@@ -524,7 +542,7 @@ def test_an_answer_larger_than_its_detections_can_be_is_refused(serve: Serve, tm
     encoded = {"Content-Encoding": "gzip"}
     server = serve(lambda path, form, number: (200, encoded, large) if path.endswith("/retrieve") else (200, {}, b"[]"))
     assert fetched(server, tmp_path) == ([], {})
-    assert services_asked(server) == ["retrieve", "browse"]
+    assert services_asked(server) == ["retrieve", "browse", "browse"]
 
 
 def test_names_in_a_listing_never_become_paths(serve: Serve, tmp_path: Path) -> None:
@@ -533,7 +551,7 @@ def test_names_in_a_listing_never_become_paths(serve: Serve, tmp_path: Path) -> 
             evil = [{"filename": "../../../" + NAME.format("pha")}, {"filename": "../../evil"}, {"other": 1}]
             evil += [{"filename": r"\ud800/" + NAME.format("arf")}]
             return 200, {}, str(evil).replace("'", '"').encode()
-        return (200, {}, b"\x1f\x8b") if path.endswith("retrieveFile") else (200, {}, tar_of(note=b""))
+        return (200, {}, PRODUCT) if path.endswith("retrieveFile") else (200, {}, tar_of(note=b""))
 
     server = serve(answer)
     parts, _ = fetched(server, tmp_path / "cache")
@@ -545,7 +563,7 @@ def test_a_package_that_is_refused_is_fetched_file_by_file(serve: Serve, tmp_pat
     def answer(path: str, form: str, number: int) -> Answer:
         if path.endswith("browse"):
             return 200, {}, str([{"filename": name} for name in GOOD]).replace("'", '"').encode()
-        return (200, {}, b"\x1f\x8b") if path.endswith("retrieveFile") else (414, {}, b"too long")
+        return (200, {}, PRODUCT) if path.endswith("retrieveFile") else (414, {}, b"too long")
 
     parts, unserved = fetched(serve(answer), tmp_path)
     assert (sorted(parts), unserved) == (sorted(GOOD), {})
@@ -581,7 +599,7 @@ def test_an_empty_tar_lacks_everything_and_is_no_fault_of_the_line(serve: Serve,
     server = serve(answer)
     parts, unserved = fetched(server, tmp_path)
     assert len(parts) == 2  # empty, both
-    assert services_asked(server) == ["retrieve", "retrieve", "browse"]
+    assert services_asked(server) == ["retrieve", "retrieve", "browse", "browse"]  # without a band, and with one
     assert not unserved  # it lists none, so the files are missing
 
 
@@ -598,7 +616,8 @@ def test_an_archive_that_refuses_everything_is_out_of_order_and_no_reason_to_rej
     server = serve(lambda path, form, number: (404, {}, b"gone"))
     with pytest.raises(UnavailableError, match=r"refuses whatever.*404.*run the same command again"):
         fetched(server, tmp_path, Package(0, tuple(DetectionId(1, 0, region) for region in range(50))))
-    assert services_asked(server) == ["retrieve", "browse", "browse", "browse"]
+    few = services_asked(server)[: services_asked(server).index("browse") + 10]
+    assert few.count("browse") <= 2 * 3, "three detections are asked for in both ways, and then only witnesses"
 
 
 @pytest.mark.parametrize("number", [1, 3])
@@ -611,13 +630,14 @@ def test_a_few_detections_may_be_all_that_is_refused(number: int, serve: Serve, 
 @pytest.mark.parametrize("served", ["retrieve", "browse"])
 def test_many_may_be_refused_where_one_is_served(served: str, serve: Serve, tmp_path: Path) -> None:
     def answer(path: str, form: str, number: int) -> Answer:
-        if number == 1 and served == "retrieve":
-            return 200, {}, tar_of(**GOOD)
-        return listing() if path.endswith("/browse") and "1.0.1%2F" in form else (404, {}, b"gone")
+        if path.endswith(served) and set(re.findall(r"1\.0\.\d", form)) == {"1.0.1"}:
+            return (200, {}, tar_of(**GOOD)) if served == "retrieve" else listing(*GOOD)
+        return 404, {}, b"gone"
 
     package = Package(0, tuple(DetectionId(1, 0, region) for region in range(1, 9)))
     _, unserved = fetched(serve(answer), tmp_path, package)
-    assert unserved.keys() == set(package.detections[1:])
+    assert unserved.keys() == set(package.detections[1 if served == "retrieve" else 0 :])
+    assert all("404" in words and "gone" in words for words in unserved.values())
 
 
 def test_each_detection_has_an_address_of_its_own_where_its_files_can_be_asked_for(
@@ -627,7 +647,7 @@ def test_each_detection_has_an_address_of_its_own_where_its_files_can_be_asked_f
     package = Package(0, (DetectionId(1, 0, 1), DetectionId(1, 0, 2)))
     with open_archive(server, tmp_path).fetch(package) as result:
         assert list(result.urls) == list(package.detections)
-        assert "packageset=1.0.2/spectrum/b,1.0.2/arf/b,1.0.2/rmf/b" in result.urls[package.detections[1]]
+        assert "packageset=1.0.2/spectrum/b,1.0.2/rmf/b,1.0.2/arf/b" in result.urls[package.detections[1]]
         assert "1.0.1" not in result.urls[package.detections[1]]
 
 
@@ -642,7 +662,7 @@ def test_of_the_files_that_are_listed_only_those_are_fetched_that_no_package_hel
     def answer(path: str, form: str, number: int) -> Answer:
         if path.endswith("/browse"):
             return listing(*GOOD)
-        return (200, {}, b"\x1f\x8b") if path.endswith("File") else (200, {}, tar_of(**some))
+        return (200, {}, PRODUCT) if path.endswith("File") else (200, {}, tar_of(**some))
 
     some = {name: GOOD[name] for name in list(GOOD)[:2]}
     server = serve(answer)
@@ -674,7 +694,7 @@ def test_a_listing_that_is_none_is_asked_for_again(wrong: bytes, serve: Serve, t
 
     server = serve(answer)
     fetched(server, tmp_path)
-    assert services_asked(server) == ["retrieve", "retrieve", "browse", "browse"]
+    assert services_asked(server) == ["retrieve", "retrieve", *["browse"] * 3]
 
 
 # The catalog
@@ -685,30 +705,41 @@ VOTABLE = write_votable([])
 def test_an_answer_without_its_end_is_asked_for_again(serve: Serve, tmp_path: Path) -> None:
     cut = VOTABLE[: VOTABLE.index(b"</RESOURCE>")]
     server = serve(lambda path, form, number: (200, {}, cut if number == 1 else VOTABLE))
-    assert open_archive(server, tmp_path).download_catalog(server.url).read_bytes() == VOTABLE
+    assert (
+        open_archive(server, tmp_path).service.download(Request(server.url, check_votable, 10**6)).read_bytes()
+        == VOTABLE
+    )
     assert len(server.asked) == 2
 
 
 def test_answers_have_names_of_their_own_and_none_is_left_once_it_is_read(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda path, form, number: (200, {}, VOTABLE))
-    archive = open_archive(server, tmp_path)
-    assert archive.download_catalog(server.url) != archive.download_catalog(server.url)
+    service = open_archive(server, tmp_path).service
+    request = Request(server.url, check_votable, 10**6)
+    assert service.download(request) != service.download(request)
     first, second = sorted(tmp_path.glob("*.vot"))
     os.utime(first, (0, 0))  # of a run that was killed long ago; the other may be another run's
-    archive._answer("SELECT", forget)
+    with service._answer("SELECT", forget):
+        pass
     assert list(tmp_path.glob("*.vot")) == [second]
 
 
-COUNT_OF_TWO = b"""<VOTABLE><RESOURCE type="results"><INFO name="QUERY_STATUS" value="OK"/><TABLE>
-<FIELD name="n" datatype="long"/><DATA><TABLEDATA><TR><TD>2</TD></TR></TABLEDATA></DATA></TABLE></RESOURCE></VOTABLE>"""
+COUNT_OF_FOUR = b"""<VOTABLE><RESOURCE type="results"><INFO name="QUERY_STATUS" value="OK"/><TABLE>
+<FIELD name="n" datatype="long"/><DATA><TABLEDATA><TR><TD>4</TD></TR></TABLEDATA></DATA></TABLE></RESOURCE></VOTABLE>"""
 
 
-def test_a_catalog_that_does_not_add_up_to_its_own_count_builds_nothing(serve: Serve, tmp_path: Path) -> None:
-    (row,) = SimulatedArchive(1).rows
-    rows = write_votable([row])
-    server = serve(lambda path, form, number: (200, {}, COUNT_OF_TWO if "COUNT" in form else rows))
-    with pytest.raises(CatalogError, match="counts 2 rows but answered 1"):
-        prepare(tmp_path / "out", Settings(server.url), cache=tmp_path / "cache")
+def test_a_catalog_that_does_not_add_up_to_its_own_count_even_in_parts_builds_nothing(
+    serve: Serve, tmp_path: Path
+) -> None:
+    rows = [{**SimulatedArchive(1).rows[0], "obsid": obsid} for obsid in (1, 2, 3)]
+
+    def answer(path: str, form: str, number: int) -> Answer:
+        first, last = re.findall(r"BETWEEN\+(\d+)\+AND\+(\d+)", form)[0] if "BETWEEN" in form else (0, 9)
+        there = [row for row in rows if int(first) <= int(str(row["obsid"])) <= int(last)]
+        return 200, {}, COUNT_OF_FOUR if "COUNT" in form else write_votable(there)
+
+    with pytest.raises(CatalogError, match="counts 4 rows but answered 3"):
+        prepare(tmp_path / "out", Settings(serve(answer).url), cache=tmp_path / "cache")
     assert not (tmp_path / "out").exists()
 
 
@@ -716,7 +747,7 @@ def test_a_catalog_that_does_not_add_up_to_its_own_count_builds_nothing(serve: S
 @given(st.lists(st.integers(0, 20), max_size=30), st.integers(0, 20), st.integers(1, 20))
 def test_a_range_is_divided_into_two_that_are_both_smaller(obsids: list[int], first: int, more: int) -> None:
     table = from_rows({"obsid": obsid} for obsid in obsids)
-    assert first <= HttpArchive._middle(table, first, first + more) < first + more
+    assert first <= _middle(table, first, first + more) < first + more
 
 
 # Tars
@@ -748,7 +779,8 @@ def tars() -> list[bytes]:
 @pytest.mark.parametrize(("headers", "number"), [({}, 1), (SPARSE, 0)], ids=["plain", "sparse"])
 def test_a_sparse_file_is_no_product(headers: dict[str, str], number: int, tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_with(tarfile.PAX_FORMAT, headers))
-    assert len(_check_tar(tmp_path / "a.tar", {DetectionId(1, 0, 1)}, 6)) == number
+    contents = judge_tar(tmp_path / "a.tar", True, {DetectionId(1, 0, 1)}, 6, 10**6)
+    assert len(contents.good | contents.damaged) == number
     assert len(list(members(tmp_path / "a.tar"))) == number
 
 
@@ -768,6 +800,85 @@ def test_a_damaged_tar_is_an_error_of_the_archive_and_nothing_else(
     path = tmp_path_factory.getbasetemp() / "damaged.tar"
     path.write_bytes(content)
     with contextlib.suppress(ArchiveError):
-        _check_tar(path, {DetectionId(1, 0, 1)}, 6)
+        judge_tar(path, True, {DetectionId(1, 0, 1)}, 6, 10**6)
     with contextlib.suppress(ArchiveError):
         list(members(path))
+
+
+# What an answer may not take
+
+
+@pytest.mark.parametrize("kind", ["drip", "drip_headers", "continue"])
+def test_an_answer_that_never_ends_is_a_failure_like_others(kind: str, tmp_path: Path) -> None:
+    """The socket's timeout begins again with each byte."""
+    archive = SimulatedArchive(1)
+    detection = DetectionId.of(archive.rows[0])
+    assert detection is not None
+    faults = Faults(1, {kind: 1.0}, stall_seconds=60)  # of three tries the third is spared
+    with ArchiveServer(archive, faults=faults) as server, one_session() as session:
+        client = Client(server.url, Patience(read=0.5, base=0.01))
+        request = Request(
+            f"{server.url}/csccli/browse?version=rel2.1&packageset={detection}/arf/", check_listing, 10**6
+        )
+        for _ in range(2):
+            with pytest.raises(TransientError, match=r"no answer in time|lost"):
+                client.ask(session, request, tmp_path / "file")
+        client.ask(session, request, tmp_path / "file")
+    assert json.loads((tmp_path / "file").read_bytes())
+
+
+# Whose failure it is
+
+
+def test_an_outage_in_the_middle_of_a_run_rejects_nothing_and_ends_it(serve: Serve, tmp_path: Path) -> None:
+    def answer(path: str, form: str, number: int) -> Answer:
+        return (200, {}, tar_of(**GOOD)) if number == 1 else (404, {}, b"moved")
+
+    server = serve(answer)
+    archive = open_archive(server, tmp_path)
+    with archive.fetch(PACKAGE):
+        pass
+    other = Package(0, tuple(DetectionId(2, 0, region) for region in range(20)))
+    with pytest.raises(UnavailableError, match=r"refuses whatever it is asked for.*moved.*go on"), archive.fetch(other):
+        pass
+
+
+def test_a_run_that_waited_for_the_service_goes_on_when_it_is_back(serve: Serve, tmp_path: Path) -> None:
+    names = {name.replace("f00001", "f00002"): data for name, data in GOOD.items()}
+
+    def answer(path: str, form: str, number: int) -> Answer:
+        if 1 < number < 12:
+            return 404, {}, b"moved"
+        return 200, {}, tar_of(**(names if "2.0.1%2F" in form else GOOD))
+
+    archive = open_archive(serve(answer), tmp_path)
+    with archive.fetch(PACKAGE):
+        pass
+    with archive.fetch(Package(0, (DetectionId(2, 0, 1),))) as result:
+        assert result.unserved == {}
+        assert {file.name for part in result.parts for file in members(part)} == names.keys()
+
+
+@pytest.mark.parametrize("status", [403, 500, 503])
+def test_a_detection_of_which_the_service_says_no_while_it_serves_others_is_a_rejection(
+    status: int, serve: Serve, tmp_path: Path
+) -> None:
+    def answer(path: str, form: str, number: int) -> Answer:
+        asked = re.findall(r"1\.0\.\d", form)
+        return (status, {}, b"not for you") if "1.0.2" in asked else (200, {}, tar_of(**GOOD))
+
+    package = Package(0, (DetectionId(1, 0, 1), DetectionId(1, 0, 2)))
+    parts, unserved = fetched(serve(answer), tmp_path, package)
+    assert parts
+    assert unserved.keys() == {package.detections[1]}
+    assert f"status {status}" in unserved[package.detections[1]]
+    assert "not for you" in unserved[package.detections[1]]
+
+
+def test_what_is_learnt_of_the_service_reaches_the_workers(serve: Serve, tmp_path: Path) -> None:
+    server = serve(lambda path, form, number: (200, {}, tar_of(**GOOD)) if "&" in form else (405, {}, b""))
+    archive = open_archive(server, tmp_path)
+    archive._facts.verb = "POST"
+    there = pickle.loads(pickle.dumps(archive._facts))
+    assert there.verb == "POST"
+    assert pickle.loads(pickle.dumps(archive._facts)) is there, "one for all tasks of a run in a process"

@@ -87,6 +87,8 @@ def test_what_is_pushed_is_the_folder_in_one_commit(sample: Path, hub: Hub) -> N
 LOAD = """
 import json
 from datasets import load_dataset
+from torch.utils.data import DataLoader
+from chandra_spectra import Stream, collate
 found = {}
 for config, rows in (("spectra", 62), ("counts", 62), ("ebounds", 1)):
     for streaming in (False, True):
@@ -98,6 +100,11 @@ default = load_dataset("org/chandra_spectra", split="train", revision=REVISION)
 lazy = load_dataset("org/chandra_spectra", split="train", streaming=True, columns=["name", "theta"],
                     filters=[("theta", "<", 2)])
 found["columns"], found["theta"] = sorted(default.column_names), [row["theta"] for row in lazy]
+stream = Stream("org/chandra_spectra@" + REVISION, columns=["object_id"], batch_size=40, shuffle=True)
+for workers in (0, 1):
+    loader = DataLoader(stream, batch_size=None, collate_fn=collate, num_workers=workers)
+    assert len({number for batch in loader for number in batch["object_id"].tolist()}) == 62
+assert len(next(iter(stream))) == 40  # and leaves off
 print(json.dumps(found))
 """
 

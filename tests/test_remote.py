@@ -20,8 +20,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from builder.archive.catalog import from_rows
-from builder.dataset.catalog_file import write_catalog
 from builder.dataset.layout import Manifest
 from builder.model.errors import ArchiveError, CatalogError, SettingError
 from builder.model.ids import DetectionId
@@ -77,16 +75,18 @@ def reason_of(faults: Faults, detection: DetectionId) -> str | None:
     fault = faults.permanent_of(detection)
     if fault == "corrupt_fits":
         return f"unreadable_{faults.kind_of(detection)}"
-    return {"bad_gzip": "damaged_gzip", "omitted": None}.get(fault or "", fault)
+    return {"bad_gzip": "damaged_gzip", "omitted": None, "gone": "missing_pha"}.get(fault or "", fault)
 
 
+SLOW = ("stall", "drip", "drip_headers")  # each costs a second
+TRANSIENT_FAULTS = {kind: 0.03 if kind in SLOW else 0.09 for kind in TRANSIENT}
 PERMANENT_FAULTS = dict.fromkeys(PERMANENT, 0.03)
 
 
 def test_every_good_detection_is_a_row_and_every_bad_one_a_rejection_with_the_right_reason(
     archive: SimulatedArchive, port: int, tmp_path: Path
 ) -> None:
-    faults = Faults(1, dict.fromkeys(TRANSIENT, 0.1), PERMANENT_FAULTS, stall_seconds=2)
+    faults = Faults(1, TRANSIENT_FAULTS, PERMANENT_FAULTS, stall_seconds=2)
     with ArchiveServer(archive, port=port, faults=faults) as server:
         settings = Settings(server.url)
         manifest = prepare(tmp_path / "faulty", settings, cache=tmp_path / "a", workers=2).manifest
@@ -505,8 +505,8 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line_and_costs_nothing_th
 class Elsewhere(Selection):
     """Asks a table that the service does not have."""
 
-    def queries(self) -> Iterator[str]:
-        yield "FROM csc21.nowhere n"
+    def queries(self, schema: str) -> Iterator[str]:
+        yield f"FROM {schema}.nowhere n"
 
 
 def test_the_services_own_words_are_shown_when_it_refuses_a_query(archive: SimulatedArchive, tmp_path: Path) -> None:
@@ -515,15 +515,31 @@ def test_the_services_own_words_are_shown_when_it_refuses_a_query(archive: Simul
     assert not (tmp_path / "out").exists()
 
 
-def test_release_2_0_is_not_selected_from_the_tables_of_2_1(archive: SimulatedArchive, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("release", "service", "schema"),
+    [("rel2.0", "csc2tap", "csc2"), ("rel2.2", "csc22tap", "csc22"), ("cur", "csc_snapshot_tap", "csc_snapshot")],
+)
+def test_catalog_and_files_are_of_one_release(
+    release: str, service: str, schema: str, archive: SimulatedArchive, tmp_path: Path
+) -> None:
     with ArchiveServer(archive) as server:
-        with pytest.raises(SettingError, match=r"release 2\.1 only.*--cat-file"):
-            prepare(tmp_path / "out", Settings(server.url, "rel2.0"), cache=tmp_path / "cache")
-        assert len(server.log) == 0
-        write_catalog(tmp_path / "rel20.vot", from_rows(archive.rows[:5]))
-        given = Settings(server.url, "rel2.0", str(tmp_path / "rel20.vot"))
-        manifest = prepare(tmp_path / "out", given, cache=tmp_path / "cache").manifest
-    assert manifest.counts.rows == 5
+        settings = Settings(server.url, release, selection=Selection(limit=5))
+        workspace = open_workspace(settings, tmp_path)
+        planned = make_plan(workspace, settings)
+        assert planned.origin is not None
+        assert planned.origin.service == f"{server.url}/{service}"
+        assert (planned.origin.schema, planned.origin.version) == (schema, release)
+        with workspace.archive.fetch(planned.packages[0]) as fetched:
+            assert all(f"version={release}&" in url for url in fetched.urls.values())
+
+
+def test_a_later_release_is_asked_for_by_the_rule_of_the_others_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_workspace(Settings("http://127.0.0.1:9", "rel2.3"), tmp_path)
+    assert "rel2.3 is not known to this version" in caplog.text
+    with pytest.raises(SettingError, match=r"unknown release 'rel1.1': choose one of rel2.1"):
+        Settings("http://127.0.0.1:9", "rel1.1")
 
 
 def test_a_second_download_adds_to_a_mirror_and_asks_again_for_what_was_refused(

@@ -14,9 +14,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from builder.archive.catalog import from_rows
-from builder.archive.csc import COLUMNS_QUERIED
 from builder.dataset.catalog_file import read_detections
-from builder.model.columns import CATALOG
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
 from builder.model.selection import Cone, Selection
@@ -60,7 +58,7 @@ ROW: dict[str, Any] = {
 
 
 def query(selection: Selection) -> str:
-    (text,) = selection.queries()
+    (text,) = selection.queries("csc21")
     return text
 
 
@@ -149,10 +147,6 @@ def test_the_query_has_every_join_and_nothing_else_but_the_cuts() -> None:
     assert sorted(conditions(text)) == sorted(expected)
 
 
-def test_the_columns_are_asked_for_once_each() -> None:
-    assert COLUMNS_QUERIED.split(", ") == [column.query for column in CATALOG]
-
-
 @stable(100)
 @given(st.floats(0, 1e12), st.floats(0, 1e12), st.floats(0, 1e12))
 def test_cuts_are_written_without_loss(counts: float, significance: float, theta: float) -> None:
@@ -176,7 +170,7 @@ def test_long_lists_are_asked_for_in_parts(number: int) -> None:
         (Selection(obsids=tuple(range(number))), r"o\.obsid IN \((.*)\)$"),
         (Selection(detections=frozenset(DetectionId(n, 0, 1) for n in range(number))), r"o\.obsid IN \((.*)\)$"),
     ):
-        parts = list(selection.queries())
+        parts = list(selection.queries("csc21"))
         assert len(parts) == -(-number // 100)
         lists = [re.search(pattern, part)[1].split(", ") for part in parts]  # type: ignore[index]
         assert max(map(len, lists)) <= 100

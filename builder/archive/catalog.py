@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 import warnings
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import IO
+from xml.parsers.expat import ExpatError
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from builder.archive.votable import StreamError, VotableReader
+from builder.archive.votable import write_votable as write
 from builder.model.columns import CATALOG, Column, arrow_schema
-from builder.model.errors import CatalogError
+from builder.model.errors import CatalogError, QueryError
+from builder.model.text import text_of
 
 SCHEMA = arrow_schema(CATALOG)
 IDS = ("obsid", "obi", "region_id")
@@ -29,17 +34,19 @@ _FLAGS = {"t": True, "true": True, "1": True, "f": False, "false": False, "0": F
 """Booleans as VOTable writes them, also where a service sends them as text."""
 
 
-def read_votable(content: bytes, origin: str, *, whole: bool = True) -> tuple[pa.Table, bool]:
+def read_votable(
+    source: bytes | Path, origin: str, *, needed: Collection[str] = frozenset(SCHEMA.names)
+) -> tuple[pa.Table, bool]:
     """Read the catalog's answer.
 
     Parameters
     ----------
-    content : bytes
+    source : bytes or Path
         A VOTable.
     origin : str
         Where it came from, for messages.
-    whole : bool
-        It must have every column; else those that it lacks are null.
+    needed : collection of str
+        Columns that it must have; others that it lacks are null.
 
     Returns
     -------
@@ -51,82 +58,115 @@ def read_votable(content: bytes, origin: str, *, whole: bool = True) -> tuple[pa
     Raises
     ------
     CatalogError
-        It is no VOTable, is cut short, reports an error or lacks a column.
+        It is no VOTable, is cut short or lacks a needed column; QueryError if it reports an error.
+    OSError
+        The file cannot be read.
     """
-    columns, overflow = _columns(content, origin)
+    table, overflow = read_texts(source, origin)
     arrays = []
     for column in CATALOG:
-        if column.name not in columns:
-            if whole or column.name in NAMES:
+        if column.name not in table.column_names:
+            if column.name in {*needed, *NAMES}:
                 raise CatalogError(f"{origin} has no column {column.name}")
-            arrays.append(pa.nulls(len(columns["name"]), column.full_type))
+            arrays.append(pa.nulls(len(table), column.full_type))
             continue
         try:
-            arrays.append(_arrow(columns[column.name], column))
-        except (pa.ArrowException, ValueError, TypeError) as error:
+            arrays.append(_typed(table[column.name], column))
+        except (pa.ArrowException, ValueError, OverflowError) as error:
             raise CatalogError(f"{origin}: column {column.name} cannot be read: {error}") from error
     return pa.Table.from_arrays(arrays, schema=SCHEMA), overflow
 
 
-def count_of(content: bytes, origin: str) -> int:
+def count_of(source: bytes | Path, origin: str) -> int:
     """Read the number in a VOTable of one row and one column, the answer to ``COUNT(*)``; CatalogError otherwise."""
-    columns, _ = _columns(content, origin)
+    table, _ = read_texts(source, origin)
     try:
-        return int(next(iter(columns.values()), [])[0])
-    except (IndexError, TypeError, ValueError, np.ma.MaskError) as error:
+        return int(table.column(0)[0].as_py())
+    except (IndexError, TypeError, ValueError) as error:
         raise CatalogError(f"{origin} did not answer a count: {error}") from error
 
 
-def _columns(content: bytes, origin: str) -> tuple[dict[str, Any], bool]:
-    """Read the columns of the first table by lower-case name, as masked arrays, and whether the row limit cut it."""
+def read_texts(source: bytes | Path, origin: str) -> tuple[pa.Table, bool]:
+    """Read the first table of a VOTable as text, names in lower case, and whether it was cut at the row limit.
+
+    Raises
+    ------
+    CatalogError
+        It is no VOTable or is cut short; QueryError if it reports an error.
+    OSError
+        The file cannot be read.
+    """
+    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        start = file.read(4096)
+        if not re.search(rb"<" + VOTABLE_TAG, start):
+            words = text_of(start)
+            raise CatalogError(
+                f"{origin} is not a VOTable but: {words!r}" if words else f"{origin}: the answer is empty"
+            )
+        file.seek(0)
+        reader = VotableReader()
+        try:
+            reader.read(file)
+            if reader.binary:
+                file.seek(0)
+                return _read_binary(file), reader.overflow
+        except StreamError as error:
+            raise CatalogError(
+                f"{origin} has its rows at another address (STREAM href), which is not followed"
+            ) from error
+        except (ExpatError, ValueError, LookupError, MemoryError) as error:
+            raise CatalogError(f"{origin} is not a whole VOTable: {error}") from error
+    if reader.error is not None:
+        raise QueryError(f"{origin}: the catalog says: {reader.error}")
+    if reader.table is None:
+        raise CatalogError(f"{origin} is not a whole VOTable: it has no table")
+    return reader.table, reader.overflow
+
+
+def _read_binary(file: IO[bytes]) -> pa.Table:
+    """Read the first table of a VOTable whose rows are no text, as text; ValueError if it cannot be read."""
     from astropy.io import votable
 
-    if not re.search(rb"<" + VOTABLE_TAG, content[:4096]):
-        words = " ".join(content[:200].decode("utf-8", "replace").split())
-        raise CatalogError(f"{origin} is not a VOTable but: {words!r}" if words else f"{origin}: the answer is empty")
     try:
         with warnings.catch_warnings(action="ignore"):  # what is odd but readable is no matter for the user
-            if _points_outside(content):
-                raise CatalogError(f"{origin} has its rows at another address (STREAM href), which is not followed")
-            document = votable.parse(io.BytesIO(content), verify="ignore")
-        status = [info for info in document.iter_info() if info.name.upper() == "QUERY_STATUS"]
-        if errors := [info for info in status if info.value.upper() == "ERROR"]:
-            raise CatalogError(f"{origin}: the catalog says: {' '.join((errors[0].content or '').split())}")
-        table = document.get_first_table()
-        columns = {field.name.lower(): table.array[field.ID] for field in table.fields}
-    except CatalogError:
-        raise
+            table = votable.parse(file, verify="ignore").get_first_table()
     except Exception as error:  # astropy raises ExpatError, ValueError, IndexError and its own kinds
-        raise CatalogError(f"{origin} is not a whole VOTable: {error}") from error
-    scalars = {name: values[:, 0] if values.shape[1:] == (1,) else values for name, values in columns.items()}
-    return scalars, any(info.value.upper() == "OVERFLOW" for info in status)
+        raise ValueError(str(error)) from error
+    columns = {}
+    for field in table.fields:
+        values = np.ma.asarray(table.array[field.ID])
+        values = values[:, 0] if values.shape[1:] == (1,) else values
+        hidden = np.ma.getmaskarray(values).reshape(len(values), -1).all(axis=1)
+        columns[field.name.lower()] = pa.array(
+            [None if masked else str(value) for value, masked in zip(values, np.atleast_1d(hidden), strict=True)],
+            pa.string(),
+        )
+    return pa.table(columns)
 
 
-def _points_outside(content: bytes) -> bool:
-    """Tell whether a STREAM has an address, which astropy would open, be it a file of this machine."""
-    from astropy.utils.xml.iterparser import get_xml_iterator
-
-    if not any(sign in content for sign in (b"STREAM", b"<!ENTITY", b"\0")):  # UTF-16 has the last
-        return False  # and need not be read twice
-    with get_xml_iterator(io.BytesIO(content)) as events:
-        return any(start and tag == "STREAM" and "href" in data for start, tag, data, _ in events)
-
-
-def _arrow(values: Any, column: Column) -> pa.Array:
-    mask = np.ma.getmaskarray(values)
-    data = np.ma.getdata(values)
-    if column.dtype == "string" or data.dtype.kind in "OU":
-        texts = [None if hidden else str(text).strip() or None for text, hidden in zip(data, mask, strict=True)]
-        if column.dtype == "string":
-            return pa.array(texts, pa.string())
-        read = _flag if column.dtype == "bool" else float
-        data = np.array([math.nan if text is None else read(text) for text in texts], np.float64)
-    if data.dtype.kind == "f":
-        mask = mask | ~np.isfinite(data)
-    return pa.array(data, mask=mask).cast(column.full_type)
+def _typed(texts: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
+    """Turn a column of text into what it is declared to be; what is empty or not finite is null."""
+    trimmed = pc.utf8_trim_whitespace(texts)
+    filled = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
+    if column.dtype == "string":
+        return filled
+    if column.dtype == "bool":
+        return pa.chunked_array([[None if text is None else _flag(text) for text in filled.to_pylist()]], pa.bool_())
+    whole = column.dtype.startswith("int")
+    try:
+        values = pc.cast(filled, pa.int64() if whole else pa.float64())
+    except pa.ArrowInvalid:  # an integer as 8.0, or a number as +Inf
+        values = pa.chunked_array(
+            [[None if text is None else float(text) for text in filled.to_pylist()]], pa.float64()
+        )
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, pa.float64()))
+    return values.cast(column.full_type)
 
 
-def _flag(text: str) -> bool:
+def _flag(text: str) -> bool | None:
+    if text == "?":  # VOTable's null
+        return None
     if text.lower() not in _FLAGS:
         raise ValueError(f"{text!r} is neither true nor false")
     return _FLAGS[text.lower()]
@@ -145,6 +185,4 @@ def write_votable(rows: list[dict[str, object]]) -> bytes:
     rows : list of dict
         Values by column name; what a row lacks is null.
     """
-    from builder.archive.votable import write_votable as write
-
     return write([column.name for column in CATALOG], rows)

@@ -1,8 +1,7 @@
 """One way to ask the archive over HTTP: polite, patient, and sure of what came.
 
-A request is sent as a POST form, since 150 products make an address that is too long for some proxies. The answer is
-streamed to a file beside its place, checked to be the thing that was asked for, and only then renamed. Whether to ask
-again is decided by the kind of failure, never by its words.
+The answer is streamed to a file beside its place, checked to be the thing that was asked for, and only then renamed.
+Whether to ask again is decided by the kind of failure, never by its words.
 """
 
 from __future__ import annotations
@@ -12,21 +11,30 @@ import email.utils
 import gzip
 import logging
 import random
+import re
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
-from urllib.parse import parse_qsl, urljoin, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urljoin, urlsplit
 
 import requests
 import urllib3
-from filelock import FileLock, Timeout
 
 from builder import __version__
-from builder.model.errors import ArchiveError, RefusedError, StoreError, TransientError, UnavailableError
-from builder.model.settings import DEFAULT_CONNECTIONS
+from builder.archive.connections import close_connections
+from builder.model.errors import (
+    ArchiveError,
+    RefusedError,
+    StoreError,
+    TooSlowError,
+    TransientError,
+    UnavailableError,
+    WrongAnswerError,
+)
+from builder.model.text import text_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +44,25 @@ _LONG = 35.0
 USER_AGENT = f"chandra-spectra/{__version__} (dataset builder)"
 _CHUNK = 2**20
 _REDIRECTS = 5
+_TRIES = 3
+"""Tries of a request that fails though the service answers others, or whose answer is complete but wrong."""
+
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})  # RFC 9110: the same request may succeed later
 _BARRED = frozenset({401, 403, 407, 451})  # no request of this client is welcome
+_WORDS = 2**14
+"""Bytes of an error's page that are read for its words."""
 
-Check = Callable[[Path], None]
-"""Raises TransientError where a file is not what was asked for, RefusedError where asking again is of no use."""
+_ALIASES = (frozenset({"cda.cfa.harvard.edu", "cda.harvard.edu"}), frozenset({"localhost", "127.0.0.1", "::1"}))
+"""Names of one and the same host."""
+
+_PORTS = {"http": 80, "https": 443}
+
+Check = Callable[[Path, bool], None]
+"""A function that is given a file and whether its transfer told its own end.
+
+It raises WrongAnswerError where the file is not what was asked for, TransientError where it is cut short, and
+RefusedError where asking again is of no use.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +73,8 @@ class Patience:
     ----------
     connect, read : float
         Seconds to wait for a connection, and for the next bytes of an answer.
+    query : float
+        Seconds to wait for the first bytes of the answer to a query, which the service may have to work for.
     first, total : float
         Seconds after which a request is given up: before the host was ever reached, and after.
     base, longest : float
@@ -59,6 +83,7 @@ class Patience:
 
     connect: float = 10.0
     read: float = 120.0
+    query: float = 1800.0
     first: float = 40.0
     total: float = 900.0
     base: float = 1.0
@@ -69,79 +94,32 @@ class Patience:
         """Give up a request after so many seconds, and wait for no part of it any longer."""
         usual = cls()
         connect, read, first = (min(limit, seconds) for limit in (usual.connect, usual.read, usual.first))
-        return cls(connect, read, first, total=seconds)
+        return cls(connect, read, seconds, first, total=seconds)
 
 
-class Slots:
-    """The connections that a run may have open, shared by all its processes.
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for.
 
-    Each slot is a folder with a lock: whoever holds the lock may have one connection open, and has the folder to
-    itself. The system frees the lock of a process that dies, and whoever takes the slot next finds and removes what
-    it left, so that the disk in use is bounded as the connections are.
-
-    Parameters
+    Attributes
     ----------
-    folder : Path
-        Shared by all that share the budget.
-    number : int
+    url : str
+        With its parameters as a query.
+    check : callable
+    max_bytes : int
+        An answer that is larger is broken or hostile.
+    verb : {'GET', 'POST'}
+        A POST sends the query as a form.
+    slow : bool
+        The service may have to work for it: it is waited for longer, and never sent while an earlier one may be worked
+        on.
     """
 
-    def __init__(self, folder: Path, number: int = DEFAULT_CONNECTIONS) -> None:
-        self.folder, self.number = folder, number
-
-    @contextlib.contextmanager
-    def take(self) -> Iterator[Path]:
-        """Wait for a slot; gives its folder, emptied now and when the context ends.
-
-        Raises
-        ------
-        StoreError
-            If the folder cannot be written.
-        """
-        try:
-            lock, folder = self._acquire()
-            try:
-                _empty(folder)
-                yield folder
-            finally:
-                _empty(folder)
-                lock.release()
-        except OSError as error:
-            raise StoreError(f"cannot use {self.folder}: {error.strerror or error}") from error
-
-    def _acquire(self) -> tuple[FileLock, Path]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # Who waits for a slot, and nobody else, looks for one: waiting costs little, and none who waits is overtaken.
-        with FileLock(self.folder / "next.lock", thread_local=False).acquire(poll_interval=0.1):
-            while True:
-                for index in range(self.number):
-                    lock = FileLock(self.folder / f"slot-{index}.lock", thread_local=False)
-                    with contextlib.suppress(Timeout):
-                        lock.acquire(timeout=0)
-                        return lock, self.folder / f"slot-{index}"
-                time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def one_session() -> Iterator[requests.Session]:
-    """Give a session whose connection is closed when the context ends.
-
-    Its own ``close`` leaves that to the garbage collector, and the archive would see one connection too many.
-    """
-    with requests.Session() as session:
-        try:
-            yield session
-        finally:
-            for adapter in session.adapters.values():
-                pools = adapter.poolmanager.pools  # type: ignore[attr-defined]
-                for key in list(pools.keys()):
-                    pools[key].close()
-
-
-def _empty(folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    for path in folder.iterdir():
-        path.unlink()
+    url: str
+    check: Check
+    max_bytes: int
+    verb: str = "GET"
+    slow: bool = False
 
 
 @dataclass
@@ -162,30 +140,38 @@ class Client:
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     _reached: bool = False
+    _lasting: set[str] = field(default_factory=set)
 
     @property
     def host(self) -> str:
         """Host and port."""
         return urlsplit(self.base).netloc
 
-    def download(self, session: requests.Session, url: str, path: Path, check: Check, max_bytes: int) -> None:
-        """Ask for `url` until a whole and right answer is at `path`.
+    def download(
+        self, session: requests.Session, request: Request, path: Path, alive: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Ask until a whole and right answer is at `path`.
+
+        An answer that is complete but wrong gets three tries. Any other failure is waited for as long as `patience`
+        says, unless the service is seen to answer something else meanwhile: then the third try decides.
 
         Parameters
         ----------
         session : requests.Session
             Whose one connection is used.
-        url : str
-            Its query is sent as a form.
+        request : Request
         path : Path
-        check : callable
-        max_bytes : int
-            An answer that is larger is broken or hostile.
+        alive : callable
+            Asks the service for something else; whether that comes.
 
         Raises
         ------
         RefusedError
-            The archive refuses this request.
+            The archive refuses this request, or cannot answer it.
+        WrongAnswerError
+            It answers something else, and nothing else tells whether it is in order.
+        TooSlowError
+            The service may still be working for this request.
         UnavailableError
             No right answer came for as long as `patience` says.
         ArchiveError
@@ -193,37 +179,67 @@ class Client:
         StoreError
             The disk is full or cannot be written.
         """
-        begun, attempt = self.clock(), 0
+        begun, attempt, believed = self.clock(), 0, False
         while True:
+            sent = time.monotonic()
             try:
-                return self._try(session, url, path, check, max_bytes)
+                return self.ask(session, request, path)
             except TransientError as error:
-                pause = min(self.patience.base * 2**attempt, self.patience.longest) * random.uniform(0.5, 1)
-                pause = max(pause, error.retry_after or 0)
-                limit = self.patience.total if self._reached else self.patience.first
-                if self.clock() - begun + pause > limit:
-                    raise UnavailableError(
-                        f"{self.host}: {error}; gave up after {attempt + 1} tries: check the network and the "
-                        "service, then run the same command again to go on"
-                    ) from error
-                told = logging.WARNING if pause >= _LONG else logging.INFO
-                logger.log(told, "%s: %s; asking again in %.0f s", self.host, error, pause)
                 attempt += 1
-                self.sleep(pause)
+                if request.slow and (error.status == 504 or time.monotonic() - sent > self.patience.read):
+                    raise TooSlowError(f"{self.host}: {error}") from error
+                kind = self._kind(request, error)
+                if kind in self._lasting:
+                    raise RefusedError(str(error)) from error
+                if believed and attempt >= _TRIES:
+                    if isinstance(error, WrongAnswerError) or error.status == 500:
+                        self._lasting.add(kind)
+                    raise RefusedError(f"{error}, in {attempt} tries") from error
+                believed = believed or (attempt >= _TRIES - 1 and alive())
+                if isinstance(error, WrongAnswerError) and attempt >= _TRIES and not believed:
+                    raise WrongAnswerError(f"{self.host}: {error}, in {attempt} tries") from error
+                self.pause(error, attempt, begun)
+            except (RefusedError, StoreError):
+                raise
+            except ArchiveError as error:  # it may be barred from this one thing only
+                if alive():
+                    raise RefusedError(str(error)) from error
+                raise
 
-    def _try(self, session: requests.Session, url: str, path: Path, check: Check, max_bytes: int) -> None:
+    def pause(self, error: TransientError, attempt: int, begun: float) -> None:
+        """Wait before the next try; UnavailableError where the time is up."""
+        pause = min(self.patience.base * 2 ** (attempt - 1), self.patience.longest) * random.uniform(0.5, 1)
+        pause = max(pause, error.retry_after or 0)
+        limit = self.patience.total if self._reached else min(self.patience.first, self.patience.total)
+        if self.clock() - begun + pause > limit:
+            raise UnavailableError(
+                f"{self.host}: {error}; gave up after {attempt} tries: check the network and the service, then run the "
+                "same command again to go on"
+            ) from error
+        told = logging.WARNING if pause >= _LONG else logging.INFO
+        logger.log(told, "%s: %s; asking again in %.0f s", self.host, error, pause)
+        self.sleep(pause)
+
+    @staticmethod
+    def _kind(request: Request, error: TransientError) -> str:
+        """Name the form of a failure: one that was seen to last for one thing needs no more tries for the next."""
+        return re.sub(r"\d+", "#", f"{urlsplit(request.url).path} {error}")
+
+    def ask(self, session: requests.Session, request: Request, path: Path) -> None:
+        """Ask once; errors as for `download`, and TransientError where asking again may help."""
         partial = path.with_name(path.name + ".partial")
         try:
-            with self._open(session, url) as response, partial.open("wb") as file:
+            with self._open(session, request) as response, partial.open("wb") as file:
                 body = _decoded(response)
                 while chunk := body.read(_CHUNK):
-                    if file.tell() + len(chunk) > max_bytes:
-                        raise RefusedError(f"{url[:100]} answered more than {max_bytes} bytes")
+                    if file.tell() + len(chunk) > request.max_bytes:
+                        raise RefusedError(f"{request.url[:100]} answered more than {request.max_bytes} bytes")
                     file.write(chunk)
                 came, announced = response.raw.tell(), response.headers.get("Content-Length", "")
                 if announced.isdecimal() and announced != str(came):
                     raise TransientError(f"an answer was cut short: {came} of {announced} bytes")
-            check(partial)
+                chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
+            request.check(partial, bool(announced) or chunked or body is not response.raw)
             partial.replace(path)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise TransientError(f"an answer is not the whole gzip it is said to be: {error}") from error
@@ -241,17 +257,19 @@ class Client:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
 
-    def _open(self, session: requests.Session, url: str) -> requests.Response:
+    def _open(self, session: requests.Session, request: Request) -> requests.Response:
         """Send the request and follow redirects, to the same host only."""
-        target, _, query = url.partition("?")
-        method, form = "POST", parse_qsl(query, keep_blank_values=True)
+        target, method, form = request.url, request.verb, None
+        if method == "POST":
+            target, _, query = target.partition("?")
+            form = parse_qsl(query, keep_blank_values=True) or None
         for _hop in range(_REDIRECTS):
             response = session.request(
                 method,
                 target,
-                data=form or None,
+                data=form,
                 headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-                timeout=(self.patience.connect, self.patience.read),
+                timeout=(self.patience.connect, self.patience.query if request.slow else self.patience.read),
                 allow_redirects=False,
                 stream=True,
             )
@@ -259,22 +277,43 @@ class Client:
             if not response.is_redirect:
                 return _checked(response)
             response.close()
-            target = self._redirected(target, response.headers["Location"])
+            before, target = target, self._redirected(target, response.headers["Location"])
+            if urlsplit(before)[:2] != urlsplit(target)[:2]:
+                close_connections(session)  # another one will be opened, and the budget is one
             if response.status_code not in (307, 308):
-                method, form = "GET", []
+                method, form = "GET", None
         raise ArchiveError(f"{self.host} redirects in a circle")
 
     def _redirected(self, target: str, location: str) -> str:
         """Return the address of a redirect; ArchiveError if it is on another host, or none."""
         try:
-            target = urljoin(target, location)
-            base, other = urlsplit(self.base), urlsplit(target)
+            there = urlsplit(urljoin(target, location))
+            base, port = urlsplit(self.base), there.port
         except ValueError as error:
             raise ArchiveError(f"{self.host} redirects to {location!r}: {error}") from error
-        secured = base.hostname == other.hostname and other.scheme == "https"
-        if not secured and (base.scheme, base.netloc) != (other.scheme, other.netloc):
-            raise ArchiveError(f"{self.host} redirects to another host, {other.netloc}: refused")
-        return target
+        if there.scheme not in _PORTS:
+            raise ArchiveError(f"{self.host} redirects to {there.geturl()[:200]}: refused, it is not HTTP")
+        if not _same_host(base.hostname, there.hostname):
+            raise ArchiveError(f"{self.host} redirects to another host, {there.netloc}: refused")
+        if base.scheme == "https" and there.scheme == "http" and port in (None, 80, base.port):
+            # A service behind a proxy that ends TLS knows no better than to call itself http.
+            netloc = there.netloc.removesuffix(":80") if base.port is None else f"{there.hostname}:{base.port}"
+            there = there._replace(scheme="https", netloc=netloc)
+        secured = there.scheme == "https" and base.scheme == "http"
+        if not secured and (there.scheme, _port(there)) != (base.scheme, _port(base)):
+            raise ArchiveError(
+                f"{self.host} redirects to {there.scheme}, port {_port(there)}, of the same host, instead of "
+                f"{base.scheme}, port {_port(base)}: refused"
+            )
+        return there.geturl()
+
+
+def _port(address: SplitResult) -> int:
+    return address.port or _PORTS[address.scheme]
+
+
+def _same_host(one: str | None, other: str | None) -> bool:
+    return one == other or any({one, other} <= names for names in _ALIASES)
 
 
 def _decoded(response: requests.Response) -> IO[bytes]:
@@ -284,7 +323,7 @@ def _decoded(response: requests.Response) -> IO[bytes]:
     """
     encoding = response.headers.get("Content-Encoding", "identity").lower()
     if encoding not in ("identity", "gzip", "x-gzip"):
-        raise TransientError(f"an answer is encoded as {encoding!r}, which was not asked for")
+        raise WrongAnswerError(f"an answer is encoded as {encoding!r}, which was not asked for")
     raw = cast("IO[bytes]", response.raw)
     return raw if encoding == "identity" else cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
 
@@ -293,13 +332,19 @@ def _checked(response: requests.Response) -> requests.Response:
     status = response.status_code
     if status == 200:
         return response
-    words = f"status {status} {response.reason or ''}".strip()
+    body = b""
+    with response, contextlib.suppress(requests.RequestException, urllib3.exceptions.HTTPError, OSError):
+        body = response.raw.read(_WORDS, decode_content=True)
+    said = text_of(body)
+    refused = b"QUERY_STATUS" in body  # some services send their words on a query with 500
+    words = f"status {status} {response.reason or ''}".strip() + (f": {said}" if said else "")
     wait = _retry_after(response.headers.get("Retry-After", ""))
-    response.close()
-    if status in _RETRIED:
-        raise TransientError(words, wait)
-    kind = ArchiveError if status in _BARRED else RefusedError
-    raise kind(f"{urlsplit(response.url).netloc}{urlsplit(response.url).path} answered {words}")
+    if status in _RETRIED and not refused:
+        raise TransientError(words, wait, status)
+    place = f"{urlsplit(response.url).netloc}{urlsplit(response.url).path} answered {words}"
+    if status in _BARRED:
+        raise ArchiveError(place)
+    raise RefusedError(place, status)
 
 
 def _retry_after(value: str) -> float | None:

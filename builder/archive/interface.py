@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
-from builder.archive.packages import Package
+from builder.archive.packages import Origin, Package
 from builder.files import file_sha256
 from builder.model.errors import ArchiveError
 from builder.model.ids import DetectionId
@@ -22,6 +23,13 @@ Record = Callable[[str, Path], None]
 
 def forget(address: str, path: Path) -> None:
     """Record nothing."""
+
+
+class Answer(NamedTuple):
+    """The catalog's rows, and where they come from; None for files of this machine."""
+
+    rows: pa.Table
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +77,7 @@ class Archive(ABC):
         """What finished packages of this archive are kept under: other files under the same ids, another identity."""
 
     @abstractmethod
-    def catalog(self, selection: Selection, record: Record = forget) -> pa.Table:
+    def catalog(self, selection: Selection, record: Record = forget) -> Answer:
         """Ask for at least the selected detections, columns of `builder.model.columns.CATALOG`, in any order.
 
         Raises
@@ -81,3 +89,6 @@ class Archive(ABC):
     @abstractmethod
     def fetch(self, package: Package, record: Record = forget) -> AbstractContextManager[Fetched]:
         """Get the files of a package, which are there until the context ends; ArchiveError if it fails."""
+
+    def expect(self, detections: Sequence[DetectionId]) -> None:  # noqa: B027  not all archives can be out of order
+        """Hear of some detections of the plan, so that an outage can be told from what one of them lacks."""

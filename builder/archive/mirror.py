@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from builder.archive.catalog import read_votable, write_votable
-from builder.archive.interface import Archive, Fetched, Record, forget
+from builder.archive.interface import Answer, Archive, Fetched, Record, forget
 from builder.archive.packages import Package, Plan, plan
 from builder.archive.products import members, write_tar
 from builder.files import file_sha256, hold, write_whole
@@ -84,17 +84,17 @@ class MirrorArchive(Archive):
         except OSError as error:
             raise ArchiveError(f"cannot read {self.folder / INDEX_FILE}: {error.strerror}; is it a mirror?") from error
 
-    def catalog(self, selection: Selection, record: Record = forget) -> pa.Table:
+    def catalog(self, selection: Selection, record: Record = forget) -> Answer:
         """See `Archive.catalog`."""
         path = self.folder / CATALOG_FILE
         try:
-            table, overflow = read_votable(path.read_bytes(), str(path))
+            table, overflow = read_votable(path, str(path))
             record(str(path), path)
         except OSError as error:
             raise CatalogError(f"cannot read {path}: {error.strerror}") from error
         if overflow:
             raise CatalogError(f"{path} was cut at the service's row limit; download the mirror again")
-        return table
+        return Answer(table)
 
     @contextmanager
     def fetch(self, package: Package, record: Record = forget) -> Iterator[Fetched]:
@@ -190,7 +190,7 @@ class Mirror:
         catalog, path = planned.catalog, self.folder / CATALOG_FILE
         with write_whole(path, StoreError) as partial:
             if path.exists():
-                held, _ = read_votable(path.read_bytes(), str(path))
+                held, _ = read_votable(path, str(path))
                 catalog = plan(pa.concat_tables([catalog, held])).catalog
             partial.write_bytes(write_votable(catalog.to_pylist()))
 

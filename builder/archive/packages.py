@@ -10,16 +10,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from builder.archive.catalog import IDS, SCHEMA
-from builder.model.errors import CatalogError, SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import Rejection
 from builder.model.settings import Recipe
+from builder.model.text import one_line
 
 PACKAGE_SIZE = 50
 """Detections in one request: known to work, about 55 MB of answer."""
 
 DETECTION_BYTES = 1_100_000
 """Size of the files of one detection, nearly all of it the RMF, which hardly compresses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where and when a catalog was asked for.
+
+    Attributes
+    ----------
+    service, schema, version : str
+        Address and schema of the tables, and the release's word in requests for files.
+    retrieved : str
+        Date, ISO 8601.
+    missing : tuple of str
+        Columns that the service does not have: null in every row.
+    """
+
+    service: str
+    schema: str
+    version: str
+    retrieved: str
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,47 +75,44 @@ class Plan:
     packages : tuple of Package
         All rows of `catalog`, in its order.
     rejections : tuple of Rejection
-        Detections that have no spectra to fetch.
+        Rows that have no spectra to fetch, or name no detection.
     duplicates : int
         Rows of the answer that repeat a detection (one detection under two sources); the first is kept.
+    origin : Origin, optional
+        Where the catalog was asked for, where it was.
     """
 
     catalog: pa.Table
     packages: tuple[Package, ...]
     rejections: tuple[Rejection, ...]
     duplicates: int
+    origin: Origin | None = None
 
 
-def plan(answer: pa.Table, size: int = PACKAGE_SIZE, limit: int | None = None) -> Plan:
-    """Order the catalog's rows, drop repeated detections, take the first `limit` and divide them into packages.
-
-    Raises
-    ------
-    CatalogError
-        If a row does not name a detection.
-    """
+def plan(answer: pa.Table, size: int = PACKAGE_SIZE, limit: int | None = None, origin: Origin | None = None) -> Plan:
+    """Order the catalog's rows, drop repeated detections, take the first `limit` and divide them into packages."""
     # By every column in the end, so that the plan does not depend on the answer's order of rows.
     keys = dict.fromkeys((*IDS, "name", *SCHEMA.names))
     ordered = answer.take(pc.sort_indices(answer, [(name, "ascending") for name in keys]))
-    ids = [_detection(key) for key in zip(*(ordered[name].to_pylist() for name in IDS), strict=True)]
-    first = [index for index, key in enumerate(ids) if index == 0 or key != ids[index - 1]]
-    duplicates = len(ids) - len(first)
-    first = first[:limit]
-    instruments = ordered["instrument"].to_pylist()
-    fetchable = [index for index in first if (instruments[index] or "ACIS").upper().startswith("ACIS")]
-    rejections = tuple(
-        Rejection(ids[index], "select", "not_acis", f"{instruments[index]} has no spectra in the catalog")
-        for index in sorted(set(first) - set(fetchable))
-    )
-    detections = [ids[index] for index in fetchable]
+    rows = ordered.select([*IDS, "instrument"]).to_pylist()
+    texts = [".".join("none" if row[name] is None else str(row[name]) for name in IDS) for row in rows]
+    first = [index for index, text in enumerate(texts) if index == 0 or text != texts[index - 1]]
+    duplicates = len(texts) - len(first)
+    detections, places, rejections = [], [], []
+    for index in first[:limit]:
+        detection, instrument = DetectionId.of(rows[index]), rows[index]["instrument"]
+        if detection is None:
+            words = "obsid has up to 6 digits, obi 3, region_id 4"
+            rejections.append(Rejection(texts[index], "select", "no_detection", f"{texts[index]}: {words}"))
+        elif not (instrument or "ACIS").upper().startswith("ACIS"):
+            rejections.append(
+                Rejection(detection, "select", "not_acis", f"{one_line(instrument)} has no spectra in the catalog")
+            )
+        else:
+            detections.append(detection)
+            places.append(index)
     packages = tuple(
         Package(start, tuple(detections[start : start + size])) for start in range(0, len(detections), size)
     )
-    return Plan(ordered.take(pa.array(fetchable, pa.int64())), packages, rejections, duplicates)
-
-
-def _detection(ids: tuple[int, int, int]) -> DetectionId:
-    try:
-        return DetectionId(*ids)
-    except (TypeError, SettingError) as error:
-        raise CatalogError(f"a row of the catalog names no detection: obsid, obi, region_id are {ids}") from error
+    catalog = ordered.take(pa.array(places, pa.int64()))
+    return Plan(catalog, packages, tuple(rejections), duplicates, origin)

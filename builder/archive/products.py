@@ -27,7 +27,7 @@ _MAX_HEADER_BYTES = 2 * 2**20
 
 # {instrument}f{obsid}_{obi}N{version}[_{cycle}]_r{region_id}_{kind}3.fits[.gz], CSC file naming convention
 _NAME = re.compile(
-    r"(?P<instrument>[a-z]+)f(?P<obsid>\d{5,6})_(?P<obi>\d{3})N(?P<version>\d{3})"
+    r"(?P<instrument>[a-z]{1,8})f(?P<obsid>\d{5,6})_(?P<obi>\d{3})N(?P<version>\d{3})"
     r"(?:_(?P<cycle>e[12]))?_r(?P<region_id>\d{4})_(?P<kind>pha|arf|rmf)3\.fits(?:\.gz)?",
     re.ASCII,
 )
@@ -159,9 +159,9 @@ def members(part: Path) -> Iterator[Member]:
         yield Member(header.name.rpartition("/")[2], part, header.offset_data, header.size)
 
 
-def write_tar(stream: IO[bytes], files: Iterable[ProductFile]) -> None:
+def write_tar(stream: IO[bytes], files: Iterable[ProductFile], form: int = tarfile.USTAR_FORMAT) -> None:
     """Write files as one tar, one folder deep as the archive has them, and without times or owners."""
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(fileobj=stream, mode="w", format=form) as tar:
         for file in files:
             member, data = tarfile.TarInfo(f"package/{file.name}"), file.data
             member.size = len(data)
@@ -171,7 +171,8 @@ def write_tar(stream: IO[bytes], files: Iterable[ProductFile]) -> None:
 def group_products(detections: Iterable[DetectionId], files: Iterable[ProductFile]) -> list[Products]:
     """Match files to the detections that were asked for.
 
-    Files of other detections are passed over. Where two files claim the same place the later version wins. A
+    Files of other detections are passed over. Where two files claim the same place the later version wins, and of one
+    version the later file, which was asked for again. A
     detection of an interleaved observation gives one `Products` for each cycle, with the ARF and RMF file of no cycle
     where the cycle has none of its own; one without any file gives one with none.
 
@@ -187,7 +188,7 @@ def group_products(detections: Iterable[DetectionId], files: Iterable[ProductFil
         if name is None or name.detection.catalog not in wanted:
             continue
         kinds = found.setdefault(name.detection, {})
-        if name.kind not in kinds or kinds[name.kind][0] < name.version:
+        if name.kind not in kinds or kinds[name.kind][0] <= name.version:
             kinds[name.kind] = (name.version, file)
     grouped: list[Products] = []
     for detection in wanted:

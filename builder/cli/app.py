@@ -13,7 +13,8 @@ import typer
 
 from builder import __version__
 from builder.model.errors import SettingError
-from builder.model.selection import RELEASES, Cone, Selection
+from builder.model.releases import RELEASES
+from builder.model.selection import Cone, Selection
 from builder.model.settings import DEFAULT_CUTS
 from builder.model.text import is_url
 
@@ -72,7 +73,7 @@ Cache = Annotated[
     ),
 ]
 Archive = Annotated[str, typer.Option(help="'embedded', a mirror folder, or the base URL of the services.")]
-Release = Annotated[str, typer.Option(help=f"Release of the catalog: {', '.join(RELEASES)}.")]
+Release = Annotated[str, typer.Option(help=f"Release of the catalog: {', '.join(RELEASES)}, or a later one.")]
 Connections = Annotated[
     int, typer.Option(min=1, help="Maximum number of open connections, of all runs that share the cache.")
 ]

@@ -26,6 +26,7 @@ from builder.cli.app import (
 )
 from builder.cli.terminal import bars, shell_path, show_estimate, show_summary, show_uploaded, waiting
 from builder.model.settings import DEFAULT_ARCHIVE, DEFAULT_CONNECTIONS, DEFAULT_RELEASE, Recipe
+from builder.simulator.habits import HABITS
 
 if TYPE_CHECKING:
     from builder.archive import http
@@ -273,7 +274,9 @@ def download(
 
 @app.command("serve-archive", epilog="Example:  chandra-spectra serve-archive --simulated 1000 --port 8000")
 def serve_archive(
-    mirror: Annotated[str, typer.Argument(help="'embedded' or a mirror folder.")] = "embedded",
+    mirror: Annotated[
+        str, typer.Argument(help="'embedded', a mirror folder, or a file that `check --save` wrote.")
+    ] = "embedded",
     simulated: Annotated[
         int | None, typer.Option(min=1, max=100_000, help="Number of simulated detections to serve in place of MIRROR.")
     ] = None,
@@ -283,6 +286,9 @@ def serve_archive(
     fault: Annotated[
         list[str] | None,
         typer.Option(metavar="KIND=RATE", help="Kind of a fault and its rate, such as 503=0.1; may be repeated."),
+    ] = None,
+    habit: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help=f"Way of answering; may be repeated: {', '.join(HABITS)}.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the simulation and of the faults.")] = 0,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Row limit of the catalog.")] = None,
@@ -298,6 +304,7 @@ def serve_archive(
         holdings(mirror, simulated, seed, cache),
         port=port,
         faults=parse_faults(fault or [], seed),
+        habits=habit or [],
         max_rows=max_rows,
         bytes_per_second=bandwidth and bandwidth * 1e6,
     )

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from builder.cli import make, use  # noqa: F401  each adds its commands to the app
+from builder.cli import look, make, use  # noqa: F401  each adds its commands to the app
 from builder.cli.app import Interrupted, end
 from builder.cli.app import app as app
 from builder.model.errors import ChandraSpectraError

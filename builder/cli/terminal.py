@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from builder.dataset.layout import Entry, Manifest
     from builder.model.text import Progress
     from builder.use.checks import Check
+    from builder.use.contact import Finding
 
 _CLAIM = 39
 """Letters of the longest claim of a check."""
@@ -101,6 +102,16 @@ def show_check(check: Check) -> None:
         print(failure)
     if check.failed > len(check.failures):
         print(f"... and {check.failed - len(check.failures):,} more: {check.claim}")
+
+
+def show_finding(finding: Finding) -> None:
+    """Print one line of a first contact."""
+    from rich.console import Console
+    from rich.text import Text
+
+    mark = Text("✓ ", "green") if finding.good else Text("✗ ", "red")
+    words = f"{finding.asked}: {one_line(finding.came)}" + (f"  ({finding.seconds:.1f} s)" if finding.seconds else "")
+    Console(highlight=False, markup=False, soft_wrap=True).print(mark + Text(words))
 
 
 def show_summary(folder: Path, manifest: Manifest, fresh: bool | None) -> None:

@@ -8,6 +8,7 @@ import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -77,7 +78,7 @@ def write_card(folder: Path, settings: Settings, manifest: Manifest) -> list[Pat
     except MissingExtraError as error:
         logger.warning("the card has no pictures: %s", error)
     written = [folder / CARD_FILE, *(folder / picture.path for picture in pictures)]
-    written[0].write_text(_render(settings, manifest.counts, sizes, scalars, pictures), encoding="utf-8")
+    written[0].write_text(_render(settings, manifest, sizes, scalars, pictures), encoding="utf-8")
     if settings.selection.detections:
         written.append(folder / DETECTIONS_FILE)
         lines = [f"{detection}\n" for detection in sorted(settings.selection.detections)]
@@ -92,9 +93,13 @@ def _memory(path: Path) -> int:
 
 
 def _render(
-    settings: Settings, counts: Counts, sizes: dict[str, dict[str, _Size]], scalars: pa.Table, pictures: list[Picture]
+    settings: Settings,
+    manifest: Manifest,
+    sizes: dict[str, dict[str, _Size]],
+    scalars: pa.Table,
+    pictures: list[Picture],
 ) -> str:
-    recipe = settings.recipe
+    recipe, counts = settings.recipe, manifest.counts
     names = Counter(scalars["name"].drop_null().to_pylist())
     repeated = [number for number in names.values() if number > 1]
     columns, (subtracted, grouped) = columns_when(recipe.subtract), reduction_words(recipe)
@@ -104,7 +109,7 @@ def _render(
         "sources": several(len(names), "source"),
         "release": settings.release.removeprefix("rel"),
         "version": __version__,
-        "embedded": _EMBEDDED if settings.archive == EMBEDDED else "",
+        "embedded": _EMBEDDED if settings.archive == EMBEDDED else _origin(manifest.catalog),
         "pictures": "".join(f"\n![{picture.title}]({picture.path})\n\n{picture.caption}\n" for picture in pictures),
         "configs": "\n".join(
             f"| `{config}` | {CONFIGS[config].removeprefix('one row ')} | {_sum(splits).rows:,} | "
@@ -140,6 +145,20 @@ def _render(
         "command": command_line(settings),
     }
     return re.sub(r"@(\w+)@", lambda match: words[match[1]], TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _origin(catalog: dict[str, Any]) -> str:
+    """Say where and when the catalog was asked for, and what it does not give."""
+    if "service" not in catalog:
+        return ""
+    asked = (
+        f"\nThe catalog was asked on {catalog['retrieved']} at <{catalog['service']}>, schema `{catalog['schema']}`; "
+        f"the files are of version `{catalog['version']}`.\n"
+    )
+    if not catalog["missing"]:
+        return asked
+    names = ", ".join(f"`{name}`" for name in catalog["missing"])
+    return f"{asked}It does not give {names}, null in every row.\n"
 
 
 _EMBEDDED = """

@@ -61,7 +61,7 @@ def read_catalog(path: Path) -> pa.Table:
     check_ending(path)
     try:
         if path.suffix in _VOTABLE:
-            table, overflow = read_votable(path.read_bytes(), str(path), whole=False)
+            table, overflow = read_votable(path, str(path), needed=NAMES)
             if overflow:
                 raise CatalogError(f"{path} was cut at the service's row limit; write it again")
             return table

@@ -125,7 +125,8 @@ class Manifest:
     versions : dict of str to str
         Versions of Python and of the packages that the content depends on.
     catalog : dict
-        Number of the ``detections``, and ``sha256`` of their rows.
+        Number of the ``detections``, and ``sha256`` of their rows; of a catalog over HTTP also its ``service``,
+        ``schema`` and ``version``, the date when it was ``retrieved``, and the columns that are ``missing``.
     counts : Counts
     files : tuple of Entry
         All files but the manifest.
@@ -185,6 +186,7 @@ class Manifest:
     def digest(self) -> str:
         """SHA-256 of all that it says but for its times, so that the same data have the same digest."""
         rest = {key: value for key, value in self._as_dict().items() if key not in ("created", "seconds", "sha256")}
+        rest["catalog"] = {key: value for key, value in self.catalog.items() if key != "retrieved"}
         return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
     @property

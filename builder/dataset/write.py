@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import platform
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +132,13 @@ def write_folder(
         __version__,
         described,
         versions,
-        {"detections": detections, "sha256": _sha256_of_table(planned.catalog)},
+        {"detections": detections, "sha256": _sha256_of_table(planned.catalog)} | _origin(planned),
         Counts(detections, planned.duplicates, selected, rows, len(rejected), reasons),
         tuple(files),
     )
     files += [Entry.of(folder / HDF5_FILE, folder, rows), Entry.of(folder / REJECTIONS_FILE, folder, len(rejected))]
     files += [Entry.of(path, folder) for path in write_card(folder, settings, manifest)]
-    return replace(manifest, files=tuple(files))
+    return dataclasses.replace(manifest, files=tuple(files))
 
 
 def _complete(package: Package, result: PackageResult) -> int:
@@ -155,6 +155,12 @@ def _distinct(grids: pa.Table) -> pa.Table:
     for index, name in enumerate(grids["ebounds_id"].to_pylist()):
         first.setdefault(name, index)
     return grids.take(pa.array([first[name] for name in sorted(first)], pa.int64()))
+
+
+def _origin(planned: Plan) -> dict[str, Any]:
+    """Say where the catalog was asked for, where it was."""
+    said = dataclasses.asdict(planned.origin) if planned.origin is not None else {}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in said.items()}
 
 
 def _sha256_of_table(table: pa.Table) -> str:

@@ -5,9 +5,12 @@ ChandraSpectraError       anything this project refuses or cannot do; its text i
 ├── MissingExtraError     what is asked for needs a package that is not installed
 ├── ArchiveError          the archive could not be reached, or what it answered is not what was asked
 │   ├── TransientError    the same, where asking again may help
+│   │   └── WrongAnswerError  the answer is complete, but something else
 │   ├── UnavailableError  asking again did not help for as long as it was tried
+│   │   └── TooSlowError  the service may still be working for the request
 │   ├── RefusedError      the archive answers, but refuses this one request
 │   └── CatalogError      the answer to the catalog query
+│       └── QueryError    the catalog refuses the query, in its own words
 ├── ProductError          one product file cannot be used: it becomes a Rejection with a reason code
 ├── StoreError            the store of finished packages
 ├── OutputError           the folder to be written
@@ -66,23 +69,49 @@ class TransientError(ArchiveError):
     message : str
     retry_after : float, optional
         Seconds that the server asked to wait (``Retry-After``).
+    status : int
+        HTTP status of the answer; 0 where it is not what failed.
     """
 
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, retry_after: float | None = None, status: int = 0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.status = status
+
+
+class WrongAnswerError(TransientError):
+    """A complete answer that is something else than was asked for."""
 
 
 class UnavailableError(ArchiveError):
     """No right answer came for as long as it was asked for."""
 
 
+class TooSlowError(UnavailableError):
+    """No answer came in time, and the service may still be working for it."""
+
+
 class RefusedError(ArchiveError):
-    """The archive refuses one request, or answers it with what cannot be accepted; others may succeed."""
+    """The archive refuses one request, or answers it with what cannot be accepted; others may succeed.
+
+    Parameters
+    ----------
+    message : str
+    status : int
+        HTTP status of the refusal; 0 where it is not one.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class CatalogError(ArchiveError):
     """The catalog's answer is an error, is cut short or cannot be read."""
+
+
+class QueryError(CatalogError):
+    """The catalog refuses a query; the message has its own words."""
 
 
 class ProductError(ChandraSpectraError):

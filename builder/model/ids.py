@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from builder.model.errors import SettingError
 
@@ -46,6 +48,14 @@ class DetectionId:
             raise SettingError(f"{text.strip()!r} is not a detection: write obsid.obi.region_id, such as 4938.0.43")
         obsid, obi, region_id, cycle = match.groups()
         return cls(int(obsid), int(obi), int(region_id), cycle or "")
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> DetectionId | None:
+        """Find the detection that a catalog row names; None where its ids cannot be one's."""
+        try:
+            return cls(int(row["obsid"]), int(row["obi"]), int(row["region_id"]))
+        except (TypeError, SettingError):
+            return None
 
     @property
     def object_id(self) -> int:

@@ -24,6 +24,7 @@ N_CHANNELS = 1024
 """PI channels of an ACIS spectrum (TLMIN1 = 1, TLMAX1 = 1024 in the catalog's PHA files)."""
 
 REASONS = {
+    "no_detection": "the catalog's row has ids that no detection can have",
     "not_acis": "the instrument has no spectra in the catalog (HRC)",
     "not_served": "the archive would not serve the package",
     "missing_pha": "the archive has no PHA file for the detection",
@@ -94,7 +95,8 @@ class Rejection:
 
     Attributes
     ----------
-    detection : DetectionId
+    detection : DetectionId or str
+        Its name as text, where the catalog's row names none.
     stage : {'select', 'fetch', 'reduce'}
     reason : str
         A key of `REASONS`.
@@ -104,7 +106,7 @@ class Rejection:
         Where its files were asked for.
     """
 
-    detection: DetectionId
+    detection: DetectionId | str
     stage: Stage
     reason: str
     message: str

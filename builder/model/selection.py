@@ -16,8 +16,6 @@ from builder.model.ids import DetectionId
 if TYPE_CHECKING:
     import pyarrow as pa
 
-RELEASES = ("rel2.1", "rel2.0", "cur")
-"""Version words that the archive knows; ``cur`` may change under you."""
 
 _LIST = 100
 """Names or observations in one query: the service drops the connection on very long lists."""
@@ -25,8 +23,8 @@ _LIST = 100
 _NAME = re.compile(r"[\w .+:-]+")
 
 _FROM = (
-    "FROM csc21.master_source m, csc21.master_stack_assoc a, csc21.observation_source o, "
-    "csc21.stack_observation_assoc b, csc21.stack_source s"
+    "FROM {0}.master_source m, {0}.master_stack_assoc a, {0}.observation_source o, "
+    "{0}.stack_observation_assoc b, {0}.stack_source s"
 )
 # The way from a source to its detections. The service's parser is fussy about joins; this form is known to work.
 _WHERE = (
@@ -169,9 +167,9 @@ class Selection:
 
     def not_in(self, catalog: pa.Table) -> list[str]:
         """List sources, observations and ids that are asked for by name, but are not among the catalog's rows."""
-        columns = [catalog[name].to_pylist() for name in ("obsid", "obi", "region_id")] if self.detections else []
+        rows = catalog.select(["obsid", "obi", "region_id"]).to_pylist() if self.detections else []
         return [
-            *map(str, sorted(self.detections - {DetectionId(*key) for key in zip(*columns, strict=True)})),
+            *map(str, sorted(self.detections - {DetectionId.of(row) for row in rows})),
             *(f"observation {obsid}" for obsid in sorted({*self.obsids} - {*catalog["obsid"].to_pylist()})),
             *(f"source {name!r}" for name in sorted({*self.names} - {*catalog["name"].to_pylist()})),
         ]
@@ -197,10 +195,16 @@ class Selection:
             (self.cone is None or (None not in (row["ra"], row["dec"]) and self.cone.holds(row["ra"], row["dec"])))
             and (not self.names or row["name"] in self.names)
             and (not self.obsids or row["obsid"] in self.obsids)
-            and (not self.detections or DetectionId(row["obsid"], row["obi"], row["region_id"]) in self.detections)
+            and (not self.detections or DetectionId.of(row) in self.detections)
         )
 
-    def queries(self) -> Iterator[str]:
+    @property
+    def columns(self) -> set[str]:
+        """Catalog columns, by bare name, without which the selection cannot be made."""
+        place = ("ra", "dec") if self.cone else ()
+        return {"name", "obsid", "obi", "region_id", "flux_bb_aper_b", *(cut[1] for cut in self._cuts), *place}
+
+    def queries(self, schema: str) -> Iterator[str]:
         """Yield the part after SELECT ... of each query; together they find every row that `keeps`, and few more."""
         cuts = [f"o.{column} {relation} {bound!r}" for _, column, relation, bound in self._cuts]
         cuts += self.cone.conditions if self.cone else []
@@ -210,7 +214,7 @@ class Selection:
         else:
             lists = [*_in("o.obsid", [str(obsid) for obsid in sorted(set(obsids))])]
         for part in lists or [""]:
-            yield f"{_FROM} WHERE {' AND '.join((*_WHERE, *cuts, *([part] if part else [])))}"
+            yield f"{_FROM.format(schema)} WHERE {' AND '.join((*_WHERE, *cuts, *([part] if part else [])))}"
 
 
 def _in(column: str, values: list[str]) -> Iterator[str]:

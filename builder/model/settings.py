@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from builder.model.errors import SettingError
-from builder.model.selection import RELEASES, Selection
+from builder.model.releases import release_of
+from builder.model.selection import Selection
 from builder.model.splits import Splits
 
 DEFAULT_ARCHIVE = "https://cda.cfa.harvard.edu"
@@ -149,8 +150,7 @@ class Settings:
                 raise SettingError(f"{name} must be a {kind.__name__}, not {value!r}")
         if "://" in self.archive:
             object.__setattr__(self, "archive", _address(self.archive))
-        if self.release not in RELEASES:
-            raise SettingError(f"unknown release {self.release!r}: choose one of {', '.join(RELEASES)}")
+        release_of(self.release)  # refuses one that cannot be
         if self.archive != EMBEDDED and not self.catalog:
             left: dict[str, Any] = {
                 name: cut for name, cut in DEFAULT_CUTS.items() if getattr(self.selection, name) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable
 
@@ -40,3 +41,9 @@ def size_text(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def text_of(page: bytes, length: int = 200) -> str:
+    """Give the first words of a page of text, HTML or XML, as one line."""
+    text = re.sub(r"(?s)<(script|style)\b.*?</\1\s*>|<[^>]*>", " ", page.decode("utf-8", "replace"))
+    return one_line(html.unescape(text))[:length].strip()

@@ -49,7 +49,9 @@ _UNITS = {
 }
 """Units that a column may have, in capitals; a column without one is in these all the same (see docs/recipe.md)."""
 _ONES = 2**32 - 1  # ones' complement counts modulo this
-_MATRIX_NAMES = ("MATRIX", "SPECRESP MATRIX")  # EXTNAME, CAL/GEN/92-002, section 3.1; the catalog's is RSP_MATRIX
+
+MATRIX_NAMES = ("MATRIX", "SPECRESP MATRIX")
+"""EXTNAME of a response matrix (CAL/GEN/92-002, section 3.1); that of the catalog's release 1 is RSP_MATRIX."""
 
 
 def inflate(file: ProductFile) -> bytes:
@@ -319,7 +321,7 @@ def content(card: Callable[[str, str], object]) -> str:
     """
     kind, subkind, name = (str(card(keyword, "")).upper() for keyword in ("HDUCLAS1", "HDUCLAS2", "EXTNAME"))
     found = (subkind if kind == "RESPONSE" else kind) or name
-    return "RSP_MATRIX" if found in _MATRIX_NAMES else found
+    return "RSP_MATRIX" if found in MATRIX_NAMES else found
 
 
 def extension(found: list[Table], what: str, file: str, kind: str) -> Table:

@@ -28,10 +28,14 @@ TRANSIENT = {
     "html": "an HTML error page with status 200",
     "empty": "an empty body with status 200",
     "error_text": "a text that starts 'Error executing query:' with status 200",
+    "drip": "the body comes a byte at a time",
+    "drip_headers": "the headers come a byte at a time",
+    "continue": "'100 Continue' comes without end",
 }
 """Faults of one request, gone when it is repeated."""
 
 PERMANENT = {
+    "gone": "no service has any file of the detection",
     "missing_pha": "no service has the PHA file",
     "missing_arf": "no service has the ARF file",
     "missing_rmf": "no service has the RMF file",
@@ -63,8 +67,9 @@ class Faults:
     permanent : mapping of str to float
         For each kind of `PERMANENT` the fraction of the detections that have it.
     retry_after : int
-    stall_seconds : float
-        Seconds that ``Retry-After`` says, and the length of a stall.
+    stall_seconds, slow_seconds : float
+        Seconds that ``Retry-After`` says, that a stall, a drip or ``continue`` lasts, and that a service takes that is
+        too slow.
 
     Raises
     ------
@@ -77,6 +82,7 @@ class Faults:
     permanent: Mapping[str, float] = field(default_factory=_nothing)
     retry_after: int = 0
     stall_seconds: float = 5
+    slow_seconds: float = 3600
 
     def __post_init__(self) -> None:
         for name, kinds in (("transient", TRANSIENT), ("permanent", PERMANENT)):
@@ -118,7 +124,7 @@ class Faults:
         """
         fault, kind = self.permanent_of(detection), self.kind_of(detection)
         kept = []
-        for file in files:
+        for file in files if fault != "gone" else ():
             name = ProductName.parse(file.name)
             if fault is None or name is None or name.kind != kind:
                 kept.append(file)

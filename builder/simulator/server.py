@@ -17,6 +17,7 @@ import tarfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -28,8 +29,11 @@ from urllib.parse import parse_qsl, urlsplit
 
 from builder.model.errors import SettingError
 from builder.simulator.faults import Faults
+from builder.simulator.habits import check_habits
 from builder.simulator.holdings import Holdings
-from builder.simulator.services import Reply, Services, error_page, error_text
+from builder.simulator.replay import Replay
+from builder.simulator.reply import Reply, error_page, error_text
+from builder.simulator.services import Services
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +79,7 @@ class ArchiveServer:
 
     Parameters
     ----------
-    holdings : Holdings
+    holdings : Holdings or Replay
     port : int
         0 takes a free one.
     faults : Faults, optional
@@ -86,6 +90,8 @@ class ArchiveServer:
         Limit on the bodies of all connections together.
     error_status : int
         Status of the answer to a bad query; the real service may use 200 or 400.
+    habits : iterable of str
+        How the services answer where it is not known how the real ones do: `builder.simulator.habits.HABITS`.
     log : Path, optional
         A file to which each request is added as a line of JSON.
 
@@ -113,17 +119,23 @@ class ArchiveServer:
 
     def __init__(
         self,
-        holdings: Holdings,
+        holdings: Holdings | Replay,
         *,
         port: int = 0,
         faults: Faults | None = None,
         max_rows: int | None = None,
         bytes_per_second: float | None = None,
         error_status: int = HTTPStatus.OK,
+        habits: Iterable[str] = (),
         log: Path | None = None,
     ) -> None:
         self.faults = faults or Faults()
-        self.services = Services(holdings, self.faults, max_rows, error_status)
+        self.habits = check_habits(habits)
+        self.services: Services | Replay
+        if isinstance(holdings, Replay):
+            self.services = holdings
+        else:
+            self.services = Services(holdings, self.faults, max_rows, error_status, self.habits)
         self.stopping = threading.Event()
         self.log: list[Request] = []
         self.max_connections = 0
@@ -182,9 +194,9 @@ class ArchiveServer:
     def _open(self) -> int:
         return sum(map(_is_open, self._connections))
 
-    def answer(self, path: str, parameters: dict[str, str]) -> tuple[Reply, str | None, float]:
+    def answer(self, path: str, parameters: dict[str, str], verb: str, length: int) -> tuple[Reply, str | None, float]:
         """Find the proper answer to a request, the fault that it meets, and a number in [0, 1) that shapes it."""
-        reply = self.services.reply(path, parameters)
+        reply = self.services.reply(path, parameters, verb, length)
         if reply.service == "results":
             # Its faults are those of the query: a client that repeats both still succeeds at the third attempt.
             with self._lock:
@@ -194,7 +206,7 @@ class ArchiveServer:
             attempt = self._attempts[key]
             self._attempts[key] += 1
         fault, shape = self.faults.transient_of(key, attempt), self.faults.uniform("shape", key, attempt)
-        if fault is not None and reply.location and fault not in ("429", "503", "reset"):
+        if fault is not None and reply.location and fault not in ("429", "503", "reset", "drip_headers", "continue"):
             with self._lock:  # a redirect has no body to be spoilt
                 self._deferred[reply.location] = (fault, shape)
             fault = None
@@ -279,7 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self, form: str) -> None:
         address = urlsplit(self.path)
         parameters = dict(parse_qsl(f"{address.query}&{form}", keep_blank_values=True))
-        reply, fault, shape = self.server.archive.answer(address.path, parameters)
+        reply, fault, shape = self.server.archive.answer(address.path, parameters, self.command, len(self.path))
         retry_after = None
         if fault in ("429", "503"):
             reply = dataclasses.replace(reply, body=b"Try again later.\n", status=int(fault), location="")
@@ -300,21 +312,36 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, reply: Reply, fault: str | None, shape: float, retry_after: str | None) -> None:
         archive, size = self.server.archive, len(reply.body)
-        if fault == "reset" and (shape < 0.5 or not size):
+        if reply.slow:
             archive.record(reply, 0, fault, 0)
+            archive.stopping.wait(archive.faults.slow_seconds)
+            self.close_connection = True
+            return
+        if fault in ("drip_headers", "continue") or (fault == "reset" and (shape < 0.5 or not size)):
+            archive.record(reply, 0, fault, 0)
+            if fault == "drip_headers":
+                self._drip(b"HTTP/1.1 200 OK\r\nX-Drip: " + b"." * 10_000)
+            elif fault == "continue":
+                self._continue()
             self._reset()
             return
-        part = int(size * (0.1 + 0.8 * shape)) if fault in ("reset", "stall", "truncate") else size
+        part = int(size * (0.1 + 0.8 * shape)) if fault in ("reset", "stall", "truncate", "drip") else size
         archive.record(reply, reply.status, fault, size if fault == "stall" else part)
+        chunked = "chunked" in archive.habits and fault is None
         self.send_response(reply.status)
         self.send_header("Content-Type", reply.content_type)
-        self.send_header("Content-Length", str(size))
+        if "unframed" in archive.habits and fault is None and not reply.location:
+            self.close_connection = True
+        elif chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(size))
         if reply.location:
-            self.send_header("Location", archive.url + reply.location)
+            self.send_header("Location", self._location(reply.location))
         if retry_after is not None:
             self.send_header("Retry-After", retry_after)
         self.end_headers()
-        self._write(reply.body[:part])
+        self._write(reply.body[:part], chunked)
         if fault == "reset":
             self._reset()
         elif fault == "truncate":
@@ -322,11 +349,35 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "stall":
             archive.stopping.wait(archive.faults.stall_seconds)
             self._write(reply.body[part:])
+        elif fault == "drip":
+            self._drip(reply.body[part:])
+            self._reset()
 
-    def _write(self, body: bytes) -> None:
+    def _location(self, path: str) -> str:
+        archive = self.server.archive
+        if "relative" in archive.habits:
+            return path
+        return (archive.url.replace(_HOST, "localhost") if "alias" in archive.habits else archive.url) + path
+
+    def _drip(self, body: bytes) -> None:
+        """Send a byte now and then."""
+        end = time.monotonic() + self.server.archive.faults.stall_seconds
+        for byte in body:
+            if self.server.archive.stopping.wait(0.1) or time.monotonic() > end:
+                return
+            self.wfile.write(bytes([byte]))
+
+    def _continue(self) -> None:
+        end = time.monotonic() + self.server.archive.faults.stall_seconds
+        while not self.server.archive.stopping.is_set() and time.monotonic() < end:
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+
+    def _write(self, body: bytes, chunked: bool = False) -> None:
         for piece in self.server.archive.pieces(body):
             self.server.archive.pay(len(piece))
-            self.wfile.write(piece)
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        if chunked:
+            self.wfile.write(b"0\r\n\r\n")
 
     def _reset(self) -> None:
         # Lingering for no time sends RST; the descriptor must be closed here, as the socket object has other users.

@@ -1,9 +1,9 @@
 """Answers of the archive's services: TAP and csccli over some holdings, without the wire.
 
 The addresses and the habits are those of https://cda.cfa.harvard.edu, as far as its documentation and its public
-clients tell them:
+clients tell them, and others where asked for (`builder.simulator.habits`):
 
-- ``/csc21tap/sync`` redirects (303) to ``/csc21tap/results/<id>``, a VOTable; see `builder.simulator.adql`
+- ``/csc21tap/sync`` redirects (303) to ``/csc21tap/results/<id>``, a VOTable; see `builder.simulator.tap`
 - ``/csccli/retrieve`` answers a tar with those of the products asked for that there are
 - ``/csccli/browse`` lists products as JSON, ``/csccli/retrieveFile`` answers one of them
 """
@@ -11,55 +11,33 @@ clients tell them:
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
 import re
 import tarfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from builder.archive.products import ProductName, write_tar
-from builder.archive.votable import write_votable
 from builder.model.errors import ChandraSpectraError, SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import File
-from builder.model.selection import RELEASES
+from builder.model.releases import RELEASES
 from builder.simulator.adql import Catalog
 from builder.simulator.faults import Faults
 from builder.simulator.holdings import Holdings
+from builder.simulator.reply import Reply, error_page, error_text
+from builder.simulator.tap import TapService, with_bad_row
 
-_VOTABLE = "application/x-votable+xml"
 _KINDS = {"spectrum": "pha", "arf": "arf", "rmf": "rmf"}  # csccli's file types
 _FILETYPES = {kind: filetype for filetype, kind in _KINDS.items()}
-_ITEM = re.compile(r"(\d+\.\d+\.\d+)/(\w+)/b")
+_ITEM = re.compile(r"(\d+\.\d+\.\d+)/(\w+)/(b?)")
+_LONG = 300
+"""Characters of an address that a service of ``short-address`` takes."""
+
+_FORMATS = {"tar-gnu": tarfile.GNU_FORMAT, "tar-pax": tarfile.PAX_FORMAT}
 
 Asked = list[tuple[DetectionId, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer as it is meant, before any fault.
-
-    Attributes
-    ----------
-    service : str
-        ``sync``, ``results``, ``retrieve``, ``browse``, ``retrieveFile``, or the path of anything else.
-    body : bytes
-    content_type : str
-    status : int
-    location : str
-        Path that the client is redirected to.
-    detections : tuple of str
-        What was asked for, where the service takes detections.
-    """
-
-    service: str
-    body: bytes
-    content_type: str = "text/plain; charset=utf-8"
-    status: int = HTTPStatus.OK
-    location: str = ""
-    detections: tuple[str, ...] = ()
 
 
 @dataclass
@@ -75,29 +53,36 @@ class Services:
         Row limit of the catalog.
     error_status : int
         Status of the answer to a bad query.
+    habits : frozenset of str
+        See `builder.simulator.habits.HABITS`.
     """
 
     holdings: Holdings
     faults: Faults
     max_rows: int | None = None
     error_status: int = HTTPStatus.OK
-    _queries: dict[str, tuple[str, int | None]] = field(default_factory=dict)
+    habits: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        self._catalog = Catalog(self.holdings.rows)
-        ids = (map(str, (row["obsid"], row["obi"], row["region_id"])) for row in self.holdings.rows)
-        self._detections = {DetectionId.parse(".".join(numbers)) for numbers in ids}
+        rows = self.holdings.rows
+        catalog = Catalog(with_bad_row(rows) if "bad-row" in self.habits else rows)
+        self._tap = {
+            release.service: TapService(release, catalog, self.habits, self.max_rows, self.error_status)
+            for release in RELEASES.values()
+        }
+        self._detections = {DetectionId.of(row) for row in rows}
 
-    def reply(self, path: str, parameters: dict[str, str]) -> Reply:
-        """Answer one request, given its path and its decoded parameters."""
+    def reply(self, path: str, parameters: dict[str, str], verb: str = "GET", length: int = 0) -> Reply:
+        """Answer one request, given its path, its decoded parameters, its verb and the length of its address."""
         folder, _, service = path.rpartition("/")
+        tap, _, rest = path.removeprefix("/").partition("/")
         csccli = {"retrieve": self._retrieve, "browse": self._browse, "retrieveFile": self._retrieve_file}
         try:
-            if path == "/csc21tap/sync":
-                return self._sync(parameters)
-            if folder == "/csc21tap/results":
-                return self._results(service)
+            if tap in self._tap:
+                return self._tap[tap].reply(rest, parameters)
             if folder == "/csccli" and service in csccli:
+                if (refusal := self._refused(service, verb, length, parameters)) is not None:
+                    return refusal
                 if parameters.get("version") not in RELEASES:
                     return error_page(service, f"version must be one of {', '.join(RELEASES)}")
                 return csccli[service]({name: value for name, value in parameters.items() if name != "version"})
@@ -105,47 +90,60 @@ class Services:
             return Reply(service, f"The holdings are damaged: {error}\n".encode(), status=500)
         return Reply(path, b"There is nothing here, but at /csc21tap/sync and /csccli/retrieve.\n", status=404)
 
-    def _sync(self, parameters: dict[str, str]) -> Reply:
-        given = {name.upper(): value for name, value in parameters.items()}  # TAP's names have no case
-        for name, expected in (("REQUEST", "doQuery"), ("LANG", "ADQL")):
-            if given.get(name) != expected:
-                return self._bad_query("sync", f"{name} must be {expected}")
-        limit = given.get("MAXREC")
-        if limit is not None and not limit.isdecimal():
-            return self._bad_query("sync", f"MAXREC={limit} is not a number of rows")
-        query = (given.get("QUERY", ""), None if limit is None else int(limit))
-        name = hashlib.sha256(repr(query).encode()).hexdigest()[:24]
-        self._queries[name] = query
-        return Reply("sync", b"", status=HTTPStatus.SEE_OTHER, location=f"/csc21tap/results/{name}")
-
-    def _results(self, name: str) -> Reply:
-        if name not in self._queries:
-            return Reply("results", b"There is no such result.\n", status=404)
-        query, maxrec = self._queries[name]
-        limit = min((limit for limit in (self.max_rows, maxrec) if limit is not None), default=None)
-        try:
-            result = self._catalog.query(query, limit)
-        except SettingError as error:
-            return self._bad_query("results", str(error))
-        return Reply("results", write_votable(result.names, result.rows, overflow=result.overflow), _VOTABLE)
-
-    def _bad_query(self, service: str, reason: str) -> Reply:
-        return Reply(service, write_votable([], [], error=reason), _VOTABLE, self.error_status)
+    def _refused(self, service: str, verb: str, length: int, parameters: dict[str, str]) -> Reply | None:
+        """Refuse what a habit refuses; None where it is answered properly."""
+        asked = _packageset({"packageset": parameters.get("packageset", "")})
+        detections = () if isinstance(asked, str) else _texts(asked)
+        if "short-address" in self.habits and length > _LONG:
+            return Reply(service, b"Too long.\n", status=414, detections=detections)
+        if service != "retrieve":
+            return None
+        if ({"POST": "get-only", "GET": "post-only"})[verb] in self.habits:
+            return Reply(service, b"Not by this method.\n", status=405, detections=detections)
+        if verb == "GET" and "get-page" in self.habits:
+            return Reply(service, error_page(service, "Use the form.").body, "text/html", detections=detections)
+        if "files-only" in self.habits:
+            return Reply(service, b"Not found.\n", status=404, detections=detections)
+        return None
 
     def _retrieve(self, parameters: dict[str, str]) -> Reply:
         asked = _packageset(parameters)
         if isinstance(asked, str):
             return error_text("retrieve", asked)
+        there = {file.detection for file in map(_name, self._files(asked)) if file is not None}
+        if "strict-package" in self.habits and any(detection not in there for detection, _ in asked):
+            return Reply("retrieve", b"Not all of this is there.\n", status=404, detections=_texts(asked))
+        body = self._tar(self._files(asked, package=True))
+        return Reply("retrieve", body, "application/x-tar", detections=_texts(asked))
+
+    def _tar(self, files: list[File]) -> bytes:
+        """Make a tar of the form that is the habit."""
         stream = io.BytesIO()
-        write_tar(stream, self._files(asked, package=True))
-        return Reply("retrieve", stream.getvalue(), "application/x-tar", detections=_texts(asked))
+        form = next((form for habit, form in _FORMATS.items() if habit in self.habits), tarfile.USTAR_FORMAT)
+        write_tar(stream, files, form)
+        if "tar-v7" in self.habits:
+            return _as_v7(stream.getvalue())
+        if "tar-endless" in self.habits:
+            return _without_end(stream.getvalue())
+        return gzip.compress(stream.getvalue(), 1, mtime=0) if "tar-gzip" in self.habits else stream.getvalue()
 
     def _browse(self, parameters: dict[str, str]) -> Reply:
         asked = _packageset(parameters)
         if isinstance(asked, str):
             return error_text("browse", asked)
-        names = [(file.name, ProductName.parse(file.name)) for file in self._files(asked)]
+        banded = any(item.endswith("/b") for item in parameters["packageset"].split(","))
+        hidden = ("browse-unbanded" if banded else "browse-banded") in self.habits
+        names = [(file.name, _name(file)) for file in self._files(asked)]
         listed = [{"filename": text, "filetype": _FILETYPES[name.kind]} for text, name in names if name is not None]
+        if hidden:
+            listed = []
+        if not listed:
+            if "browse-error" in self.habits:
+                return error_text("browse", f"no product {parameters['packageset']}", _texts(asked))
+            if "browse-blank" in self.habits:
+                return Reply("browse", b"", "text/html", detections=_texts(asked))
+            if "browse-500" in self.habits:
+                return Reply("browse", b"Internal error.\n", status=500, detections=_texts(asked))
         return Reply("browse", json.dumps(listed).encode(), "application/json", detections=_texts(asked))
 
     def _retrieve_file(self, parameters: dict[str, str]) -> Reply:
@@ -175,19 +173,6 @@ class Services:
         return files
 
 
-def error_page(service: str, reason: str) -> Reply:
-    """Make an error as web servers like to put it: an HTML page, with status 200."""
-    page = (
-        f"<!DOCTYPE html>\n<html><head><title>Error</title></head><body><h1>Error</h1><p>{reason}</p></body></html>\n"
-    )
-    return Reply(service, page.encode(), "text/html; charset=utf-8")
-
-
-def error_text(service: str, reason: str, detections: tuple[str, ...] = ()) -> Reply:
-    """Make an error as csccli puts it, with status 200."""
-    return Reply(service, f"Error executing query: {reason}\n".encode(), detections=detections)
-
-
 def _packageset(parameters: dict[str, str]) -> Asked | str:
     """Return the detections and kinds of file that are asked for, or what is wrong with them."""
     if parameters.keys() != {"packageset"}:
@@ -202,6 +187,30 @@ def _packageset(parameters: dict[str, str]) -> Asked | str:
         except SettingError as error:
             return str(error)
     return asked
+
+
+def _name(file: File) -> ProductName | None:
+    return ProductName.parse(file.name)
+
+
+def _as_v7(tar: bytes) -> bytes:
+    """Give a tar without the fields that came after version 7: magic, version and whatever follows them."""
+    old = bytearray(tar)
+    at = 0
+    while any(old[at : at + tarfile.BLOCKSIZE]):
+        size = int(old[at + 124 : at + 135], 8)
+        old[at + 257 : at + tarfile.BLOCKSIZE] = bytes(tarfile.BLOCKSIZE - 257)
+        old[at + 148 : at + 156] = b" " * 8
+        old[at + 148 : at + 156] = b"%06o\0 " % sum(old[at : at + tarfile.BLOCKSIZE])
+        at += tarfile.BLOCKSIZE * (1 + -(-size // tarfile.BLOCKSIZE))
+    return bytes(old)
+
+
+def _without_end(tar: bytes) -> bytes:
+    """Cut a tar behind its last member."""
+    with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
+        opened.getmembers()
+        return tar[: opened.offset]
 
 
 def _texts(asked: Asked) -> tuple[str, ...]:

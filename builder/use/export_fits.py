@@ -25,7 +25,7 @@ from builder.model.errors import ArchiveError, ProductError, SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import N_CHANNELS, File, Products
 from builder.model.text import Progress
-from builder.reduce.ogip import content, inflate
+from builder.reduce.ogip import MATRIX_NAMES, content, inflate
 
 _BAD = 5
 """QUALITY of a channel that the user leaves out (OGIP 92-007, section 3.2)."""
@@ -93,8 +93,26 @@ def _write(folder: Path, products: Products, row: dict[str, Any], energy_lo: NDA
     ):
         table = _spectrum(headers[kind], kind, counts, _groups(row, energy_lo), files)
         fits.HDUList([fits.PrimaryHDU(), table]).writeto(folder / name)
-    for response in (arf, rmf):
-        (folder / response.name).write_bytes(response.data)
+    (folder / arf.name).write_bytes(arf.data)
+    (folder / rmf.name).write_bytes(_with_matrix(rmf.data))
+
+
+def _with_matrix(rmf: bytes) -> bytes:
+    """Name the matrix extension of an RMF file as CAL/GEN/92-002 asks, for readers that go by the name alone.
+
+    The catalog's release 1 names it RSP_MATRIX, later ones MATRIX. Only cards change: no byte of any table does.
+    """
+    with fits.open(io.BytesIO(rmf)) as hdus:
+        (matrix,) = (hdu for hdu in hdus if content(hdu.header.get) == "RSP_MATRIX")
+        if matrix.name in MATRIX_NAMES:
+            return rmf
+        matrix.header["EXTNAME"] = MATRIX_NAMES[0]
+        if "HDUNAME" in matrix.header:  # the Chandra X-ray Center's own card for the same
+            matrix.header["HDUNAME"] = MATRIX_NAMES[0]
+        matrix.add_checksum(when="for the new name")  # by default it says when, and the same rows give the same bytes
+        stream = io.BytesIO()
+        hdus.writeto(stream, output_verify="ignore")
+    return stream.getvalue()
 
 
 def _inflated(products: Products, kind: str, row: dict[str, Any]) -> File:

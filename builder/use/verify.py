@@ -253,7 +253,8 @@ def _check_numbers(check: Check, folder: Path, manifest: Manifest) -> None:
         if repeated[name] > 1:
             check.fail(REJECTIONS_FILE, place, "is there twice")
         try:
-            DetectionId.parse(name)
+            if reason != "no_detection":
+                DetectionId.parse(name)
         except SettingError as error:
             check.fail(REJECTIONS_FILE, place, str(error))
 
@@ -271,8 +272,11 @@ def _check_content(
 ) -> None:
     ids, grids, channels, spectra, hdf5 = checks
     counts = manifest.counts
-    rejected = set(pq.read_table(folder / REJECTIONS_FILE)["detection_id"].to_pylist())
-    detections = {DetectionId.parse(name).catalog.object_id for name in rejected}
+    rejections = pq.read_table(folder / REJECTIONS_FILE, columns=["detection_id", "reason"]).to_pylist()
+    rejected = {row["detection_id"] for row in rejections}
+    nameless = sum(row["reason"] == "no_detection" for row in rejections)
+    named = {row["detection_id"] for row in rejections if row["reason"] != "no_detection"}
+    detections = {DetectionId.parse(name).catalog.object_id for name in named}
     previous, distinct, used, responses = -1, 0, set[str](), dict[str, str]()
     with h5py.File(folder / HDF5_FILE) as file, reading(ids, "Parquet"):
         known = _check_ebounds(grids, hdf5, folder, manifest.shards("ebounds", "train"), file)
@@ -296,7 +300,7 @@ def _check_content(
             for check in (ids, channels, spectra, hdf5):
                 check.scope = f"{done:,} rows"
             progress("rows", done, counts.rows)
-        if not ids.failed and (found := distinct + len(detections)) != counts.detections:
+        if not ids.failed and (found := distinct + len(detections) + nameless) != counts.detections:
             ids.fail(MANIFEST_FILE, f"{counts.detections} detections, but rows and rejections are of {found}")
         for key in sorted(set(known) - used):
             grids.fail(next(iter(manifest.shards("ebounds", "train"))), key, "no row has this grid")
