@@ -5,7 +5,8 @@
 >>> builder.download_and_prepare(); builder.as_dataset("train")         # doctest: +SKIP
 
 A folder for `load_dataset`, with the canonical HDF5 file, card and manifest, is made by ``chandra-spectra prepare``.
-To train on it, `collate` makes batches for torch, and `Calibration` sums channels into bins and folds models.
+To train on it, `collate` makes batches for torch, with `Buckets` of rows of about the same length, `Stream` reads them
+as they come, and `Calibration` sums channels into bins and folds models.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ import datasets
 import pyarrow as pa
 from datasets.utils.info_utils import get_size_checksum_dict
 
+import builder
+
+if "ChandraSpectraError" not in getattr(builder, "__all__", ()):
+    raise ImportError(f"{builder.__file__} hides chandra-spectra's package of that name: rename it or leave its folder")
+
 from builder import __version__
 from builder.archive.interface import Answer, Archive, Fetched, Record, forget
 from builder.archive.packages import Package
@@ -32,13 +38,22 @@ from builder.model.ids import DetectionId
 from builder.model.selection import Selection
 from builder.model.settings import DEFAULT_ARCHIVE, Recipe, Settings
 from builder.model.splits import Splits
-from builder.use.batches import collate
+from builder.use.batches import Buckets, collate
 from builder.use.calibration import Calibration
 
 if TYPE_CHECKING:
+    from builder.use.stream import Stream
     from builder.workspace import Workspace
 
-__all__ = ["ArchiveDownloadManager", "Calibration", "ChandraSpectra", "ChandraSpectraConfig", "collate"]
+__all__ = [
+    "ArchiveDownloadManager",
+    "Buckets",
+    "Calibration",
+    "ChandraSpectra",
+    "ChandraSpectraConfig",
+    "Stream",
+    "collate",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +70,15 @@ CITATION = """\
 """
 
 
+def __getattr__(name: str) -> Any:
+    """Import what needs torch where it is used: that takes seconds."""
+    if name == "Stream":
+        from builder.use.stream import Stream
+
+        return Stream
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 @dataclass(eq=False)
 class ChandraSpectraConfig(datasets.BuilderConfig):
     """Configuration of the builder.
@@ -69,8 +93,8 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
         ``embedded``, a mirror folder, or the base URL of the services.
     release : str
         Version word of the catalog.
-    recipe : Recipe
-        The reduction's settings.
+    recipe : Recipe or dict
+        The reduction's settings, see `builder.model.settings.Recipe`.
     splits : str
         ``none``: all rows are `train`; ``source``, or with other shares ``source:70/20/10``: train, validation and
         test, see `builder.model.splits`.
@@ -88,7 +112,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     max_theta: float | None = None
     archive: str = DEFAULT_ARCHIVE
     release: str = "rel2.1"
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Recipe | dict[str, Any] = field(default_factory=Recipe)
     splits: str = "none"
 
     def __post_init__(self) -> None:
@@ -102,8 +126,17 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     def settings(self) -> Settings:
         """The settings as the stages take them."""
         selection = Selection(self.min_cnts, self.min_sig, self.max_theta)
-        return Settings(self.archive, self.release, selection=selection, recipe=self.recipe,
+        recipe = Recipe.from_dict(self.recipe) if isinstance(self.recipe, dict) else self.recipe
+        return Settings(self.archive, self.release, selection=selection, recipe=recipe,
                         splits=Splits.parse(self.splits), responses=self.table == "responses")  # fmt: skip
+
+    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
+        """Name what is cached by the settings and by the content of the archive and the catalog, not by their names."""
+        from builder.workspace import fingerprint
+
+        known = {"table": self.table, "content": fingerprint(self.settings)}
+        name: str = super().create_config_id(known, custom_features)
+        return name
 
 
 class ArchiveDownloadManager(datasets.DownloadManager, Archive):

@@ -150,7 +150,7 @@ def measure(number: int, workers: int, bandwidth: float | None, real: bool, fold
         command = [
             sys.executable,
             "-m",
-            "builder",
+            "builder.cli",
             "prepare",
             str(folder / "out"),
             "--archive",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from builder.prepare import Prepared, prepare
     from builder.simulator.server import ArchiveServer
     from builder.use.export import export
-    from builder.use.plot import save_plot
+    from builder.use.plot import plot, save_plot
     from builder.use.push import push
     from builder.use.report import write_report
     from builder.use.verify import verify
@@ -42,6 +42,7 @@ __all__ = [
     "export",
     "find_detections",
     "overview",
+    "plot",
     "prepare",
     "push",
     "read_rows",
@@ -62,7 +63,7 @@ _HOMES = {
     "prepare": ("Prepared", "prepare"),
     "simulator.server": ("ArchiveServer",),
     "use.export": ("export",),
-    "use.plot": ("save_plot",),
+    "use.plot": ("plot", "save_plot"),
     "use.push": ("push",),
     "use.report": ("write_report",),
     "use.verify": ("verify",),

@@ -6,6 +6,7 @@ A folder or a file takes its place when it is complete, and not before; what a k
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
@@ -46,6 +47,26 @@ def _recover(output: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     elif old.exists():
         old.replace(output)
+
+
+def _try_swap(output: Path) -> None:
+    """Move what is at `output` aside and back, as the last step will: now is the time to find out that it cannot be."""
+    if not output.exists():
+        return
+    if Path.cwd().is_relative_to(output):
+        raise OutputError(
+            f"cannot replace {output}, as it is the current folder or holds it: run this from elsewhere, or give "
+            "another name"
+        )
+    try:
+        output.replace(_old(output))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise OutputError(
+            f"cannot replace {output}, as a disk is mounted there: give a folder in it, such as {output / 'data'}"
+        ) from error
+    _old(output).replace(output)
 
 
 @contextlib.contextmanager
@@ -89,6 +110,8 @@ def hold(path: Path, output: Path | str) -> Iterator[bool]:
 def workplace(output: Path, name: Path | str = "") -> Iterator[Path]:
     """Give a folder beside `output` that is this run's until the block ends; remove what a killed run left.
 
+    Whether `output` can be replaced in the end is tried at once.
+
     Parameters
     ----------
     output : Path
@@ -114,6 +137,7 @@ def workplace(output: Path, name: Path | str = "") -> Iterator[Path]:
                 if left != place and re.fullmatch(rf"\.{re.escape(output.name)}\.[0-9a-f]+\.incomplete", left.name):
                     _remove_left(left, name)
             _recover(output)
+            _try_swap(output)
         except OSError as error:
             raise OutputError(f"cannot write {name}: {error.strerror or error}") from error
         yield place
@@ -225,7 +249,11 @@ def file_sha256(path: Path) -> str:
 
 
 def check_place(place: str) -> None:
-    """Raise SettingError for a URL that lacks a slash: it would be taken for a folder of that name."""
+    """Raise SettingError for a name that is not UTF-8, and for a URL that lacks a slash, which would be a folder's."""
+    try:
+        place.encode()
+    except UnicodeEncodeError:  # neither pyarrow nor HDF5 opens it
+        raise SettingError(f"{place!a} is not UTF-8: give another name") from None
     if re.match(r"\w+:/(?!/)", place):
         raise SettingError(f"{place!r} is neither a folder nor a URL such as s3://bucket/folder")
 

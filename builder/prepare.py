@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,13 +23,14 @@ from builder.dataset.layout import (
     REJECTIONS_FILE,
     UPLOADING_FILE,
     Manifest,
+    check_name,
     named_files,
 )
 from builder.dataset.write import upload_folder, write_folder
 from builder.files import Folder, check_place, open_url, recover_folder, staging_folder, workplace
 from builder.model.errors import OutputError, SettingError, StoreError
 from builder.model.settings import DEFAULT_CONNECTIONS, Settings
-from builder.model.text import Progress, silent
+from builder.model.text import Progress, silent, size_text
 from builder.store.fill import counter, dask_executor, fill, fill_by, results
 from builder.workspace import Workspace, default_cache, describe, make_plan, open_workspace
 
@@ -47,6 +49,10 @@ _LASTING = frozenset({"no_background", "no_counts"})
 """Reasons of rejections that come of good files, which the archive would serve as they were."""
 
 
+_ROW_BYTES = 20_000
+"""Bytes of a row in all files together; measured on the embedded sample."""
+
+
 def prepare(
     output: Path | str,
     settings: Settings,
@@ -60,7 +66,7 @@ def prepare(
     store: str | None = None,
     dask: str | None = None,
     patience: Patience | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Prepared:
     """Build a folder that `load_dataset` reads.
 
@@ -88,7 +94,9 @@ def prepare(
         Address of a Dask scheduler whose workers make the packages, in place of `workers` processes.
     patience : Patience, optional
         How long to wait for an archive over HTTP.
-    progress : callable
+    progress : callable, optional
+        Called with a step, what is done and the total; by default a bar for each step is shown, in a notebook as well,
+        unless ``datasets.disable_progress_bars`` was called.
 
     Returns
     -------
@@ -104,7 +112,9 @@ def prepare(
     if dask and keep_downloads:
         raise SettingError("downloads are kept by one machine: no keep_downloads with dask")
     started = time.monotonic()
+    progress = progress or _bars()
     there = _target(output)
+    _check_apart(there.place, cache or default_cache(), keep_downloads, store)
     described = describe(settings)  # before the catalog is read: the folder is not of one that changes meanwhile
     if isinstance(there.place, Path):
         recover_folder(there.place)
@@ -120,6 +130,7 @@ def prepare(
         workspace = open_workspace(settings, cache, connections, store, patience)
         with workplace(folder) as place:
             planned = make_plan(workspace, settings)
+            _check_room(place, folder, len(planned.catalog))
             done = counter(progress, "reduce", len(planned.catalog))
             again = _rejected(planned, workspace) if retry_rejected else frozenset()
             if dask:
@@ -152,6 +163,21 @@ def prepare(
         if folder != there.place:
             upload_folder(folder, manifest, there, progress)
     return Prepared(manifest, True)
+
+
+def _bars() -> Progress:
+    """Show a bar for each step, as `datasets` shows its own."""
+    from datasets.utils import tqdm
+
+    bars: dict[str, Any] = {}
+
+    def progress(step: str, done: int, total: int) -> None:
+        bar = bars.get(step) or bars.setdefault(step, tqdm(desc=step, total=total, unit=" detections"))
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return progress
 
 
 def prepare_share(
@@ -187,14 +213,34 @@ def _target(output: Path | str) -> Folder:
     text = str(output)
     check_place(text)
     if "://" not in text:
-        return Folder(Path(output).resolve())  # where a link points to is what is replaced, not the link
+        path = Path(output).resolve()  # where a link points to is what is replaced, not the link
+        check_name(path)
+        return Folder(path)
     if text.startswith(("file:", "local:")):
         raise SettingError(f"{text}: give a folder of this machine as a path")
     if text.startswith(("http:", "https:")):
         raise SettingError(f"{text}: nothing can be written there: give a folder, or a URL such as s3://bucket/folder")
     if not open_url(text, OutputError)[1].strip("/"):
         raise SettingError(f"{text} names no folder: give one such as s3://bucket/chandra_spectra")
+    check_name(text.rstrip("/"))
     return Folder(text.rstrip("/"), advice="; the same command goes on from here")
+
+
+def _check_apart(output: Path | str, *places: Path | str | None) -> None:
+    """Raise SettingError for a place of the run's own below the output, with which it would be replaced."""
+    for place in places:
+        if place and "://" not in str(place) and Path(place).expanduser().resolve().is_relative_to(output):
+            raise SettingError(f"{place} lies in the folder to be written, {output}: give a place outside of it")
+
+
+def _check_room(place: Path, output: Path, detections: int) -> None:
+    """Raise OutputError where the disk has not the room for the rows to come."""
+    free, needed = shutil.disk_usage(place).free, detections * _ROW_BYTES
+    if free < needed:
+        raise OutputError(
+            f"no room for {output}: {detections:,} spectra take about {size_text(needed)}, and the disk has "
+            f"{size_text(free)} left"
+        )
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import pyarrow as pa
 from builder.archive.interface import Archive
 from builder.archive.mirror import CATALOG_FILE, INDEX_FILE, MirrorArchive
 from builder.archive.packages import Plan, plan
+from builder.archive.values import tidy
 from builder.files import check_place, file_sha256, open_url
 from builder.model.errors import OutputError, SettingError
 from builder.model.settings import DEFAULT_CONNECTIONS, EMBEDDED, Settings
@@ -81,6 +83,7 @@ def open_workspace(
         If the cache cannot be used.
     """
     check_place(store or "")
+    check_place(str(cache or ""))
     cache = (cache or default_cache()).absolute()  # paths go to workers, which may be in another folder
     try:
         archive = _open_archive(settings, cache, connections, patience)
@@ -136,11 +139,14 @@ def make_plan(workspace: Workspace, settings: Settings) -> Plan:
     if origin is not None and origin.missing:
         lacking = ", ".join(origin.missing)
         logger.warning("the catalog at %s does not give %s: null in every row", origin.service, lacking)
+    answer, notes = tidy(answer)
     nulls = workspace.archive.nulls or bool(settings.catalog)
     batches = answer.to_batches(max_chunksize=1000)  # all rows as dicts at once would take gigabytes
     keep = [settings.selection.keeps(row, nulls=nulls) for batch in batches for row in batch.to_pylist()]
     kept = answer.filter(pa.array(keep, pa.bool_()))
     where = settings.catalog or settings.archive
+    for note in notes:
+        logger.warning("%s: %s", where, note)
     if not len(kept):
         hint = "look for slips in the names, such as '2CXO J004248.5+411521'" if settings.selection.names else ""
         raise SettingError(f"no detection of {where} passes all cuts: widen them{hint and ', and '}{hint}")
@@ -162,12 +168,29 @@ def describe(settings: Settings) -> dict[str, Any]:
     """Give the settings as the manifest has them, with the checksum of a catalog of this machine as it is now."""
     held = Path(settings.archive).expanduser() / CATALOG_FILE if settings.from_mirror else None
     path = Path(settings.catalog) if settings.catalog else held
-    digest = None
-    if path is not None:
-        digest = ""
-        with contextlib.suppress(OSError):  # the reader of the catalog says why
-            digest = file_sha256(path)
-    return settings.as_dict(digest)
+    return settings.as_dict(None if path is None else _digest(path))
+
+
+def fingerprint(settings: Settings) -> str:
+    """Give 16 hexadecimal digits of the settings and of the content of the archive and the catalog that they name.
+
+    What an archive on the net holds is not known before it is asked: there its address is taken.
+    """
+    content: dict[str, Any] = describe(settings)
+    if settings.archive == EMBEDDED:
+        from builder.simulator.embedded import EMBEDDED_VERSION
+
+        content["archive"] = f"{EMBEDDED} {EMBEDDED_VERSION}"
+    elif settings.from_mirror:  # wherever it lies, and whatever its name is
+        content["archive"] = _digest(Path(settings.archive).expanduser() / INDEX_FILE)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest(path: Path) -> str:
+    """Give the checksum of a file, empty where it cannot be read: whoever reads it says why."""
+    with contextlib.suppress(OSError):
+        return file_sha256(path)
+    return ""
 
 
 def holdings(mirror: str, simulated: int | None, seed: int, cache: Path | None) -> Holdings | Replay:

@@ -58,7 +58,7 @@ def fit_row(row: dict[str, Any], calibration: Calibration) -> tuple[Any, Any]:
 
 
 def fit_files() -> tuple[Any, Any]:
-    """Sherpa's best parameters and their errors."""
+    """Let Sherpa fit its own files; best parameters and their errors."""
     logging.getLogger("sherpa").setLevel(logging.ERROR)
     from sherpa.astro import ui
 
@@ -88,16 +88,8 @@ def draw(picture: str, row: dict[str, Any], calibration: Calibration, model: Any
     expected = np.add.reduceat(model, first)[:-1]
     figure, (top, bottom) = plt.subplots(2, sharex=True, figsize=(6.4, 5), height_ratios=(3, 1), layout="constrained")
     width, middle, steps = high - low, (low + high) / 2, np.append(low, high[-1])
-    top.errorbar(
-        middle,
-        bins["counts"] / width,
-        np.sqrt(bins["counts"]) / width,
-        width / 2,
-        fmt="none",
-        ecolor="C0",
-        elinewidth=1,
-        label=f"{row['name']}, {row['detection_id']}",
-    )
+    rate, error = bins["counts"] / width, np.sqrt(bins["counts"]) / width
+    top.errorbar(middle, rate, error, width / 2, fmt="none", ecolor="C0", elinewidth=1, label=row["name"])
     top.stairs(row["background_scale"] * bins["background_counts"] / width, steps, color="0.6", label="background")
     top.stairs(expected / width, steps, color="C1", label="absorbed power law + background")
     top.set(ylabel="counts / keV", xscale="log", yscale="log", xlim=ENERGIES)

@@ -24,6 +24,14 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
     ids=["reduce", "prepare", "catalog", "workers"],
 )
 def test_every_benchmark_runs_and_prints_its_figures(words: list[str], said: str) -> None:
+    run(words, said)
+
+
+def test_the_benchmark_of_the_loader_runs_on_a_folder(full_sample: Path) -> None:
+    run(["loader.py", str(full_sample), "--rounds", "1"], r"Stream +│ +\d.*\d\.\d+")
+
+
+def run(words: list[str], said: str) -> None:
     command = [sys.executable, str(BENCHMARKS / words[0]), *words[1:]]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert result.returncode == 0, result.stderr

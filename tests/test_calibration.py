@@ -253,7 +253,10 @@ def without(row: dict[str, Any], name: str) -> dict[str, Any]:
         ("must be two or more rising numbers", lambda c, row: c.rebin(row, [1.0, np.nan])),
         ("must be two or more rising numbers", lambda c, row: c.rebin(row, ["a", "b"])),
         ("must be two or more rising numbers", lambda c, row: c.rebin(row, [[1.0], [2.0, 3.0]])),
-        ("fold takes one row .* not a batch", lambda c, row: c.fold(np.subtract, collate([row, row]))),
+        (
+            r"values of shape \(3, 900\) for 900 energy bins",
+            lambda c, row: c.fold(lambda low, high: np.ones((3, 1)) * low, collate([row, row])),
+        ),
         (r"no channel has its centre in 1.001-1.01 keV", lambda c, row: c.rebin(row, [0.5, 1.001, 1.01])),
         (r"no channel has its centre in 15-20 keV: .* within 0.0073-14.9", lambda c, row: c.rebin(row, [1, 15, 20])),
         ("no counts in the row: give rows of config counts", lambda c, row: c.rebin(without(row, "counts"), EDGES)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ def test_the_public_names_are_these_and_sorted() -> None:
         "export",
         "find_detections",
         "overview",
+        "plot",
         "prepare",
         "push",
         "read_rows",
@@ -50,6 +52,18 @@ def test_prepare_is_the_function_whatever_was_imported_before(first: str) -> Non
     code = f"{first}; from builder import prepare; print(type(prepare).__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "function\n"
+
+
+@pytest.mark.parametrize("path", ["builder.py", "builder/__init__.py"])
+def test_another_builder_on_the_path_is_named_in_one_sentence(path: str, tmp_path: Path) -> None:
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text("answer = 42\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "import chandra_spectra"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: {tmp_path / path} hides chandra-spectra's package of that name: rename it or leave its folder"
+    )
 
 
 def test_the_package_itself_loads_nothing_heavy() -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub import close_session, constants
+from huggingface_hub import close_session, constants, snapshot_download
 
 from builder.model.errors import HubError, OutputError, SettingError
 from builder.use.push import Pushed, push
+from builder.use.verify import verify
 from tests.folders import contents, rehash
 from tests.hub_server import DROP, TOKEN, Hub
 from tests.runs import python
@@ -86,6 +87,8 @@ def test_what_is_pushed_is_the_folder_in_one_commit(sample: Path, hub: Hub) -> N
 LOAD = """
 import json
 from datasets import load_dataset
+from torch.utils.data import DataLoader
+from chandra_spectra import Stream, collate
 found = {}
 for config, rows in (("spectra", 62), ("counts", 62), ("ebounds", 1)):
     for streaming in (False, True):
@@ -97,6 +100,11 @@ default = load_dataset("org/chandra_spectra", split="train", revision=REVISION)
 lazy = load_dataset("org/chandra_spectra", split="train", streaming=True, columns=["name", "theta"],
                     filters=[("theta", "<", 2)])
 found["columns"], found["theta"] = sorted(default.column_names), [row["theta"] for row in lazy]
+stream = Stream("org/chandra_spectra@" + REVISION, columns=["object_id"], batch_size=40, shuffle=True)
+for workers in (0, 1):
+    loader = DataLoader(stream, batch_size=None, collate_fn=collate, num_workers=workers)
+    assert len({number for batch in loader for number in batch["object_id"].tolist()}) == 62
+assert len(next(iter(stream))) == 40  # and leaves off
 print(json.dumps(found))
 """
 
@@ -220,10 +228,29 @@ def test_a_folder_that_is_not_what_its_manifest_says_is_not_pushed(damage: str, 
     elif damage == "script":
         (folder / "chandra_spectra.py").write_text("import os")
     else:
-        (folder / "data" / "secret.txt").write_text("mine")
+        (folder / "data" / "train-00001-of-00002.parquet").write_text("mine")
     with pytest.raises(OutputError, match=r"is not pushed \(failures: 1\), the first: "):
         upload(folder, hub)
     assert NAME not in hub.repos
+
+
+def test_an_edited_card_is_pushed_and_the_manifest_follows_it(folder: Path, hub: Hub) -> None:
+    (folder / "README.md").write_text((folder / "README.md").read_text() + "mine\n")
+    upload(folder, hub, keep_card=True)
+    assert on_hub(hub) == contents(folder)
+    assert verify(folder, content=False, load=False).failures == []
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_what_a_hub_gives_back_verifies_and_is_pushed_again(
+    local: bool, sample: Path, hub: Hub, tmp_path: Path
+) -> None:
+    upload(sample, hub)
+    folder, cache = (tmp_path / "chandra_spectra", None) if local else (None, tmp_path)
+    back = Path(snapshot_download(NAME, repo_type="dataset", endpoint=hub.url, local_dir=folder, cache_dir=cache))
+    assert (back / ".gitattributes").exists() and (back / ".cache").exists() == local
+    assert verify(back, content=False, load=False).failures == []
+    assert not upload(back, hub).changed
 
 
 def test_a_script_is_not_pushed_even_if_the_manifest_names_it(folder: Path, hub: Hub) -> None:

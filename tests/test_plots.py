@@ -8,16 +8,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
+from datasets import load_dataset
+from matplotlib import pyplot
 
 from builder.dataset.read import read_rows, read_scalars
 from builder.files import write_whole
 from builder.model.errors import OutputError, SettingError
-from builder.use.plot import MOST, binned_counts, check_number, save_plot, terminal_plot, title
+from builder.use.plot import MOST, binned_counts, check_number, plot, save_plot, terminal_plot, title
 from tests.runs import command
 
 REAL = "4938.0.43"
+mpl.use("Agg")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,23 @@ def test_names_are_written_as_they_are_in_one_line_and_none_is_left_out(
     assert "3 spectra" in said
     save_plot(sample, named[:2], tmp_path / "all.svg")
     assert "2 spectra of 2 sources" in texts(tmp_path / "all.svg")
+
+
+@pytest.mark.parametrize("form", [None, "numpy", "torch"])
+def test_a_row_of_the_dataset_is_drawn_into_axes_of_its_own_or_given_ones(sample: Path, form: Any) -> None:
+    row = load_dataset(str(sample), split="train").with_format(form)[0]
+    axes = plot(row)
+    assert axes.get_title() == "2CXO J231929.3+003557, 4938.0.43, 50.5 ks, 1,669 counts"
+    steps: Any = axes.patches[0]
+    values, edges, _ = steps.get_data()
+    np.testing.assert_allclose(values, row["spectrum"]["flux"])
+    assert edges[0] == pytest.approx(0.511) and axes.get_xlim()[0] < 0.511
+    given = pyplot.figure().subplots(1, 2)[1]
+    assert plot({name: row[name] for name in ("detection_id", "spectrum")}, given) is given
+    assert given.patches and not given.get_title()
+    pyplot.close("all")
+    with pytest.raises(SettingError, match="no spectrum in the row: give a row of config spectra"):
+        plot({"detection_id": "1.0.1"})
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,7 @@ be joined by `-` or `_`. Results go to stdout, bars and remarks to stderr.
 | 1 | a known failure: one line on stderr says what, where, and what to do |
 | 2 | wrong usage: no such command or option |
 | 3 | `prepare` wrote the folder, but rejected more than `--max-rejected` |
+| 4 | `verify` found nothing wrong, but could not look at everything |
 | 130 | interrupted: the same command goes on |
 
 | command | |

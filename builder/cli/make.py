@@ -24,7 +24,7 @@ from builder.cli.app import (
     local,
     selects,
 )
-from builder.cli.terminal import bars, show_estimate, show_summary, show_uploaded, waiting
+from builder.cli.terminal import bars, shell_path, show_estimate, show_summary, show_uploaded, waiting
 from builder.model.settings import DEFAULT_ARCHIVE, DEFAULT_CONNECTIONS, DEFAULT_RELEASE, Recipe
 from builder.simulator.habits import HABITS
 
@@ -144,7 +144,12 @@ def prepare(
     if dask:  # what goes wrong there ends the run with one line, and needs no tracebacks before it
         for handler in logging.getLogger().handlers:
             handler.addFilter(lambda record: not record.name.startswith("distributed"))
-    with bars() as progress:
+    if output_file:
+        output_file = output_file.absolute()
+        if output_file.is_dir() or output_file.resolve().is_relative_to(Path(where).resolve()):
+            raise SettingError(f"--output-file {output_file}: give a file, and outside of {where}")
+    # Whether the second place can be written is tried at once, and not when all is done.
+    with bars() as progress, write_whole(output_file) if output_file else contextlib.nullcontext() as copy:
         from builder.dataset.layout import HDF5_FILE
         from builder.prepare import prepare
 
@@ -158,9 +163,8 @@ def prepare(
             progress=progress,
             **means,
         )
-        if output_file:
-            with write_whole(output_file) as partial:
-                shutil.copyfile(Path(where) / HDF5_FILE, partial)
+        if copy:
+            shutil.copyfile(Path(where) / HDF5_FILE, copy)
     if at_url:
         show_uploaded(where.rstrip("/"), manifest, fresh)
     else:
@@ -265,7 +269,7 @@ def download(
             target.write_catalog(planned)
             download(planned.packages, source.archive, target, connections=connections, done=done)
     print(f"{len(planned.catalog):,} detections in {folder}")
-    print(f"Next:  chandra-spectra prepare --archive {folder}   (with the same cuts)")
+    print(f"Next:  chandra-spectra prepare --archive {shell_path(folder)}   (with the same cuts)")
 
 
 @app.command("serve-archive", epilog="Example:  chandra-spectra serve-archive --simulated 1000 --port 8000")

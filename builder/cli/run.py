@@ -1,17 +1,19 @@
 """The command `chandra-spectra`: it parses, calls and reports.
 
 Results go to stdout, bars and remarks to stderr. A known failure is one line on stderr and exit code 1; wrong usage is
-exit code 2.
+exit code 2. Commands have further ones: 3 for too many rejections, 4 for a folder that could not be looked at.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from builder.cli import look, make, use  # noqa: F401  each adds its commands to the app
 from builder.cli.app import Interrupted, end
@@ -26,6 +28,13 @@ _PATIENCE = 10
 def main() -> None:
     """Run the command; exit code 0, 1 for a known failure, 2 for wrong usage, 130 when interrupted."""
     logging.basicConfig(format="chandra-spectra: %(message)s", level=logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # its encoding may lack a letter, which is no reason to end
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        Path.cwd()
+    except OSError as error:
+        end(f"cannot work in the current folder: {error.strerror}; go to another", 1)
     _on_interrupt(_interrupt)
     try:
         app()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shlex
 import sys
 import textwrap
 import time
@@ -19,8 +21,11 @@ if TYPE_CHECKING:
     from builder.archive.packages import Plan
     from builder.dataset.layout import Entry, Manifest
     from builder.model.text import Progress
+    from builder.use.checks import Check
     from builder.use.contact import Finding
-    from builder.use.verify import Report
+
+_CLAIM = 39
+"""Letters of the longest claim of a check."""
 
 _PAUSE = 60.0
 """Seconds between two lines of progress."""
@@ -34,25 +39,69 @@ def _show(table: Table, console: Console) -> None:
     print("\n".join(lines if console.is_terminal else map(str.rstrip, lines)))
 
 
-def show_checks(report: Report) -> None:
-    """Show the checks of a folder with their marks, and every failure in a line."""
+def shell_path(path: Path) -> str:
+    """Write a path for a shell; a bare name with ``./``, as a command may take it for an option or another word."""
+    return shlex.quote(_not_bare(path))
+
+
+def _not_bare(path: Path) -> str:
+    return str(path) if len(path.parts) != 1 or path.is_absolute() or path.name == ".." else f"./{path.name}"
+
+
+def load_command(source: str, options: str = "", then: str = "") -> str:
+    """Write the shell command that loads a dataset and prints it.
+
+    Parameters
+    ----------
+    source : str
+        First argument of `load_dataset`.
+    options : str
+        Python code of the further ones.
+    then : str
+        Python code after the call.
+    """
+    load = f"load_dataset({python_text(source)}{options}){then}"
+    return shlex.join(("python", "-c", f"from datasets import load_dataset; print({load})"))
+
+
+def python_text(text: str) -> str:
+    """Write a text as Python and as JSON have it, in double quotes, so that a shell takes it in single ones."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _printable(text: str) -> bool:
+    """Tell whether the encoding of stdout has all of a text."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def drawn_or_said(plot: str) -> str:
+    """Give a plot, or say why not where the encoding of stdout has not its letters."""
+    if _printable(plot):
+        return plot
+    return f"{plot.partition(chr(10))[0]}\nnot drawn: it takes a terminal of UTF-8, not {sys.stdout.encoding}"
+
+
+def show_check(check: Check) -> None:
+    """Show a check with its mark, and every failure in a line."""
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, markup=False)
-    table = Table(title=f"{report.folder}", title_justify="left", box=None, pad_edge=False, show_header=False)
-    for style in ("", "bold", "dim"):
-        table.add_column(style=style)
-    for check in report.checks:
-        mark = Text("✗", "red") if check.failed else Text("✓", "green") if check.scope else Text("–", "dim")
-        table.add_row(mark, check.claim, check.scope or ("" if check.failed else "not looked at"))
-    _show(table, console)
-    for check in report.checks:
-        for line in check.failures:
-            print(line)
-        if check.failed > len(check.failures):
-            print(f"... and {check.failed - len(check.failures):,} more: {check.claim}")
+    bad, good, unseen = ("✗", "✓", "–") if _printable("✗✓–") else ("bad", "ok ", "-  ")
+    mark = Text(bad, "red") if check.failed else Text(good, "green") if check.scope else Text(unseen, "dim")
+    if check.unseen and not check.failed:
+        mark = Text("?".ljust(len(bad)), "yellow")
+    scope = check.unseen or check.scope or ("" if check.failed else "not looked at")
+    line = Text.assemble(mark, "  ", (check.claim.ljust(_CLAIM), "bold"), "  ", (scope, "dim"))
+    line.rstrip()
+    Console(highlight=False, markup=False).print(line, soft_wrap=True)
+    for failure in check.failures:
+        print(failure)
+    if check.failed > len(check.failures):
+        print(f"... and {check.failed - len(check.failures):,} more: {check.claim}")
 
 
 def show_finding(finding: Finding) -> None:
@@ -114,9 +163,10 @@ def show_summary(folder: Path, manifest: Manifest, fresh: bool | None) -> None:
         console.print("\nThe folder was finished before: nothing to do.")
     if fresh is not None and counts.rows:  # datasets loads no folder without rows
         split = next(split for split, rows in splits.items() if rows)
-        load = f'python -c \'from datasets import load_dataset; print(load_dataset("{folder}")["{split}"][0])\''
+        # A bare name such as csv would be that of a module of datasets.
+        load = load_command(_not_bare(folder), then=f'["{split}"][0]')
         console.print(f"\nNext:  {load}", soft_wrap=True)
-        console.print(f"       chandra-spectra info {folder}", soft_wrap=True)
+        console.print(f"       chandra-spectra info {shell_path(folder)}", soft_wrap=True)
 
 
 def show_uploaded(url: str, manifest: Manifest, fresh: bool) -> None:
@@ -125,9 +175,8 @@ def show_uploaded(url: str, manifest: Manifest, fresh: bool) -> None:
     print(f"{counts.rows:,} spectra, {counts.rejected:,} rejected, {files} files, {size}, in {url}")
     if not fresh:
         print("The folder was finished before: nothing to do.")
-    shards = ", ".join(f'"{split}": "{url}/data/{split}-*.parquet"' for split in _splits(manifest))
-    words = f'load_dataset("parquet", data_files={{{shards}}})'
-    print(f"\nNext:  python -c 'from datasets import load_dataset; print({words})'")
+    shards = {split: f"{url}/data/{split}-*.parquet" for split in _splits(manifest)}
+    print(f"\nNext:  {load_command('parquet', f', data_files={json.dumps(shards, ensure_ascii=False)}')}")
 
 
 def _table() -> Table:
@@ -206,7 +255,8 @@ def bars() -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as display:
+    # What is printed meanwhile goes above the bars; but not if stdout is a file, which rich would take it away from.
+    with Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as display:
         tasks: dict[str, Any] = {}
 
         def progress(step: str, done: int, total: int) -> None:

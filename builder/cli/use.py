@@ -9,8 +9,17 @@ from typing import Annotated
 
 import typer
 
-from builder.cli.app import Cache, app, local
-from builder.cli.terminal import bars, show_checks, show_row, show_summary
+from builder.cli.app import Cache, app, end, local
+from builder.cli.terminal import (
+    bars,
+    drawn_or_said,
+    load_command,
+    python_text,
+    shell_path,
+    show_check,
+    show_row,
+    show_summary,
+)
 from builder.model.text import size_text
 
 Folder = Annotated[Path, typer.Argument(callback=local, help="Prepared folder.")]
@@ -36,8 +45,8 @@ def info(
     show_summary(folder, manifest, None)
     for row in read_rows(folder, chosen):
         show_row(row)
-        print(terminal_plot(row))
-    print(f"\nNext:  chandra-spectra report {folder}")
+        print(drawn_or_said(terminal_plot(row)))
+    print(f"\nNext:  chandra-spectra report {shell_path(folder)}")
 
 
 @app.command(
@@ -75,7 +84,7 @@ def plot(
         raise SettingError("say which spectra: --detection 4938.0.43 or --name NAME, and again for more")
     rows = read_rows(folder, check_number(find_detections(folder, detections or (), names or ())))
     if output_file is None:
-        print("\n\n".join(map(terminal_plot, rows)))
+        print("\n\n".join(map(drawn_or_said, map(terminal_plot, rows))))
     else:
         save_plot(folder, rows, output_file)
         print(f"{len(rows)} spectr{'um' if len(rows) == 1 else 'a'} drawn to {output_file}")
@@ -106,7 +115,8 @@ def verify(
 ) -> None:
     """Check a prepared folder: every file, every row, and that load_dataset reads it.
 
-    Each failure is a line that names file, row and value; the exit code is then 1.
+    Each failure is a line that names file, row and value; the exit code is then 1. It is 4 where nothing failed, but
+    something could not be looked at, as a disk was full or the archive did not answer.
     """
     from datasets import disable_progress_bars
 
@@ -116,10 +126,20 @@ def verify(
     with bars() as progress:
         from builder.use.verify import verify
 
-        report = verify(folder, load=load, recheck=recheck, archive=archive, seed=seed, cache=cache, progress=progress)
-    show_checks(report)
+        report = verify(
+            folder,
+            load=load,
+            recheck=recheck,
+            archive=archive,
+            seed=seed,
+            cache=cache,
+            progress=progress,
+            done=show_check,
+        )
     if report.failed:
         raise OutputError(f"{folder} is not what it should be (failures: {report.failed:,})")
+    if report.unseen:
+        end(f"{folder} could not be verified to the end: {report.unseen[0]}", 4)
 
 
 @app.command(epilog="Example:  chandra-spectra push chandra_spectra my-org/chandra_spectra --tag v1")
@@ -135,6 +155,9 @@ def push(
         bool, typer.Option("--dry-run", help="Verification and a list of files and sizes, without a push.")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Verification of sizes and checksums only.")] = False,
+    keep_card: Annotated[
+        bool, typer.Option("--keep-card", help="Acceptance of a card that was edited since; the manifest follows it.")
+    ] = False,
 ) -> None:
     """Verify a prepared folder and upload it to a Hugging Face hub.
 
@@ -160,6 +183,7 @@ def push(
             tag=tag,
             dry_run=dry_run,
             quick=quick,
+            keep_card=keep_card,
             progress=progress,
         )
     for path, size in pushed.files:
@@ -169,8 +193,8 @@ def push(
         print(f"nothing was uploaded to {repo_id}")
         return
     print(f"{'pushed to' if pushed.changed else 'all of it was there before:'} {pushed.url} ({pushed.commit[:10]})")
-    at = f', revision="{tag or revision}"' if tag or revision else ""
-    print(f"Next:  python -c 'from datasets import load_dataset; print(load_dataset(\"{repo_id}\"{at}))'")
+    at = f", revision={python_text(tag or revision or '')}" if tag or revision else ""
+    print(f"Next:  {load_command(repo_id, at)}")
 
 
 @app.command(

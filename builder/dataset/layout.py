@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,29 @@ UPLOADING_FILE = "uploading.json"
 
 DATA_FILES = {config: ("data" if config == "spectra" else config) for config in CONFIGS}
 """Folder of each config's shards."""
+
+
+_READ_TOO = frozenset({"state.json", "dataset_infos.json", ".huggingface.yaml"})
+"""Files that `load_dataset` reads, or refuses the folder for, where they are there."""
+
+
+def check_name(place: Path | str) -> None:
+    """Raise SettingError where `load_dataset` would not find a folder of this path, or a URL, under its name."""
+    pattern = r"[*?[]" if isinstance(place, str) else r"[*?[]|::"  # a URL may be a chain of file systems
+    if sign := re.search(pattern, str(place)):
+        raise SettingError(f"{place}: load_dataset takes {sign[0]!r} in a path for a pattern: give another name")
+    if str(place).endswith(".py"):
+        raise SettingError(f"{place}: load_dataset takes what ends in .py for a script: give another name")
+
+
+def is_shard(path: str) -> bool:
+    """Tell whether the card's patterns take a file, by its path in the folder, for a shard."""
+    return any(fnmatchcase(path, f"{name}/{split}-*.parquet") for name in DATA_FILES.values() for split in SPLITS)
+
+
+def is_loaded(path: str, folder: Path) -> bool:
+    """Tell whether a file that the manifest does not name would change what `load_dataset` does with the folder."""
+    return is_shard(path) or path in _READ_TOO or path == f"{folder.name}.py"
 
 
 def unreadable(path: Path, error: Exception) -> OutputError:

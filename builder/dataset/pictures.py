@@ -6,6 +6,7 @@ or a version.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ from numpy.typing import NDArray
 
 from builder.dataset.read import read_rows
 from builder.dataset.summary import Histogram, Summary, galactic_plane, summarize
-from builder.model.errors import require
+from builder.model.errors import ChandraSpectraError, require
 from builder.model.text import one_line, several
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 _GALLERY = (3, 3)
 _TICKS = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16)  # keV
@@ -92,11 +95,17 @@ def draw_pictures(folder: Path, scalars: pa.Table) -> list[Picture]:
     with style.context(["default", STYLE]):
         for name, title, draw in wanted if len(scalars) else ():
             figure = Figure()
-            if caption := draw(figure):
-                path = folder / "images" / f"{name}.png"
-                path.parent.mkdir(exist_ok=True)
-                _save(figure, path)
-                drawn.append(Picture(f"images/{name}.png", title, caption))
+            path = folder / "images" / f"{name}.png"
+            try:
+                if caption := draw(figure):
+                    path.parent.mkdir(exist_ok=True)
+                    _save(figure, path)
+                    drawn.append(Picture(f"images/{name}.png", title, caption))
+            except (OSError, ChandraSpectraError):  # of the disk, which the data need, too
+                raise
+            except Exception as error:  # noqa: BLE001  matplotlib raises what it likes, and no picture is worth a run
+                path.unlink(missing_ok=True)
+                logger.warning("the card has no picture %r: %s", title, error)
     return drawn
 
 
@@ -213,9 +222,10 @@ def _hardness(figure: Figure, summary: Summary) -> str:
         ylabel="hard_hm   (hard - medium) / (hard + medium)",
     )
     figure.colorbar(cells, cax=figure.add_axes((0.85, 0.2, 0.03, 0.6)), label="spectra in a cell", format="%d")
+    left_out = f" {several(summary.outside, 'row')} outside of -1 and 1 not drawn." if summary.outside else ""
     return (
         f"Hardness ratios `hard_ms` and `hard_hm` of the {len(summary.soft):,} spectra that have both; "
-        "soft 0.5-1.2, medium 1.2-2, hard 2-7 keV."
+        f"soft 0.5-1.2, medium 1.2-2, hard 2-7 keV.{left_out}"
     )
 
 

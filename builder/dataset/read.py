@@ -63,8 +63,13 @@ def overview(folder: Path) -> Overview:
 
 
 def date_text(mjd: float | None) -> str:
-    """Write the day of a modified Julian date, such as 2004-06-21; empty for null."""
-    return "" if mjd is None or not np.isfinite(mjd) else str(_MJD_EPOCH + datetime.timedelta(days=int(mjd)))
+    """Write the day of a modified Julian date, such as 2004-06-21; empty for null, and the number after year 9999."""
+    if mjd is None or not np.isfinite(mjd):
+        return ""
+    try:
+        return str(_MJD_EPOCH + datetime.timedelta(days=int(mjd)))
+    except OverflowError:
+        return f"MJD {mjd:g}"
 
 
 def check_outside(folder: Path, path: Path) -> None:

@@ -24,7 +24,7 @@ def healpix(ra: pa.ChunkedArray, dec: pa.ChunkedArray) -> pa.Array:
     from astropy_healpix import lonlat_to_healpix
 
     lon, lat = ra.to_numpy(), dec.to_numpy()
-    missing = ~(np.isfinite(lon) & (np.abs(lat) <= 90))
+    missing = ~((np.abs(lon) <= 360) & (np.abs(lat) <= 90))
     lon, lat = (np.where(missing, 0, angle) for angle in (lon, lat))
     cells = lonlat_to_healpix(lon * units.deg, lat * units.deg, HEALPIX_NSIDE, order="nested")
     return pa.array(cells.astype(np.int64), mask=missing)

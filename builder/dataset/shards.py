@@ -14,8 +14,11 @@ _GROUP_ROWS = 1000
 _GROUP_BYTES = 20 * 10**6
 """Bytes in a row group, for rows that are large (a row of `responses` is 1 to 2 MB)."""
 
-_SHARD_BYTES = 500 * 10**6
-"""Uncompressed bytes after which a new shard begins, as `datasets` has it."""
+_SHARD_BYTES = 50 * 10**6
+"""Uncompressed bytes after which a new shard begins: a worker of a streaming loader takes a whole number of shards."""
+
+_MOST_BYTES = 500 * 10**6
+"""The same for rows so large that 50 MB are less than a row group: a hub serves few files better than many."""
 
 
 class ShardWriter:
@@ -69,7 +72,7 @@ class ShardWriter:
             self._writer.write_table(group)
             self.rows[-1] += len(group)
             self._bytes += group.nbytes
-        if self._bytes > _SHARD_BYTES:
+        if self._bytes > (_SHARD_BYTES if self.rows[-1] >= _GROUP_ROWS else _MOST_BYTES):
             self._end_shard()
 
     def _end_shard(self) -> None:

@@ -13,11 +13,12 @@ from builder.dataset.rows import HEALPIX_NSIDE
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-# Column, label, and whether its bins are even in the logarithm.
+# Column, label, whether its bins are even in the logarithm, and the range in which values are drawn: that of anything
+# that Chandra could measure.
 _HISTOGRAMS = (
-    ("src_cnts_aper_b", "net counts, 0.5-7 keV", True),
-    ("theta", "off-axis angle (arcmin)", False),
-    ("n_bins", "bins in the spectrum", True),
+    ("src_cnts_aper_b", "net counts, 0.5-7 keV", True, 1e-3, 1e9),
+    ("theta", "off-axis angle (arcmin)", False, 0, 60),
+    ("n_bins", "bins in the spectrum", True, 1, 1e4),
 )
 
 SCALARS = ("detection_id", "healpix", "src_cnts_aper_b", "theta", "n_bins", "hard_ms", "hard_hm", "source_counts")
@@ -29,7 +30,10 @@ _POLE = np.radians([192.859, 27.128])
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Numbers of rows between edges, which are even in the logarithm or not; no edges where no row has a value."""
+    """Numbers of rows between edges, which are even in the logarithm or not; no edges where no row has a value.
+
+    The label says how many values are left out, as they are outside of what can be drawn.
+    """
 
     label: str
     logarithmic: bool
@@ -50,7 +54,9 @@ class Summary:
     histograms : tuple of Histogram
         Of net counts, off-axis angle and bins.
     soft, hard : ndarray of float64, shape (n_known,)
-        ``hard_ms`` and ``hard_hm`` of the rows that have both.
+        ``hard_ms`` and ``hard_hm`` of the rows that have both, within -1 and 1 as ratios are.
+    outside : int
+        Number of the rows that have both, but not within -1 and 1.
     """
 
     cells: Integers
@@ -60,18 +66,21 @@ class Summary:
     histograms: tuple[Histogram, ...]
     soft: Floats
     hard: Floats
+    outside: int
 
 
 def summarize(scalars: pa.Table) -> Summary:
-    """Return the bin the columns `SCALARS` of all rows."""
+    """Bin the columns `SCALARS` of all rows."""
     from astropy_healpix import healpix_to_lonlat
 
     cells, rows = np.unique(scalars["healpix"].drop_null().to_numpy(), return_counts=True)
     ra, dec = (angle.to_value("rad") for angle in healpix_to_lonlat(cells, HEALPIX_NSIDE, order="nested"))
-    histograms = (_histogram(label, _finite(scalars[name]), even) for name, label, even in _HISTOGRAMS)
+    histograms = (_histogram(label, _finite(scalars[name]), *how) for name, label, *how in _HISTOGRAMS)
     soft, hard = _finite(scalars["hard_ms"]), _finite(scalars["hard_hm"])
     known = ~np.isnan(soft) & ~np.isnan(hard)
-    return Summary(cells, rows, ra, dec, tuple(histograms), soft[known], hard[known])
+    drawn = known & (np.abs(soft) <= 1) & (np.abs(hard) <= 1)
+    outside = int(known.sum() - drawn.sum())
+    return Summary(cells, rows, ra, dec, tuple(histograms), soft[drawn], hard[drawn], outside)
 
 
 def _finite(column: pa.ChunkedArray) -> Floats:
@@ -80,9 +89,12 @@ def _finite(column: pa.ChunkedArray) -> Floats:
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _histogram(label: str, values: Floats, logarithmic: bool) -> Histogram:
-    """Return the twenty bins between 0 and a round number, or eight a decade of the values above 0."""
-    values = values[values > 0] if logarithmic else values[~np.isnan(values)]
+def _histogram(label: str, values: Floats, logarithmic: bool, least: float, most: float) -> Histogram:
+    """Return the twenty bins between 0 and a round number, or eight a decade, of the values from `least` to `most`."""
+    known = np.count_nonzero(~np.isnan(values))
+    values = values[(values >= least) & (values <= most)]
+    if lost := known - values.size:
+        label = f"{label}; {lost:,} not drawn"
     if not values.size:
         return Histogram(label, logarithmic, np.empty(0), np.empty(0, np.int64))
     edges = np.linspace(0, np.floor(values.max()) + 1, 21)

@@ -87,8 +87,12 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, said: dict[str, Any]) -> Recipe:
-        """Return the inverse of `as_dict`, whatever the version; TypeError for a setting that is not known."""
-        return cls(**{name: value for name, value in said.items() if name != "version"})
+        """Return the inverse of `as_dict`, whatever the version; SettingError for a setting that is not known."""
+        known = {name: value for name, value in said.items() if name != "version"}
+        names = [field.name for field in dataclasses.fields(cls)]
+        if unknown := [name for name in known if name not in names]:
+            raise SettingError(f"recipe has no setting {unknown[0]!r}: it has {', '.join(names)}")
+        return cls(**known)
 
     @property
     def key(self) -> str:
@@ -132,6 +136,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not isinstance(self.archive, str) or not self.archive:
             raise SettingError(f"archive must be 'embedded', a mirror folder or an http(s) URL, not {self.archive!r}")
+        if not isinstance(self.catalog, str):
+            raise SettingError(f"catalog must be the name of a file, not {self.catalog!r}")
         try:
             (self.archive + self.catalog).encode()
             Path(self.archive).expanduser()
@@ -139,6 +145,9 @@ class Settings:
             raise SettingError(f"{self.archive + self.catalog!a} is not UTF-8: give a link of another name") from None
         except RuntimeError as error:
             raise SettingError(f"archive {self.archive!r}: {error}") from None
+        for name, kind in _KINDS.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise SettingError(f"{name} must be a {kind.__name__}, not {value!r}")
         if "://" in self.archive:
             object.__setattr__(self, "archive", _address(self.archive))
         release_of(self.release)  # refuses one that cannot be
@@ -173,6 +182,9 @@ class Settings:
             "splits": str(self.splits),
             "responses": self.responses,
         }
+
+
+_KINDS = {"selection": Selection, "recipe": Recipe, "splits": Splits, "responses": bool}
 
 
 def _address(url: str) -> str:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from builder.model.errors import SettingError
 from builder.model.invariants import energy_faults
 from builder.model.records import N_CHANNELS
+from builder.use.batches import arrays
 
 Floats = NDArray[np.float64]
 
 _KEPT = 8
-"""Decoded responses kept in memory, 7 MB each."""
+"""Decoded responses kept in memory, 5 MB each."""
 
 _GRID_TOLERANCE = 1e-6
 """Relative; the energies of ARF and RMF files are single precision, so those of one grid differ by 1e-7 at most."""
@@ -47,7 +50,7 @@ class Calibration:
         self._responses = responses
         self._table: Any = None
         self._numbers: dict[str, int] = {}
-        self._decoded: dict[str, tuple[Floats, Floats, Floats]] = {}
+        self._decoded: dict[str, _Response] = {}
 
     @classmethod
     def load(cls, path: str, **options: Any) -> Calibration:
@@ -115,7 +118,7 @@ class Calibration:
             self._sound.add(ebounds_id)
         return low, high
 
-    def rebin(self, rows: Mapping[str, Any], edges: ArrayLike) -> dict[str, NDArray[Any]]:
+    def rebin(self, rows: pa.Table | Mapping[str, Any], edges: ArrayLike) -> dict[str, NDArray[Any]]:
         """Sum channels into coarser bins, a view of fixed size.
 
         A channel belongs to the bin that holds its centre: sums are exact, nothing is interpolated or split. The
@@ -124,9 +127,9 @@ class Calibration:
 
         Parameters
         ----------
-        rows : dict
-            One row of config ``counts``, or a batch of them as ``map(batched=True)`` or `collate` gives it; with
-            ``counts``, ``background_counts``, ``arf`` and ``ebounds_id``.
+        rows : pyarrow.Table or dict
+            A batch of rows of config ``counts`` as a table, which is the fastest, or as ``map(batched=True)`` or
+            `collate` gives it, or one row; with ``counts``, ``background_counts``, ``arf`` and ``ebounds_id``.
         edges : array_like, shape (n + 1,)
             Rising, keV; channels outside are left out.
 
@@ -142,19 +145,29 @@ class Calibration:
             If the edges do not rise, a bin holds no channel, or the rows are not of config ``counts``.
         """
         edges = _rising(edges)
-        names = ("counts", "background_counts", "ebounds_id", "arf")
-        _require(rows, names)
-        *columns, arf = (rows[name] for name in names)
-        if isinstance(rows["ebounds_id"], str):
-            return self._rebin((*columns, arf), edges)
-        if isinstance(arf, Mapping):  # of `collate`: what it pads with, bins from 0 to 0 keV, adds no area
-            arf = [dict(zip(_AREA, row, strict=True)) for row in zip(*(arf[name] for name in _AREA), strict=True)]
-        done = [self._rebin(values, edges) for values in zip(*columns, arf, strict=True)]
-        shape = len(done), edges.size - 1
-        return {name: np.array([row[name] for row in done], kind).reshape(shape) for name, kind in _REBINNED.items()}
+        single, batch = _batch(rows, ("counts", "background_counts", "ebounds_id", "arf"))
+        area_low, area_high, area = _areas(batch["arf"])
+        grids = np.asarray(batch["ebounds_id"])
+        rebinned = {name: np.empty((len(grids), edges.size - 1), kind) for name, kind in _REBINNED.items()}
+        left = np.arange(len(grids))
+        while left.size:  # once, unless the rows are of several grids
+            first = left[0]
+            alike = grids[left] == grids[first]
+            for each in (area_low, area_high):
+                alike &= (each[left] == each[first]).all(axis=1)
+            these, left = left[alike], left[~alike]
+            begin, low, high = self._bins(grids[first], edges)
+            for name in ("counts", "background_counts"):
+                total = np.zeros((these.size, N_CHANNELS + 1), np.int64)
+                np.cumsum(np.asarray(batch[name])[these], axis=1, out=total[:, 1:])
+                rebinned[name][these] = np.diff(total[:, begin])
+            detected = [_integral(area[these], area_low[first], area_high[first], energy) for energy in (low, high)]
+            rebinned["effective_area"][these] = (detected[1] - detected[0]) / (high - low)
+            rebinned["energy_lo"][these], rebinned["energy_hi"][these] = low, high
+        return {name: values[0] for name, values in rebinned.items()} if single else rebinned
 
-    def _rebin(self, values: Sequence[Any], edges: Floats) -> dict[str, NDArray[Any]]:
-        counts, background, ebounds_id, arf = values
+    def _bins(self, ebounds_id: str, edges: Floats) -> tuple[NDArray[np.intp], Floats, Floats]:
+        """Find the first channel of each bin and the one after the last, and the energies of the bins' edges."""
         low, high = self._grid(ebounds_id)
         begin = np.searchsorted((low + high) / 2, edges)
         if (hollow := np.flatnonzero(np.diff(begin) == 0)).size:
@@ -163,13 +176,10 @@ class Calibration:
                 f"no channel has its centre in {first:g}-{last:g} keV: choose wider bins within "
                 f"{low[0]:g}-{high[-1]:g} keV"
             )
-        low, high = low[begin[:-1]], high[begin[1:] - 1]
-        sums = (np.append(0, np.cumsum(np.asarray(each, dtype=np.int64))) for each in (counts, background))
-        summed = [np.diff(total[begin]) for total in sums]
-        return dict(zip(_REBINNED, (*summed, _mean_area(arf, low, high), low, high), strict=True))
+        return begin, low[begin[:-1]], high[begin[1:] - 1]
 
-    def fold(self, model: Callable[[Floats, Floats], ArrayLike], row: Mapping[str, Any]) -> Floats:
-        """Compute the counts that a model predicts in each channel of the source region, without background.
+    def fold(self, model: Callable[[Floats, Floats], ArrayLike], rows: pa.Table | Mapping[str, Any]) -> Floats:
+        """Predict the counts of a model in each channel of the source region, without background.
 
         ``exposure * sum over energies of RMF(channel, energy) * ARF(energy) * model(energy)`` (OGIP CAL/GEN/92-002),
         as in Sherpa's ``RSPModelPHA``; AREASCAL is 1 in all rows.
@@ -181,38 +191,45 @@ class Calibration:
         ----------
         model : callable
             ``model(energy_lo, energy_hi)``, with the edges in keV, gives the photons cm-2 s-1 in each energy bin: a
-            Sherpa model, or a function.
-        row : dict
-            One row of config ``counts``; with ``exposure``, ``arf`` and ``rmf_sha256``.
+            Sherpa model, or a function. For a batch it may give (rows, energies), a spectrum for each row.
+        rows : pyarrow.Table or dict
+            One row of config ``counts``, or a batch of them as for `rebin`; with ``exposure``, ``arf`` and
+            ``rmf_sha256``.
 
         Returns
         -------
-        ndarray of float64, shape (1024,)
+        ndarray of float64, shape (1024,) or (rows, 1024)
 
         Raises
         ------
         SettingError
-            If there are no responses or not this one, it could not be kept, it is more than a row, the energies of ARF
-            and RMF differ, or the model gives another number of values.
+            If there are no responses or not those of the rows, the energies of ARF and RMF differ, those of rows with
+            spectra of their own differ, or the model gives another number of values.
         """
-        _require(row, ("exposure", "arf", "rmf_sha256"))
-        if not isinstance(row["rmf_sha256"], str):
-            raise SettingError("fold takes one row of config counts, not a batch: fold its rows one by one")
-        low, high, matrix = self._response(str(row["rmf_sha256"]))
-        area = _arf(row["arf"])
-        for mine, theirs in zip(area, (low, high), strict=False):
-            if mine.shape != theirs.shape or not np.allclose(mine, theirs, rtol=_GRID_TOLERANCE, atol=0):
-                raise SettingError(f"the energies of the ARF and of RMF {row['rmf_sha256']} differ: cannot fold")
-        photons = np.asarray(model(low, high), dtype=np.float64)
-        if photons.shape != low.shape:
-            raise SettingError(f"the model gives values of shape {photons.shape} for {low.size} energy bins")
-        predicted: Floats = float(row["exposure"]) * ((photons * area[2]) @ matrix)
-        return predicted
+        single, batch = _batch(rows, ("exposure", "arf", "rmf_sha256"))
+        areas, folded = list(zip(*_areas(batch["arf"]), strict=True)), []
+        known: dict[tuple[bytes, bytes], Floats] = {}
+        for number, area in enumerate(areas):
+            response = self._response(batch["rmf_sha256"][number])
+            if not response.has_energies_of(area):
+                raise SettingError(f"the energies of the ARF and of RMF {batch['rmf_sha256'][number]} differ")
+            grid = response.low.tobytes(), response.high.tobytes()
+            if grid not in known:
+                known[grid] = _photons(model(response.low, response.high), response.low.size, len(areas), single)
+            photons = known[grid]
+            if photons.ndim > 1:
+                if len(known) > 1:
+                    raise SettingError("the rows' responses have other energies each: fold the rows one by one")
+                photons = photons[number]
+            detected = photons * area[2][: photons.size]
+            folded.append(float(batch["exposure"][number]) * response.fold(detected))
+        result: Floats = np.array(folded).reshape(-1, N_CHANNELS)
+        return result[0] if single else result
 
-    def _response(self, rmf_sha256: str) -> tuple[Floats, Floats, Floats]:
-        """Return the energies and matrix of shape (energies, 1024); the last few are kept."""
+    def _response(self, rmf_sha256: str) -> _Response:
+        """Return a decoded response; the last few are kept."""
         if rmf_sha256 not in self._decoded:
-            response = _decode(self._read(rmf_sha256))
+            response = _Response.decode(self._read(rmf_sha256))
             if len(self._decoded) >= _KEPT:
                 self._decoded.pop(next(iter(self._decoded)))
             self._decoded[rmf_sha256] = response
@@ -255,9 +272,42 @@ def _load_responses(path: str, options: dict[str, Any]) -> Any:
         raise SettingError(f"{path} has no config responses: prepare it with --with-responses") from error
 
 
-def _require(rows: Mapping[str, Any], names: Iterable[str]) -> None:
-    if missing := [name for name in names if name not in rows]:
+def _batch(rows: pa.Table | Mapping[str, Any], names: tuple[str, ...]) -> tuple[bool, Mapping[str, Any]]:
+    """Tell whether it is one row, and the named columns of the rows; SettingError where one is missing."""
+    there = rows.column_names if isinstance(rows, pa.Table) else rows
+    if missing := [name for name in names if name not in there]:
         raise SettingError(f"no {missing[0]} in the row: give rows of config counts with {', '.join(names)}")
+    if isinstance(rows, pa.Table):
+        return False, arrays(rows.select(names))
+    single = any(isinstance(rows[name], str) for name in names)
+    return single, {name: [rows[name]] if single else rows[name] for name in names}
+
+
+def _areas(arf: Any) -> tuple[Floats, ...]:
+    """Return the low edge, high edge and effective area of each row's ARF, (rows, longest).
+
+    Shorter ones are padded with bins from 0 to 0 keV, as `collate` pads them.
+    """
+    if not isinstance(arf, Mapping):
+        shape = len(arf), max((len(row["specresp"]) for row in arf), default=0)
+        padded = {name: np.zeros(shape) for name in _AREA}
+        for number, row in enumerate(arf):
+            for name, values in padded.items():
+                values[number, : len(row[name])] = row[name]
+        arf = padded
+    return tuple(np.asarray(arf[name], dtype=np.float64) for name in _AREA)
+
+
+def _integral(area: Floats, low: Floats, high: Floats, energy: Floats) -> Floats:
+    """Integrate the area up to each energy, (rows, energies), cm2 keV: constant in each bin, 0 outside."""
+    bins = int(np.count_nonzero(high))  # without those that pad
+    low, width = low[:bins], high[:bins] - low[:bins]
+    before = np.zeros((len(area), bins + 1))
+    np.cumsum(area[:, :bins] * width, axis=1, out=before[:, 1:])
+    within = np.searchsorted(low, energy, side="right") - 1
+    part = np.clip(energy - low[within], 0, width[within])  # of a bin; 0 below the first
+    integral: Floats = before[:, np.maximum(within, 0)] + area[:, within] * part
+    return integral
 
 
 def _rising(edges: ArrayLike) -> Floats:
@@ -270,25 +320,56 @@ def _rising(edges: ArrayLike) -> Floats:
     return numbers
 
 
-def _arf(arf: Mapping[str, ArrayLike]) -> tuple[Floats, Floats, Floats]:
-    low, high, area = (np.asarray(arf[name], dtype=np.float64) for name in _AREA)
-    return low, high, area
+def _photons(given: ArrayLike, energies: int, rows: int, single: bool) -> Floats:
+    """Evaluate a model; SettingError unless it is one spectrum, or one for each row."""
+    photons = np.asarray(given, dtype=np.float64)
+    if photons.shape != (energies,) and (single or photons.shape != (rows, energies)):
+        raise SettingError(f"the model gives values of shape {photons.shape} for {energies} energy bins")
+    return photons
 
 
-def _mean_area(arf: Mapping[str, ArrayLike], low: Floats, high: Floats) -> Floats:
-    """Compute the mean over each range of an area that is constant in each bin of the ARF and 0 outside, cm2."""
-    arf_low, arf_high, area = _arf(arf)
-    overlap = np.minimum.outer(high, arf_high) - np.maximum.outer(low, arf_low)
-    mean: Floats = (np.maximum(overlap, 0) @ area) / (high - low)
-    return mean
+@dataclass(frozen=True, slots=True)
+class _Response:
+    """A response matrix, its values one group of channels after the other.
 
+    Attributes
+    ----------
+    low, high : ndarray of float64, shape (energies,)
+        keV.
+    energy, width : ndarray of int64, shape (groups,)
+        Number of the photon energy bin, and of channels, of each group.
+    channel : ndarray of int64, shape (values,)
+        From 0.
+    value : ndarray of float32, shape (values,)
+    """
 
-def _decode(row: Mapping[str, NDArray[Any]]) -> tuple[Floats, Floats, Floats]:
-    """Return the energies and matrix of a row of config ``responses``: groups of CAL/GEN/92-002, written out."""
-    n_energies, n_chan = row["n_grp"].size, row["n_chan"].astype(np.int64)
-    energy = np.repeat(np.repeat(np.arange(n_energies), row["n_grp"]), n_chan)
-    within = np.arange(n_chan.sum()) - np.repeat(np.cumsum(n_chan) - n_chan, n_chan)
-    channel = np.repeat(row["f_chan"] - row["first_channel"], n_chan) + within
-    matrix = np.zeros((n_energies, N_CHANNELS))
-    np.add.at(matrix, (energy, channel), row["matrix"])
-    return row["energy_lo"], row["energy_hi"], matrix
+    low: Floats
+    high: Floats
+    energy: NDArray[np.int64]
+    width: NDArray[np.int64]
+    channel: NDArray[np.int64]
+    value: NDArray[np.float32]
+
+    @classmethod
+    def decode(cls, row: Mapping[str, NDArray[Any]]) -> _Response:
+        """Decode a row of config ``responses``, whose groups of channels are those of CAL/GEN/92-002."""
+        energy = np.repeat(np.arange(row["n_grp"].size), row["n_grp"])
+        width = row["n_chan"].astype(np.int64)
+        end = np.cumsum(width)
+        channel = np.arange(width.sum()) + np.repeat(row["f_chan"] - row["first_channel"] - (end - width), width)
+        return cls(row["energy_lo"], row["energy_hi"], energy, width, channel, row["matrix"])
+
+    def has_energies_of(self, area: tuple[Floats, ...]) -> bool:
+        """Compare the energies with those of an effective area; behind its own, it may be padded with bins of 0 keV."""
+        size = self.low.size
+        return all(
+            mine[:size].shape == theirs.shape
+            and np.allclose(mine[:size], theirs, rtol=_GRID_TOLERANCE, atol=0)
+            and not mine[size:].any()
+            for mine, theirs in zip(area, (self.low, self.high), strict=False)
+        )
+
+    def fold(self, photons: Floats) -> Floats:
+        """Distribute what is detected in each energy bin over the channels."""
+        spread = np.repeat(photons[self.energy], self.width) * self.value
+        return np.bincount(self.channel, spread, N_CHANNELS).astype(np.float64, copy=False)

@@ -60,12 +60,15 @@ class Check:
         The first `LIMIT` of them, each ``file: row: value``.
     failed : int
         The number of all.
+    unseen : str
+        Reason why it could not be looked at, such as a full disk, or not to its end; that is no failure.
     """
 
     claim: str
     scope: str = ""
     failures: list[str] = field(default_factory=list)
     failed: int = 0
+    unseen: str = ""
 
     def fail(self, *words: str) -> None:
         """Note one failure: the file, the row where there is one, and what is wrong."""
@@ -127,6 +130,9 @@ def check_nulls(check: Check, rows: Rows) -> bool:
         for name in table.column_names:
             if name not in _MAY_BE_NULL and table[name].null_count:
                 check.fail_rows(rows, config, pc.is_null(table[name]).to_numpy(), f"{name} is null")
+            if pa.types.is_floating(table[name].type):
+                unknown = pc.fill_null(pc.invert(pc.is_finite(table[name])), False).to_numpy()
+                check.fail_rows(rows, config, unknown, f"{name} is {{}}: what is not known is null", table[name])
             if pa.types.is_list(table[name].type) or pa.types.is_fixed_size_list(table[name].type):
                 values = pc.list_flatten(table[name])
                 if values.null_count:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ _METADATA: dict[str, dict[str, None]] = {
 }
 
 
-def title(row: dict[str, Any]) -> str:
+def title(row: Mapping[str, Any]) -> str:
     """Write the title of a row's plot: source (if it has a name), detection, exposure and counts."""
     exposure, counts = f"{row['exposure'] / 1000:,.1f} ks", several(row["source_counts"], "count")
     parts = one_line(row["name"]), row["detection_id"], exposure, counts
@@ -170,6 +170,43 @@ def save_plot(folder: Path, rows: list[dict[str, Any]], path: Path) -> None:
             figure.savefig(partial, dpi=150, format=path.suffix[1:].lower(), metadata=_METADATA[path.suffix.lower()])
 
 
+def plot(row: Mapping[str, Any], ax: Axes | None = None) -> Axes:
+    """Draw the spectrum of one row, in a notebook for instance.
+
+    Parameters
+    ----------
+    row : dict
+        A row of config ``spectra``, plain or in any format, with ``detection_id`` and ``spectrum``. With ``name``,
+        ``exposure`` and ``source_counts`` as well it has a title.
+    ax : matplotlib.axes.Axes, optional
+        Axes to draw into, by default those of a new figure of pyplot.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    SettingError
+        If it is no such row.
+    MissingExtraError
+        Without matplotlib.
+    """
+    if missing := {"detection_id", "spectrum"} - set(row):
+        raise SettingError(f"no {min(missing)} in the row: give a row of config spectra")
+    require("matplotlib", "plots", "a plot")
+    if ax is None:
+        from matplotlib import pyplot
+
+        _, ax = pyplot.subplots(figsize=(7.2, 3.6), layout="constrained")
+    ax.set_axisbelow(True)
+    _rates(ax, [row])
+    _energies(ax, [row])
+    if {"name", "exposure", "source_counts"} <= set(row):
+        ax.set_title(title(row), fontsize=11, parse_math=False)
+    return ax
+
+
 def _of(rows: list[dict[str, Any]]) -> str:
     """Name the source or the number of sources; nothing if one of them has no name."""
     names = {one_line(row["name"]) for row in rows}
@@ -178,7 +215,7 @@ def _of(rows: list[dict[str, Any]]) -> str:
     return f" of {names.pop() if len(names) == 1 else f'{len(names)} sources'}"
 
 
-def _bins(row: dict[str, Any]) -> tuple[NDArray[np.float64], ...]:
+def _bins(row: Mapping[str, Any]) -> tuple[NDArray[np.float64], ...]:
     names = ("ene_low_bin", "ene_high_bin", "flux", "flux_error")
     return tuple(np.asarray(row["spectrum"][name], dtype=np.float64) for name in names)
 
@@ -190,7 +227,7 @@ def _steps(
     axes.stairs(values, np.append(low, high[-1]), baseline=None, **options)
 
 
-def _rates(axes: Axes, rows: list[dict[str, Any]]) -> None:
+def _rates(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     tops, bottoms = [], []
     for row, colour in zip(rows, _COLOURS, strict=False):
         low, high, rate, error = _bins(row)
@@ -225,7 +262,7 @@ def _counts(axes: Axes, row: dict[str, Any], source: NDArray[np.int64], backgrou
     axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0)
 
 
-def _energies(axes: Axes, rows: list[dict[str, Any]]) -> None:
+def _energies(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     low = max(_LOWEST, 0.96 * min(_bins(row)[0][0] for row in rows))
     high = 1.04 * max(_bins(row)[1][-1] for row in rows)
     energy_axis(axes, low, high, _TICKS)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builder.dataset.layout import DATA_FILES, MANIFEST_FILE, Manifest
+from builder.dataset.layout import CARD_FILE, MANIFEST_FILE, Entry, Manifest, is_shard
+from builder.files import write_whole
 from builder.model.errors import HubError, OutputError, SettingError
-from builder.model.splits import SPLITS
 from builder.model.text import Progress, silent
 from builder.use.verify import verify
 
@@ -58,6 +57,7 @@ def push(
     tag: str | None = None,
     dry_run: bool = False,
     quick: bool = False,
+    keep_card: bool = False,
     endpoint: str | None = None,
     progress: Progress = silent,
 ) -> Pushed:
@@ -82,6 +82,8 @@ def push(
         Verify, say what would be uploaded, and ask the hub nothing.
     quick : bool
         Verify sizes and checksums only.
+    keep_card : bool
+        Take the card as it was edited, and write so into the folder's manifest.
     endpoint : str, optional
         Base URL of the hub; ``HF_ENDPOINT`` or huggingface.co by default.
     progress : callable
@@ -114,14 +116,32 @@ def push(
     if not dry_run:
         with _clear_errors(api, repo_id):
             api.whoami()  # tells a wrong token from a repository that is not there; later answers do not
-    report = verify(folder, content=not quick, load=not quick, progress=progress)
+    report = verify(folder, content=not quick, load=not quick, edited_card=keep_card, progress=progress)
     if report.failed:
-        raise OutputError(f"{folder} is not pushed (failures: {report.failed:,}), the first: {report.failures[0]}")
+        card = report.failures[0].startswith(f"{CARD_FILE}: has")
+        advice = "; --keep-card takes the card as it was edited" if card else ""
+        raise OutputError(
+            f"{folder} is not pushed (failures: {report.failed:,}), the first: {report.failures[0]}{advice}"
+        )
+    if report.unseen:
+        raise OutputError(f"{folder} is not pushed, as it could not be verified: {report.unseen[0]}")
+    if keep_card and not dry_run:
+        _keep_card(folder)
     files = _files(folder)
     if dry_run:
         return Pushed(repo_id, files)
     with _clear_errors(api, repo_id):
         return _upload(api, folder, repo_id, files, private=private, revision=revision, tag=tag)
+
+
+def _keep_card(folder: Path) -> None:
+    """Write the card as it is into the manifest, so that the folder and all copies of it verify."""
+    manifest = Manifest.read(folder)
+    files = tuple(Entry.of(folder / CARD_FILE, folder) if file.path == CARD_FILE else file for file in manifest.files)
+    if files != manifest.files:
+        manifest = replace(manifest, files=files)
+        with write_whole(folder / MANIFEST_FILE) as partial:
+            partial.write_text(replace(manifest, sha256=manifest.digest).text, encoding="utf-8")
 
 
 def _files(folder: Path) -> tuple[tuple[str, int], ...]:
@@ -157,8 +177,7 @@ def _upload(
         raise HubError(
             f"{repo_id} holds {script}, with which load_dataset refuses the whole repository: remove it first"
         )
-    shards = [f"{name}/{split}-*.parquet" for name in DATA_FILES.values() for split in SPLITS]
-    stale = {path for path in there if any(fnmatchcase(path, shard) for shard in shards)} - {path for path, _ in files}
+    stale = set(filter(is_shard, there)) - {path for path, _ in files}
     commit = api.create_commit(
         repo_id,
         repo_type="dataset",

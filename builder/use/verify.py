@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import json
-import random
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builder.archive.packages import PACKAGE_SIZE, Package
-from builder.dataset.layout import DATA_FILES, HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Manifest
-from builder.dataset.rows import examples
+from builder.dataset.layout import CARD_FILE, DATA_FILES, HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Manifest, is_loaded
 from builder.dataset.slices import SLICE_ROWS, order_of, slices
 from builder.files import file_sha256
-from builder.model.columns import COLUMNS, features
+from builder.model.columns import features
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import REASONS
 from builder.model.text import Progress, several, silent
-from builder.store.fill import make
-from builder.store.packages import REJECTIONS_SCHEMA, SPECTRA_SCHEMA, Store
+from builder.store.packages import REJECTIONS_SCHEMA
 from builder.use.checks import (
     Check,
     Grids,
@@ -41,6 +33,8 @@ from builder.use.checks import (
     check_spectra,
     hdf5_columns,
 )
+from builder.use.reading import hindrance, reading, temporary
+from builder.use.recheck import check_again
 from builder.workspace import open_workspace
 
 
@@ -64,6 +58,11 @@ class Report:
         return sum(check.failed for check in self.checks)
 
     @property
+    def unseen(self) -> list[str]:
+        """The reasons why something could not be looked at."""
+        return [check.unseen for check in self.checks if check.unseen]
+
+    @property
     def failures(self) -> list[str]:
         """The failures that the checks list, one line each: file, row and value."""
         return [line for check in self.checks for line in check.failures]
@@ -79,7 +78,9 @@ def verify(
     seed: int = 0,
     cache: Path | None = None,
     slice_rows: int = SLICE_ROWS,
+    edited_card: bool = False,
     progress: Progress = silent,
+    done: Callable[[Check], None] = lambda check: None,
 ) -> Report:
     """Check a prepared folder.
 
@@ -100,18 +101,23 @@ def verify(
         Folder for what is downloaded, see `builder.workspace.default_cache`.
     slice_rows : int
         Rows in hand at once; 500 are about 20 MB.
+    edited_card : bool
+        Let the card be another than the manifest says.
     progress : callable
+    done : callable
+        Called with each check when it is done.
 
     Returns
     -------
     Report
+        Also where something could not be looked at, as a disk was full or the archive did not answer.
 
     Raises
     ------
     OutputError
         If the folder has no readable manifest.
-    SettingError, ArchiveError
-        If the archive to reduce from cannot be used.
+    SettingError
+        If there is no such archive to reduce from.
     """
     folder = Path(folder)
     manifest = Manifest.read(folder)
@@ -126,38 +132,45 @@ def verify(
     loads = Check("load_dataset reads every config, cold")
     again = Check("reduced again, the numbers are the same")
 
-    if _check_files(files, folder, manifest, progress):
-        with _reading(numbers, MANIFEST_FILE):
+    if recheck:
+        settings = replace(manifest.read_settings(folder), archive=manifest.archive(archive))
+        source = open_workspace(settings, cache).archive
+    rows = (ids, grids, channels, spectra, hdf5)
+
+    readable = _check_files(files, folder, manifest, edited_card, progress)
+    done(files)
+    if readable:
+        with reading(numbers, MANIFEST_FILE):
             _check_numbers(numbers, folder, manifest)
-        if not numbers.failed:
-            if content:
-                _check_content(folder, manifest, (ids, grids, channels, spectra, hdf5), slice_rows, progress)
-            if load:
-                _check_loads(loads, folder, manifest)
-            if recheck:
-                _check_again(again, folder, manifest, recheck, archive, seed, cache, progress)
-    return Report(shown, (files, numbers, ids, grids, channels, spectra, hdf5, loads, again))
+        readable = not numbers.failed and not numbers.unseen
+    done(numbers)
+    if readable and content:
+        with reading(ids, "Parquet"):
+            _check_content(folder, manifest, rows, slice_rows, progress)
+    for check in rows:
+        done(check)
+    if readable and load:
+        with reading(loads, "load_dataset"):
+            _check_loads(loads, folder, manifest)
+    done(loads)
+    if readable and recheck:
+        with reading(again, "the archive's files"):
+            check_again(again, folder, manifest, settings, source, recheck, seed, progress)
+    done(again)
+    return Report(shown, (files, numbers, *rows, loads, again))
 
 
-@contextmanager
-def _reading(check: Check, file: str) -> Iterator[None]:
-    """Turn the errors of a damaged file or a strange manifest into a failure."""
-    try:
-        yield
-    except KeyError as error:
-        check.fail(file, f"has no {error}")
-    except (pa.ArrowException, OSError, ValueError, TypeError, IndexError) as error:
-        check.fail(file, f"cannot be read: {error}")
+def _check_files(check: Check, folder: Path, manifest: Manifest, edited_card: bool, progress: Progress) -> bool:
+    """Compare size and SHA-256 of every file; returns whether the data can be read on.
 
-
-def _check_files(check: Check, folder: Path, manifest: Manifest, progress: Progress) -> bool:
-    """Compare size and SHA-256 of every file; returns whether the data can be read on."""
+    Other files fail only where `load_dataset` would read them: tools such as `hf download` leave some of their own.
+    """
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     if (folder / MANIFEST_FILE).read_bytes() != manifest.text.encode():
         check.fail(MANIFEST_FILE, "is not laid out as it was written")
     if manifest.sha256 != manifest.digest:
         check.fail(MANIFEST_FILE, f"has the SHA-256 {manifest.digest}, it says {manifest.sha256}")
-    with _reading(check, MANIFEST_FILE):
+    with reading(check, MANIFEST_FILE):
         named = {file.path for file in manifest.files}
         check.scope = f"{len(named)} files, {manifest.size / 1e6:,.1f} MB"
         damaged = len(named) != len(manifest.files)
@@ -165,14 +178,20 @@ def _check_files(check: Check, folder: Path, manifest: Manifest, progress: Progr
             path, before = file.path, check.failed
             if path not in found:
                 check.fail(path, "is missing")
+            elif edited_card and path == CARD_FILE:
+                continue
             elif (length := (folder / path).stat().st_size) != file.bytes:
                 check.fail(path, f"has {length} bytes, the manifest says {file.bytes}")
             elif (actual := file_sha256(folder / path)) != file.sha256:
                 check.fail(path, f"has the SHA-256 {actual}, the manifest says {file.sha256}")
-            damaged |= check.failed > before and path != "README.md"
+            damaged |= check.failed > before and path != CARD_FILE
             progress("files", number, len(manifest.files))
-        for path in sorted(found - named - {MANIFEST_FILE}):
-            check.fail(path, "is not in the manifest")
+        others = sorted(found - named - {MANIFEST_FILE})
+        for path in others:
+            if is_loaded(path, folder):
+                check.fail(path, "is not in the manifest, but load_dataset would read it")
+        if others:
+            check.scope += f"; {several(len(others), 'other file')} beside them"
         return not damaged
     return False
 
@@ -194,7 +213,7 @@ def _check_numbers(check: Check, folder: Path, manifest: Manifest) -> None:
         known |= set(shards)
         for number, (path, rows) in enumerate(shards.items()):
             equal("name", path, f"{DATA_FILES[config]}/{split}-{number:05d}-of-{len(shards):05d}.parquet")
-            with _reading(check, path):
+            with reading(check, path):
                 parquet = pq.ParquetFile(folder / path)
                 equal("number of rows", parquet.metadata.num_rows, rows, path)
                 if Features.from_arrow_schema(parquet.schema_arrow) != features(config):
@@ -213,7 +232,7 @@ def _check_numbers(check: Check, folder: Path, manifest: Manifest) -> None:
     for file in manifest.files:
         if file.path.endswith(".parquet") and file.path not in known:
             check.fail(MANIFEST_FILE, f"{file.path} is of no config and split")
-        others = {HDF5_FILE: counts.rows, REJECTIONS_FILE: counts.rejected, "README.md": None}
+        others = {HDF5_FILE: counts.rows, REJECTIONS_FILE: counts.rejected, CARD_FILE: None}
         equal(f"rows of {file.path}", file.rows, others.get(file.path, file.rows))
 
     rejections = pq.read_table(folder / REJECTIONS_FILE)
@@ -259,7 +278,7 @@ def _check_content(
     named = {row["detection_id"] for row in rejections if row["reason"] != "no_detection"}
     detections = {DetectionId.parse(name).catalog.object_id for name in named}
     previous, distinct, used, responses = -1, 0, set[str](), dict[str, str]()
-    with h5py.File(folder / HDF5_FILE) as file, _reading(ids, "Parquet"):
+    with h5py.File(folder / HDF5_FILE) as file, reading(ids, "Parquet"):
         known = _check_ebounds(grids, hdf5, folder, manifest.shards("ebounds", "train"), file)
         comparable = hdf5_columns(hdf5, file, HDF5_FILE, counts.rows)
         for rows in slices(folder, manifest, order_of(folder, manifest), slice_rows):
@@ -271,7 +290,7 @@ def _check_content(
                 check_channels(channels, rows, known)
                 check_spectra(spectra, rows, manifest.recipe, known)
                 if comparable:
-                    with _reading(hdf5, HDF5_FILE):
+                    with reading(hdf5, HDF5_FILE):
                         check_hdf5(hdf5, rows, file)
                 used.update(rows.counts["ebounds_id"].to_pylist())
                 responses.update(
@@ -291,11 +310,11 @@ def _check_content(
 
 def _check_ebounds(check: Check, hdf5: Check, folder: Path, files: dict[str, int], file: h5py.File) -> Grids:
     known: Grids = {}
-    with _reading(check, DATA_FILES["ebounds"]):
+    with reading(check, DATA_FILES["ebounds"]):
         for path in files:
             known |= check_grids(check, pq.read_table(folder / path), path)
     check.scope = several(len(known), "grid")
-    with _reading(hdf5, f"{HDF5_FILE}: ebounds"):
+    with reading(hdf5, f"{HDF5_FILE}: ebounds"):
         group = file["ebounds"]
         stored = zip(group["ebounds_id"].asstr()[:], group["energy_lo"][:], group["energy_hi"][:], strict=True)
         if [(key, low.tolist(), high.tolist()) for key, low, high in stored] != [
@@ -308,7 +327,7 @@ def _check_ebounds(check: Check, hdf5: Check, folder: Path, files: dict[str, int
 def _check_responses(check: Check, folder: Path, files: dict[str, int], used: dict[str, str]) -> None:
     """Check that every response is well-formed, there once, and that of a row with its grid; every row has one."""
     found = set[str]()
-    with _reading(check, DATA_FILES["responses"]):
+    with reading(check, DATA_FILES["responses"]):
         for path in files:
             with pq.ParquetFile(folder / path) as file:
                 for batch in file.iter_batches(10):
@@ -322,17 +341,18 @@ def _check_responses(check: Check, folder: Path, files: dict[str, int], used: di
 def _check_loads(check: Check, folder: Path, manifest: Manifest) -> None:
     """Load each config with an empty cache and compare the number of rows and the features."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
 
     wanted: dict[str, dict[str, int]] = {}
     for config, split in manifest.parts:
         if rows := sum(manifest.shards(config, split).values()):  # datasets loads no split without rows
             wanted.setdefault(config, {})[split] = rows
     for config, expected in wanted.items():
-        with tempfile.TemporaryDirectory() as cache, _reading(check, f"config {config}"):
+        with temporary() as cache, reading(check, f"config {config}"):
             try:
-                loaded = load_dataset(str(folder), config, cache_dir=cache)
-            except DatasetsError as error:
+                loaded = load_dataset(str(folder), config, cache_dir=str(cache))
+            except Exception as error:
+                if hindrance(error):
+                    raise
                 check.fail(f"config {config}", f"load_dataset: {error.__cause__ or error}")
                 continue
             found = {split: len(dataset) for split, dataset in loaded.items()}
@@ -341,72 +361,3 @@ def _check_loads(check: Check, folder: Path, manifest: Manifest) -> None:
             if any(dataset.features != features(config) for dataset in loaded.values()):
                 check.fail(f"config {config}", "load_dataset gives other features")
     check.scope = ", ".join(wanted) or "no rows"
-
-
-def _check_again(
-    check: Check,
-    folder: Path,
-    manifest: Manifest,
-    number: int,
-    archive: str,
-    seed: int,
-    cache: Path | None,
-    progress: Progress,
-) -> None:
-    """Reduce some rows again, by the way that every row goes, and compare with the doubles of the HDF5 file."""
-    settings = replace(manifest.read_settings(folder), archive=manifest.archive(archive))
-    source = open_workspace(settings, cache)
-    total = manifest.counts.rows
-    chosen = sorted(random.Random(seed).sample(range(total), min(number, total)))
-    columns = [column for column in COLUMNS if column.name in SPECTRA_SCHEMA.names]
-    with h5py.File(folder / HDF5_FILE) as file, tempfile.TemporaryDirectory() as root:
-        store = Store(Path(root), settings.release, settings.recipe, settings.responses)
-        for start in range(0, len(chosen), PACKAGE_SIZE):
-            rows = {row: DetectionId.parse(file["detection_id"].asstr()[row]) for row in chosen[start:][:PACKAGE_SIZE]}
-            package = Package(0, tuple(dict.fromkeys(detection.catalog for detection in rows.values())))
-            make(package, source.archive, store)
-            result = store.read(package)
-            reasons = {row["detection_id"]: row for row in result.rejections.to_pylist()}
-            measured = {row["object_id"]: row for row in result.spectra.to_pylist()}
-            for row, detection in rows.items():
-                place = (HDF5_FILE, f"{detection} (row {row})")
-                if (expected := measured.get(detection.object_id)) is None:
-                    why = reasons.get(str(detection), {"message": "no files"})["message"]
-                    check.fail(*place, f"is now rejected: {why}")
-                    continue
-                for column in columns:
-                    difference = _difference(file[column.hdf5_name][row], expected[column.name])
-                    if difference:
-                        check.fail(*place, column.hdf5_name + difference)
-            if settings.responses:
-                _check_responses_again(check, folder, list(manifest.shards("responses", "train")), result.responses)
-            progress("recheck", start + len(rows), len(chosen))
-    check.scope = f"{len(chosen):,} of {total:,} rows, from {settings.archive}"
-
-
-def _check_responses_again(check: Check, folder: Path, files: list[str], again: pa.Table) -> None:
-    """Compare responses that were read again, by their keys, with those of the folder."""
-    wanted = {row["rmf_sha256"]: row for row in examples(again)}
-    for path in files:
-        with pq.ParquetFile(folder / path) as file:
-            for batch in file.iter_batches(10):
-                for stored in examples(pa.Table.from_batches([batch])):
-                    for name, value in wanted.get(stored["rmf_sha256"], {}).items():
-                        if difference := _difference(stored[name], value):
-                            check.fail(path, stored["rmf_sha256"], name + difference)
-
-
-def _difference(stored: Any, again: Any) -> str:
-    """Describe how a stored value differs from the one that came out again; empty where it does not."""
-    if isinstance(stored, bytes):
-        stored = stored.decode()
-    if again is None:  # in HDF5 a text that is null is empty
-        return "" if stored is None or np.array_equal(stored, "") else f" is {stored}, the archive's files give none"
-    if np.array_equal(stored, again):
-        return ""
-    if np.shape(stored) != np.shape(again):
-        return f" has {np.size(stored)} values, the archive's files give {np.size(again)}"
-    if not np.shape(stored):
-        return f" is {stored}, the archive's files give {again}"
-    first = np.flatnonzero(stored != np.asarray(again))[0]
-    return f"[{first}] is {stored[first]}, the archive's files give {again[first]}"
