@@ -52,7 +52,7 @@ def embedded_rows_and_files() -> Embedded:
     """
     real = [_real(detection, stem) for detection, stem in _REAL.items()]
     # Every twelfth source of an archive ten times as long: many fields, and sources that were observed again.
-    archive = SimulatedArchive(10 * _SIMULATED_ROWS, seed=_SEED, interleaved=0.0)
+    archive = SimulatedArchive(10 * _SIMULATED_ROWS, seed=_SEED, interleaved=0.0, release=1)
     names = dict.fromkeys(row["name"] for row in archive.rows[::12])
     simulated = [(row, archive.files(_detection(row))) for row in archive.rows if row["name"] in names]
     simulated = simulated[:_SIMULATED_ROWS]
@@ -60,7 +60,7 @@ def embedded_rows_and_files() -> Embedded:
     cut_short[0] = replace(cut_short[0], data=cut_short[0].data[: len(cut_short[0].data) // 2])
     del without_rmf[2]
     # Another seed, for another source than the first of those.
-    pair = SimulatedArchive(1, seed=_SEED + 1, first_obsid=99000, interleaved=1.0)
+    pair = SimulatedArchive(1, seed=_SEED + 1, first_obsid=99000, interleaved=1.0, release=1)
     simulated += [(row, pair.files(_detection(row))) for row in pair.rows]
     return sorted(real + simulated, key=lambda entry: _detection(entry[0]))
 

@@ -2,7 +2,8 @@
 
 Everything carries ``SIM`` in its name and ``ORIGIN = 'SIMULATED'`` in its headers. The spectra of
 `builder.simulator.sky` are folded through a response that resembles that of ACIS and drawn from Poisson distributions.
-The files are put together card by card: a FITS library would take ten times as long.
+The files are put together card by card: a FITS library would take ten times as long. Their structure is
+that of release 2, which the archive serves today, or that of release 1, as of the two real detections inside Sherpa.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from numpy.typing import NDArray
 from builder.model.errors import ArchiveError
 from builder.model.ids import DetectionId
 from builder.model.records import N_CHANNELS, File
+from builder.simulator.headers import Cards, header, padded, sum32, summed
 from builder.simulator.sky import catalog_rows, draw_detections, effective_area, photon_spectrum, source_name
 
 Floats = NDArray[np.float64]
-Cards = dict[str, object]
 
 ENERGIES: Floats = 0.3 + 0.01 * np.arange(901, dtype=np.float64)
 """Edges of the ARF's and RMF's energies, keV (mkacisrmf's ``energy=0.3:9.3:0.01`` in the catalog's files)."""
@@ -48,6 +49,7 @@ _CONSTANT: Cards = {
     "DTCOR": _DEAD_TIME, "HDUCLASS": "OGIP", "CHANTYPE": "PI", "DETCHANS": N_CHANNELS, "TLMIN1": 1,
     "TLMAX1": N_CHANNELS, "TLMIN4": 1, "TLMAX4": N_CHANNELS, "PIBINWID": 0.0146, "LO_THRES": 1e-6, "AREASCAL": 1.0,
     "CORRSCAL": 0.0, "POISSERR": True, "SYS_ERR": 0.0, "QUALITY": 0, "GROUPING": 0, "CORRFILE": "none",
+    "RADESYS": "ICRS",
 }  # fmt: skip
 _INSTRUMENT = "MISSION TELESCOP INSTRUME"
 _CLASS = "HDUCLASS HDUCLAS1 HDUCLAS2 HDUVERS"
@@ -59,6 +61,14 @@ _PLACE = (
     "DETNAM GRATING FILTER READMODE DATAMODE OBS_MODE DATACLAS CYCLE EQUINOX RADECSYS RA DEC RA_PNT DEC_PNT ROLL_PNT "
     "ONTIME LIVETIME EXPOSURE DTCOR"
 )
+_PLACE_2 = (
+    "DETNAM GRATING READMODE DATAMODE OBS_MODE DATACLAS CYCLE RADESYS RA_TARG DEC_TARG RA_PNT DEC_PNT ROLL_PNT "
+    "ONTIME LIVETIME EXPOSURE DTCOR"
+)
+"""Cards of release 2, which gives the position of the pointing and of its target, and none of the source."""
+
+_EXTNAMES: dict[int, dict[str, str]] = {1: {}, 2: {"RSP_MATRIX": "MATRIX"}}
+_MASK_SIDE = 32
 _SPECTRUM = (
     "AREASCAL CORRSCAL BACKSCAL CHANTYPE DETCHANS TOTCTS POISSERR SYS_ERR QUALITY GROUPING CORRFILE BACKFILE ANCRFILE "
     "RESPFILE"
@@ -114,7 +124,7 @@ def _gaussian(energy: Floats, centre: Floats | float, sigma: Floats | float) -> 
 
 
 @cache
-def _response(back_illuminated: int) -> _Response:
+def _response(back_illuminated: int, release: int) -> _Response:
     """Make a response with peak, tail, silicon escape and fluorescence, and a shelf, as in the catalog's RMFs."""
     energy, channel = _MIDDLES[:, None], _CENTRES[None, :]
     noise, fano, tail, shelf, dip = ((0.030, 8.3e-4, 0.025, 3e-5, 0.8), (0.040, 4.3e-4, 0.010, 1.5e-4, 0.0))[
@@ -155,10 +165,12 @@ def _response(back_illuminated: int) -> _Response:
             heap += array.astype(kind).tobytes()
     bounds = np.zeros(N_CHANNELS, [("channel", ">i4"), ("low", ">f4"), ("high", ">f4")])
     bounds["channel"], bounds["low"], bounds["high"] = np.arange(1, N_CHANNELS + 1), CHANNELS[:-1], CHANNELS[1:]
-    table = _padded(bytes(descriptors + heap), b"\0") + _table("EBOUNDS", {}, bounds.tobytes(), N_CHANNELS)
+    data = padded(bytes(descriptors + heap), b"\0")
+    table = data + _table("EBOUNDS", {}, bounds.tobytes(), N_CHANNELS, release)
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     elements = int((single > 0).sum())
     cards: Cards = {"PCOUNT": len(heap), "NUMGRP": groups, "NUMELT": elements, "TFORM6": f"PE({longest})"}
+    cards |= {"DATASUM": str(sum32(data))}
     return _Response(single.astype(np.float64), cards, table, deflate.compress(table) + deflate.flush())
 
 
@@ -174,30 +186,12 @@ def _background_shape(back_illuminated: int) -> Floats:
     return shape
 
 
-def _padded(data: bytes, fill: bytes) -> bytes:
-    return data + fill * (-len(data) % 2880)  # FITS Standard 4.0, section 3.1
-
-
-def _header(cards: Cards) -> bytes:
-    lines = []
-    for keyword, value in cards.items():
-        if isinstance(value, bool):
-            text = f"{'FT'[value]:>20}"
-        elif isinstance(value, (int, np.integer)):
-            text = f"{value:>20d}"
-        elif isinstance(value, (float, np.floating)):
-            text = f"{value:>20.13E}"
-        else:
-            text = f"'{value:<8}'"
-        lines.append(f"{keyword:<8}= {text}".ljust(80))
-    return _padded("".join([*lines, "END".ljust(80)]).encode("ascii"), b" ")
-
-
-def _table(name: str, values: Cards, data: bytes, rows: int) -> bytes:
+def _table(name: str, values: Cards, data: bytes, rows: int, release: int) -> bytes:
     """Make a binary table of `_TABLES`; the data may be appended afterwards, ``PCOUNT`` bytes of heap among them."""
     columns, classes, cards = _TABLES[name]
     head: Cards = {"XTENSION": "BINTABLE", "BITPIX": 8, "NAXIS": 2, "NAXIS1": 0, "NAXIS2": rows, "PCOUNT": 0}
-    head |= {"GCOUNT": 1, "TFIELDS": columns.count(",") + 1, "EXTNAME": name, "EXTVER": 1}
+    extname = _EXTNAMES[release].get(name, name)
+    head |= {"GCOUNT": 1, "TFIELDS": columns.count(",") + 1, "EXTNAME": extname, "EXTVER": 1}
     width = 0
     for number, column in enumerate(columns.split(", "), start=1):
         title, form, *unit = column.split()
@@ -205,7 +199,28 @@ def _table(name: str, values: Cards, data: bytes, rows: int) -> bytes:
         head |= {f"TTYPE{number}": title, f"TFORM{number}": form} | {f"TUNIT{number}": word for word in unit}
     head |= {"NAXIS1": width} | {key: value for key, value in values.items() if key in head}
     known = _CONSTANT | classes | values
-    return _header(head | {card: known[card] for card in cards.split()}) + _padded(data, b"\0")
+    content = padded(data, b"\0")
+    if release == 1:
+        return header(head | {card: known[card] for card in cards.split()}) + content
+    head |= {"HDUNAME": extname, "DATASUM": values["DATASUM"] if not data else str(sum32(content))}
+    return summed(head | {card: known[card] for card in cards.replace(_PLACE, _PLACE_2).split()}) + content
+
+
+@cache
+def _mask(version: int) -> bytes:
+    """Make the image of a region, as release 2 has it behind each spectrum."""
+    y, x = np.mgrid[:_MASK_SIDE, :_MASK_SIDE] - (_MASK_SIDE - 1) / 2
+    data = padded((np.hypot(x, y) < _MASK_SIDE / 2).astype(np.uint8).tobytes(), b"\0")
+    cards: Cards = {
+        "XTENSION": "IMAGE",
+        "BITPIX": 8,
+        "NAXIS": 2,
+        "NAXIS1": _MASK_SIDE,
+        "NAXIS2": _MASK_SIDE,
+        "PCOUNT": 0,
+    }
+    cards |= {"GCOUNT": 1, "EXTNAME": "MASK", "EXTVER": version, "HDUNAME": "MASK", "DATASUM": str(sum32(data))}
+    return summed(cards) + data
 
 
 def _gzip(data: bytes, shared: _Response | None = None) -> bytes:
@@ -236,6 +251,8 @@ class SimulatedArchive:
     interleaved : float
         Share of observations with alternating exposures: their detections have one row, but a spectrum for either
         cycle; ``e1`` has a third of the exposure and of the counts, ``e2`` the rest.
+    release : int
+        Whose structure the files have, 2 or 1.
 
     Attributes
     ----------
@@ -245,8 +262,10 @@ class SimulatedArchive:
         number of source counts: those in the files scatter around it.
     """
 
-    def __init__(self, n: int, seed: int = 0, first_obsid: int = 90000, interleaved: float = 0.02) -> None:
-        self.seed = seed
+    def __init__(
+        self, n: int, seed: int = 0, first_obsid: int = 90000, interleaved: float = 0.02, release: int = 2
+    ) -> None:
+        self.seed, self.release = seed, release
         truth = draw_detections(n, seed, first_obsid, interleaved)
         self.rows: list[dict[str, Any]] = catalog_rows(truth, n, seed)
         self._truth = truth[:n]
@@ -269,11 +288,12 @@ class SimulatedArchive:
             raise ArchiveError(f"{detection} is not in the simulated archive of {len(self._truth)} detections")
         truth = self._truth[position : position + 1]
         if not truth["interleaved"][0]:
-            return _files(truth, self.seed, "", 1.0)
-        return _files(truth, self.seed, "e1", 1 / 3) + _files(truth, self.seed, "e2", 2 / 3)
+            return _files(truth, self.seed, "", 1.0, self.release)
+        first, second = (_files(truth, self.seed, f"e{part}", part / 3, self.release) for part in (1, 2))
+        return first + second
 
 
-def _files(truth: NDArray[np.void], seed: int, cycle: str, share: float) -> list[File]:
+def _files(truth: NDArray[np.void], seed: int, cycle: str, share: float, release: int) -> list[File]:
     """Return PHA, ARF and RMF of one spectrum, `truth` of shape (1,), with `share` of its exposure and counts."""
     one = truth[0]
     obsid, obi, region_id, back_illuminated = (
@@ -281,11 +301,11 @@ def _files(truth: NDArray[np.void], seed: int, cycle: str, share: float) -> list
     )
     rng = np.random.default_rng((seed, obsid, obi, region_id, ("", "e1", "e2").index(cycle)))
     # Each product is processed for itself: versions differ within one detection now and then.
-    versions = rng.integers(1, 4) + (rng.random(3) < 0.15)
+    versions = rng.integers(1, 4) + (rng.random(3) < 0.15) + (20 if release == 2 else 0)
     stem = f"acisf{obsid:05d}_{obi:03d}N{{:03d}}{cycle and '_' + cycle}_r{region_id:04d}_{{}}3.fits"
     pha, arf, rmf = (stem.format(*pair) for pair in zip(versions, ("pha", "arf", "rmf"), strict=True))
 
-    response = _response(back_illuminated)
+    response = _response(back_illuminated, release)
     area = effective_area(truth, _MIDDLES)[0]
     # Not the @ of a BLAS: its threads cost more than they bring, and its rounding differs between machines.
     expected = np.einsum("e,ec->c", photon_spectrum(truth, ENERGIES)[0] * area, response.matrix)
@@ -301,7 +321,15 @@ def _files(truth: NDArray[np.void], seed: int, cycle: str, share: float) -> list
         f"{datetime(1858, 11, 17, tzinfo=UTC) + timedelta(days=mjd, seconds=after):%Y-%m-%dT%H:%M:%S}"
         for after in (0.0, duration)
     )
-    place = (("RA", "ra"), ("DEC", "dec"), ("RA_PNT", "ra_pnt"), ("DEC_PNT", "dec_pnt"), ("ROLL_PNT", "roll"))
+    place = (
+        ("RA", "ra"),
+        ("DEC", "dec"),
+        ("RA_TARG", "ra_pnt"),
+        ("DEC_TARG", "dec_pnt"),
+        ("RA_PNT", "ra_pnt"),
+        ("DEC_PNT", "dec_pnt"),
+        ("ROLL_PNT", "roll"),
+    )
     values: Cards = {
         "OBS_ID": str(obsid),
         "OBI_NUM": obi,
@@ -326,19 +354,23 @@ def _files(truth: NDArray[np.void], seed: int, cycle: str, share: float) -> list
         rows["counts"], rows["rate"] = counts, counts / exposure
         own: Cards = {"EXTVER": version, "HDUCLAS2": kind, "BACKSCAL": scale, "TOTCTS": int(counts.sum())}
         own |= zip(("BACKFILE", "ANCRFILE", "RESPFILE"), files, strict=True)
-        return _table("SPECTRUM", values | own, rows.tobytes(), N_CHANNELS)
+        return _table("SPECTRUM", values | own, rows.tobytes(), N_CHANNELS, release)
 
-    primary = _header({card: (_CONSTANT | values)[card] for card in f"SIMPLE BITPIX NAXIS EXTEND {_IDS}".split()})
+    primary = header({card: (_CONSTANT | values)[card] for card in f"SIMPLE BITPIX NAXIS EXTEND {_IDS}".split()})
     scale = float(one["area"])
+    masks = [_mask(version) if release == 2 else b"" for version in (1, 2)]
     pha_data = (
         primary
         + spectrum("TOTAL", counts, scale, [pha, arf, rmf], 1)
-        + _table("GTI", values, struct.pack(">2d", start, start + ontime), 1)
+        + _table("GTI", values, struct.pack(">2d", start, start + ontime), 1, release)
+        + masks[0]
         + spectrum("BKG", background_counts, scale * float(one["area_ratio"]), ["none"] * 3, 2)
+        + masks[1]
     )
     areas = np.stack([ENERGIES[:-1], ENERGIES[1:], area], axis=1).astype(">f4").tobytes()
+    matrix = _table("RSP_MATRIX", values | response.cards, b"", area.size, release)
     return [
         File(f"{pha}.gz", _gzip(pha_data)),
-        File(f"{arf}.gz", _gzip(primary + _table("SPECRESP", values, areas, area.size))),
-        File(f"{rmf}.gz", _gzip(primary + _table("RSP_MATRIX", values | response.cards, b"", area.size), response)),
+        File(f"{arf}.gz", _gzip(primary + _table("SPECRESP", values, areas, area.size, release))),
+        File(f"{rmf}.gz", _gzip(primary + matrix, response)),
     ]
