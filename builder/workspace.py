@@ -23,7 +23,7 @@ from builder.store.packages import Store
 
 if TYPE_CHECKING:
     from builder.archive.http import Patience
-    from builder.simulator.holdings import Holdings
+    from builder.simulator.services import Holdings
 
 _NAMED = 5
 """Detections that a warning names."""
@@ -59,7 +59,6 @@ def open_workspace(
 
     Parameters
     ----------
-    settings : Settings
     cache : Path, optional
         Folder for finished packages and for what is downloaded or made.
     connections : int
@@ -166,7 +165,7 @@ def holdings(mirror: str, simulated: int | None, seed: int, cache: Path | None) 
         from builder.simulator.products import SimulatedArchive
 
         return SimulatedArchive(simulated, seed)
-    from builder.simulator.holdings import MirrorHoldings
+    from builder.simulator.services import MirrorHoldings
 
     archive = open_workspace(Settings(mirror), cache).archive
     if not isinstance(archive, MirrorArchive):

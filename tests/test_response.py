@@ -21,8 +21,7 @@ from builder.model.records import File, Rejection, Response, Spectrum
 from builder.model.selection import Selection
 from builder.model.settings import Recipe, Settings
 from builder.prepare import prepare
-from builder.reduce.ogip import tables
-from builder.reduce.response import read_response
+from builder.reduce.ogip import read_response, tables
 from builder.reduce.spectrum import reduce_products
 from builder.use.verify import verify
 from chandra_spectra import ChandraSpectra

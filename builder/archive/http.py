@@ -83,7 +83,6 @@ class Slots:
     ----------
     folder : Path
         Shared by all that share the budget.
-    number : int
     """
 
     def __init__(self, folder: Path, number: int = DEFAULT_CONNECTIONS) -> None:
@@ -152,7 +151,6 @@ class Client:
     ----------
     base : str
         Base URL; redirects stay on its host.
-    patience : Patience
     sleep, clock : callable
         `time.sleep` and `time.monotonic`, for tests to replace.
     """
@@ -177,8 +175,6 @@ class Client:
             Whose one connection is used.
         url : str
             Its query is sent as a form.
-        path : Path
-        check : callable
         max_bytes : int
             An answer that is larger is broken or hostile.
 

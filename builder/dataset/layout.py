@@ -101,7 +101,6 @@ class Manifest:
         Versions of Python and of the packages that the content depends on.
     catalog : dict
         Number of the ``detections``, and ``sha256`` of their rows.
-    counts : Counts
     files : tuple of Entry
         All files but the manifest.
     created : str

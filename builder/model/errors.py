@@ -63,7 +63,6 @@ class TransientError(ArchiveError):
 
     Parameters
     ----------
-    message : str
     retry_after : float, optional
         Seconds that the server asked to wait (``Retry-After``).
     """

@@ -68,7 +68,6 @@ class Rejection:
 
     Attributes
     ----------
-    detection : DetectionId
     stage : {'select', 'fetch', 'reduce'}
     reason : str
         A key of `REASONS`.
@@ -142,7 +141,6 @@ class Spectrum:
 
     Attributes
     ----------
-    detection : DetectionId
     detnam, grating : str or None
         DETNAM and GRATING of the source spectrum; None where it does not say.
     exposure : float

@@ -21,7 +21,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from builder.model.errors import ProductError
-from builder.model.records import File
+from builder.model.records import File, Response
 
 MAX_INFLATED_BYTES = 256 * 2**20
 """No product is nearly as large (an RMF inflates to less than 2 MB): more is a broken or hostile file."""
@@ -308,3 +308,35 @@ def _tables(data: bytes, file: str, kind: str) -> Iterator[Table]:
         if table.text("XTENSION", "") == "BINTABLE":
             yield Table(file, kind, cards, view[position : position + main], view[position + main : position + size])
         position += -(-size // _BLOCK) * _BLOCK
+
+
+def read_response(tables: list[Table], file: str) -> Response:
+    """Read the redistribution matrix among the tables of an RMF file.
+
+    Groups without channels, and padding beyond what N_GRP and N_CHAN say, are left out.
+
+    Raises
+    ------
+    ProductError
+        ``unreadable_rmf``: there is none, or it contradicts itself.
+    """
+    table = extension(tables, "RSP_MATRIX", file, "rmf")
+    energy_lo, energy_hi, n_grp = table.columns("ENERG_LO", "ENERG_HI", "N_GRP")
+    groups = n_grp.astype(np.int64)
+    if np.any(groups < 0):
+        raise ProductError("unreadable_rmf", f"{file}: N_GRP has numbers below 0")
+    f_chan, n_chan = (table.lists(name, groups) for name in ("F_CHAN", "N_CHAN"))
+    energy = np.repeat(np.arange(groups.size), groups)
+    matrix = table.lists("MATRIX", np.bincount(energy, n_chan.astype(np.float64), groups.size).astype(np.int64))
+    try:
+        return Response(
+            table.integer(f"TLMIN{table.column_number('F_CHAN')}", 1),
+            energy_lo.astype(np.float64),
+            energy_hi.astype(np.float64),
+            groups.astype(np.int32),
+            f_chan.astype(np.int32),
+            n_chan.astype(np.int32),
+            matrix.astype(np.float32),
+        )
+    except ValueError as error:
+        raise ProductError("unreadable_rmf", f"{file}: {error}") from None

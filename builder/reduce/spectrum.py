@@ -28,8 +28,7 @@ from builder.model.errors import ProductError
 from builder.model.ids import DetectionId
 from builder.model.records import N_CHANNELS, File, Products, Rejection, Spectrum, Stage, Trio
 from builder.model.settings import Recipe
-from builder.reduce.ogip import Table, content, extension, inflate, tables
-from builder.reduce.response import read_response
+from builder.reduce.ogip import Table, content, extension, inflate, read_response, tables
 
 Floats = NDArray[np.float64]
 
@@ -48,7 +47,6 @@ def reduce_products(
     ----------
     products : Products
         The bytes of its PHA, ARF and RMF file, gzipped or not.
-    recipe : Recipe
     url : str
         Where the files came from, for the rejection.
     response : bool

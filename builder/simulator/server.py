@@ -28,8 +28,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from builder.model.errors import SettingError
 from builder.simulator.faults import Faults
-from builder.simulator.holdings import Holdings
-from builder.simulator.services import Reply, Services, error_page, error_text
+from builder.simulator.services import Holdings, Reply, Services, error_page, error_text
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,6 @@ class ArchiveServer:
 
     Parameters
     ----------
-    holdings : Holdings
     port : int
         0 takes a free one.
     faults : Faults, optional

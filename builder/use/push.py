@@ -31,7 +31,6 @@ class Pushed:
 
     Attributes
     ----------
-    repo_id : str
     files : tuple of (str, int)
         Path and size in bytes of every file of the dataset.
     url : str
@@ -69,7 +68,6 @@ def push(
 
     Parameters
     ----------
-    folder : Path
     repo_id : str
         ``organisation/name``; the repository is made if it is not there.
     private : bool
@@ -84,11 +82,6 @@ def push(
         Verify sizes and checksums only.
     endpoint : str, optional
         Base URL of the hub; ``HF_ENDPOINT`` or huggingface.co by default.
-    progress : callable
-
-    Returns
-    -------
-    Pushed
 
     Raises
     ------

@@ -50,7 +50,6 @@ class Report:
 
     Attributes
     ----------
-    folder : Path
     checks : tuple of Check
         Each with its claim, what it looked at and its failures.
     """
@@ -85,7 +84,6 @@ def verify(
 
     Parameters
     ----------
-    folder : Path
     content : bool
         Check the rows, too, and not only sizes, checksums and numbers.
     load : bool
@@ -100,11 +98,6 @@ def verify(
         Folder for what is downloaded, see `builder.workspace.default_cache`.
     slice_rows : int
         Rows in hand at once; 500 are about 20 MB.
-    progress : callable
-
-    Returns
-    -------
-    Report
 
     Raises
     ------
