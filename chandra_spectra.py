@@ -147,8 +147,6 @@ class ArchiveDownloadManager(datasets.DownloadManager, Archive):
 
     Parameters
     ----------
-    settings : Settings
-    dataset_name : str, optional
     **options
         Further arguments of `datasets.DownloadManager`.
 
@@ -196,9 +194,7 @@ class ArchiveDownloadManager(datasets.DownloadManager, Archive):
         return self._opened.archive.fetch(package, self._record)
 
     def _record(self, address: str, path: Path) -> None:
-        self._recorded_sizes_checksums[address] = get_size_checksum_dict(
-            str(path), record_checksum=self.record_checksums
-        )
+        self._recorded_sizes_checksums[address] = get_size_checksum_dict(str(path), self.record_checksums)
 
 
 class ChandraSpectra(datasets.GeneratorBasedBuilder):

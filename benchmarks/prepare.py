@@ -31,8 +31,8 @@ from builder.model.records import File
 from builder.model.settings import Recipe
 from builder.reduce.ogip import inflate
 from builder.simulator.embedded import embedded_rows_and_files
-from builder.simulator.holdings import Holdings
 from builder.simulator.products import SimulatedArchive
+from builder.simulator.services import Holdings
 
 TICK = os.sysconf("SC_CLK_TCK")
 PERIOD = 0.1  # s between two looks at the run

@@ -114,7 +114,6 @@ def workplace(output: Path, name: Path | str = "") -> Iterator[Path]:
 
     Parameters
     ----------
-    output : Path
     name : Path or str, optional
         For the messages, where `output` stands for something else, such as a URL.
 
@@ -215,7 +214,6 @@ def write_whole(
 
     Parameters
     ----------
-    path : Path
     error : type of ChandraSpectraError
         Raised where the file system refuses.
     advice : str
@@ -295,7 +293,6 @@ class Folder:
     ----------
     place : Path or str
         A path, or a URL of fsspec such as ``s3://bucket/store``.
-    error : type of ChandraSpectraError
     advice : str
         End of the message where something cannot be written.
     """

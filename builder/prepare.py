@@ -76,7 +76,6 @@ def prepare(
         The folder, which is swapped into place when it is complete; until then an older one stays whole. Or a URL of
         fsspec such as ``s3://bucket/chandra_spectra``, with the credentials that its back-end finds: the folder is
         then prepared below the cache and uploaded, its manifest last.
-    settings : Settings
     cache : Path, optional
         Folder for the store and downloads, `builder.workspace.default_cache` by default.
     workers, connections : int
@@ -195,7 +194,6 @@ def prepare_share(
 
     Parameters
     ----------
-    settings : Settings
     share : (int, int)
         Which share, from 0 up, of how many.
     cache, workers, connections, store, patience, progress

@@ -25,8 +25,8 @@ from builder.store.packages import Store
 
 if TYPE_CHECKING:
     from builder.archive.http import Patience
-    from builder.simulator.holdings import Holdings
     from builder.simulator.replay import Replay
+    from builder.simulator.services import Holdings
 
 _EXPECTED = 20
 """Detections, from all over the plan, that the archive hears of."""
@@ -65,7 +65,6 @@ def open_workspace(
 
     Parameters
     ----------
-    settings : Settings
     cache : Path, optional
         Folder for finished packages and for what is downloaded or made.
     connections : int
@@ -199,8 +198,8 @@ def holdings(mirror: str, simulated: int | None, seed: int, cache: Path | None) 
         from builder.simulator.products import SimulatedArchive
 
         return SimulatedArchive(simulated, seed)
-    from builder.simulator.holdings import MirrorHoldings
     from builder.simulator.replay import Replay
+    from builder.simulator.services import MirrorHoldings
 
     if Path(mirror).is_file():
         return Replay(Path(mirror))

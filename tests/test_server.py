@@ -31,8 +31,8 @@ from builder.model.ids import DetectionId
 from builder.model.records import File
 from builder.model.settings import Settings
 from builder.simulator.faults import PERMANENT, TRANSIENT, Faults
-from builder.simulator.holdings import MirrorHoldings
 from builder.simulator.server import ArchiveServer
+from builder.simulator.services import MirrorHoldings
 
 FROM = (
     "FROM csc21.master_source m, csc21.master_stack_assoc a, csc21.observation_source o, "

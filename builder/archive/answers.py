@@ -106,10 +106,8 @@ def judge_tar(path: Path, framed: bool, wanted: set[DetectionId], limit: int, ma
 
     Parameters
     ----------
-    path : Path
     framed : bool
         Whether the transfer told its own end; if not, the tar must.
-    wanted : set of DetectionId
     limit : int
         Files that it may hold.
     max_bytes : int

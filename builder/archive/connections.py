@@ -40,7 +40,6 @@ class Slots:
     ----------
     folder : Path
         Shared by all that share the budget.
-    number : int
     """
 
     def __init__(self, folder: Path, number: int = DEFAULT_CONNECTIONS) -> None:

@@ -34,7 +34,6 @@ class HttpArchive(Archive):
     ----------
     base : str
         Base URL without a slash at the end.
-    release : str
     folder : Path
         Where answers are kept for as long as they are needed, and the locks of the budget.
     client : Client

@@ -90,10 +90,8 @@ class PackageService:
 
     Attributes
     ----------
-    client : Client
     base, version : str
         Base URL, and the release's word.
-    facts : Facts
     others : tuple of DetectionId
         Detections of the plan, to ask for where it must be known whether the service serves at all.
     """
@@ -159,12 +157,8 @@ class Collector:
 
     Attributes
     ----------
-    service : PackageService
-    session : requests.Session
     folder : Path
         Where the files go.
-    detections : tuple of DetectionId
-    record : callable
     parts : list of Path
         Tars and single files; of two files of one name the later is the better.
     refusals : dict of DetectionId to str

@@ -105,7 +105,6 @@ class Request:
     ----------
     url : str
         With its parameters as a query.
-    check : callable
     max_bytes : int
         An answer that is larger is broken or hostile.
     verb : {'GET', 'POST'}
@@ -130,7 +129,6 @@ class Client:
     ----------
     base : str
         Base URL; redirects stay on its host.
-    patience : Patience
     sleep, clock : callable
         `time.sleep` and `time.monotonic`, for tests to replace.
     """
@@ -159,8 +157,6 @@ class Client:
         ----------
         session : requests.Session
             Whose one connection is used.
-        request : Request
-        path : Path
         alive : callable
             Asks the service for something else; whether that comes.
 

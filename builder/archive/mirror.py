@@ -64,8 +64,6 @@ class MirrorArchive(Archive):
 
     Attributes
     ----------
-    folder : Path
-    release : str
     nulls : bool
         Let detections pass a cut on a quantity that the catalog does not give.
     """

@@ -39,7 +39,6 @@ class ProductName:
 
     Attributes
     ----------
-    detection : DetectionId
     kind : {'pha', 'arf', 'rmf'}
     instrument : str
         ``acis`` or ``hrc``.

@@ -37,14 +37,10 @@ class Recorded:
 
     Attributes
     ----------
-    verb, path : str
     parameters : tuple of (str, str)
         Sorted, of query and form alike.
     status : int
         0 where none came.
-    headers : dict of str to str
-    body : bytes
-    seconds : float
     """
 
     verb: str
@@ -57,12 +53,7 @@ class Recorded:
 
 
 class RecordedSession(requests.Session):
-    """A session that keeps every request and its answer.
-
-    Attributes
-    ----------
-    entries : list of Recorded
-    """
+    """A session that keeps every request and its answer."""
 
     def __init__(self) -> None:
         super().__init__()

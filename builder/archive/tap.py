@@ -62,10 +62,8 @@ class CatalogService:
 
     Attributes
     ----------
-    client : Client
     base : str
         Base URL of the archive.
-    release : Release
     slot : callable
         Gives a folder and a session with one connection, for as long as they are used.
     folder : Path
@@ -241,7 +239,6 @@ class CatalogService:
 
         Parameters
         ----------
-        request : Request
         alive : bool
             The service was seen to answer just now, so that three failures are enough.
         """

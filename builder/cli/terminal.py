@@ -119,8 +119,6 @@ def show_summary(folder: Path, manifest: Manifest, fresh: bool | None) -> None:
 
     Parameters
     ----------
-    folder : Path
-    manifest : Manifest
     fresh : bool, optional
         Whether it was made just now, or was finished before; None where the question is not asked.
     """

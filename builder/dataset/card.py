@@ -56,7 +56,6 @@ def write_card(folder: Path, settings: Settings, manifest: Manifest) -> list[Pat
     ----------
     folder : Path
         Holds the shards.
-    settings : Settings
     manifest : Manifest
         With the shards among its files.
 

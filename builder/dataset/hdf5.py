@@ -82,7 +82,6 @@ class HDF5Writer:
 
     Parameters
     ----------
-    path : Path
     columns : tuple of Column
         What the tables hold; `builder.model.columns.COLUMNS` by default.
     attributes : dict, optional
@@ -198,8 +197,6 @@ def read_rows(file: h5py.File, columns: tuple[Column, ...], rows: NDArray[np.int
 
     Parameters
     ----------
-    file : h5py.File
-    columns : tuple of Column
     rows : ndarray of int64
         Row numbers; they rise.
 

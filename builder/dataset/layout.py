@@ -127,7 +127,6 @@ class Manifest:
     catalog : dict
         Number of the ``detections``, and ``sha256`` of their rows; of a catalog over HTTP also its ``service``,
         ``schema`` and ``version``, the date when it was ``retrieved``, and the columns that are ``missing``.
-    counts : Counts
     files : tuple of Entry
         All files but the manifest.
     created : str

@@ -109,7 +109,6 @@ def find_detections(folder: Path, detections: Iterable[str] = (), names: Iterabl
 
     Parameters
     ----------
-    folder : Path
     detections : iterable of str
         As in column ``detection_id``; without the cycle it stands for both cycles of an interleaved observation.
     names : iterable of str
@@ -177,7 +176,6 @@ def read_rows(
 
     Parameters
     ----------
-    folder : Path
     detections : sequence of str
         Values of ``detection_id`` that the config has.
     columns : sequence of str, optional

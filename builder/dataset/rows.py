@@ -37,9 +37,6 @@ def join(catalog: pa.Table, package: Package, result: PackageResult, splits: Spl
     ----------
     catalog : pyarrow.Table
         The plan's catalog.
-    package : Package
-    result : PackageResult
-    splits : Splits
 
     Returns
     -------

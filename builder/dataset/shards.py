@@ -33,7 +33,6 @@ class ShardWriter:
         Made if it is not there.
     schema : pyarrow.Schema
         With the `datasets` features in its metadata.
-    split : str
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, split: str = "train") -> None:

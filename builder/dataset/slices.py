@@ -85,11 +85,8 @@ def slices(folder: Path, manifest: Manifest, order: NDArray[np.int64], size: int
 
     Parameters
     ----------
-    folder : Path
-    manifest : Manifest
     order : ndarray of int64
         For each row the number of the split in whose files it stands.
-    size : int
     """
     begins: dict[tuple[str, str], list[tuple[int, str]]] = {("hdf5", ""): [(0, HDF5_FILE)]}
     readers: dict[tuple[str, str], _Reader] = {}

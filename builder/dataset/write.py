@@ -60,13 +60,10 @@ def write_folder(
     ----------
     folder : Path
         An empty folder.
-    settings : Settings
     described : dict
         The settings as the manifest has them.
-    planned : Plan
     results : iterable of (Package, PackageResult)
         All packages of the plan, finished, in its order.
-    progress : callable
 
     Returns
     -------

@@ -66,7 +66,6 @@ class TransientError(ArchiveError):
 
     Parameters
     ----------
-    message : str
     retry_after : float, optional
         Seconds that the server asked to wait (``Retry-After``).
     status : int
@@ -96,7 +95,6 @@ class RefusedError(ArchiveError):
 
     Parameters
     ----------
-    message : str
     status : int
         HTTP status of the refusal; 0 where it is not one.
     """

@@ -55,7 +55,6 @@ class Fault:
         Which of the values.
     text : str
         What is wrong, to be formatted with the value of each of `values` at a bad place.
-    values : tuple of sequence, each of n values
     row : ndarray of int, shape (n,), optional
         The row of each value, where they are not one a row.
     """
@@ -179,7 +178,6 @@ def channel_faults(
 
     Parameters
     ----------
-    recipe : Recipe
     grid : pair of ndarray, shape (1024,)
         Low and high energies of the channels of all these rows, keV.
     bins : pair of ndarray, shape (n,)

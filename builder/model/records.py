@@ -167,7 +167,6 @@ class Spectrum:
 
     Attributes
     ----------
-    detection : DetectionId
     detnam, grating : str or None
         DETNAM and GRATING of the source spectrum; None where it does not say.
     exposure : float

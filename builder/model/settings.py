@@ -114,8 +114,6 @@ class Settings:
         A catalog file (VOTable, Parquet or HDF5) in place of the archive's own catalog.
     selection : Selection
         A cut that is not given is that of `DEFAULT_CUTS`, and none for the embedded sample and a catalog file.
-    recipe : Recipe
-    splits : Splits
     responses : bool
         Keep the response matrices, for config ``responses``.
 

@@ -58,7 +58,6 @@ def reduce_products(
     ----------
     products : Products
         The bytes of its PHA, ARF and RMF file, gzipped or not.
-    recipe : Recipe
     url : str
         Where the files came from, for the rejection.
     response : bool

@@ -71,7 +71,6 @@ class Catalog:
 
         Parameters
         ----------
-        text : str
         limit : int, optional
             Row limit; a result that would have more is cut there and called an overflow.
 

@@ -60,13 +60,11 @@ class Faults:
 
     Attributes
     ----------
-    seed : int
     transient : mapping of str to float
         For each kind of `TRANSIENT` the probability that a request meets it. Of three attempts at the same request
         the third is always spared, so that a client with a few retries gets through.
     permanent : mapping of str to float
         For each kind of `PERMANENT` the fraction of the detections that have it.
-    retry_after : int
     stall_seconds, slow_seconds : float
         Seconds that ``Retry-After`` says, that a stall, a drip or ``continue`` lasts, and that a service takes that is
         too slow.
@@ -116,7 +114,6 @@ class Faults:
 
         Parameters
         ----------
-        detection : DetectionId
         files : iterable of File
             Sound, gzipped files.
         package : bool

@@ -245,7 +245,6 @@ class SimulatedArchive:
     ----------
     n : int
         Number of detections (catalog rows).
-    seed : int
     first_obsid : int
         Observations are numbered from here on.
     interleaved : float

@@ -12,10 +12,6 @@ from builder.simulator.reply import Reply
 class Replay:
     """A recording of ``chandra-spectra check --save``.
 
-    Parameters
-    ----------
-    path : Path
-
     Raises
     ------
     ArchiveError

@@ -14,9 +14,6 @@ class Reply:
     ----------
     service : str
         ``sync``, ``results``, ``retrieve``, ``browse``, ``retrieveFile``, or the path of anything else.
-    body : bytes
-    content_type : str
-    status : int
     location : str
         Path that the client is redirected to.
     detections : tuple of str

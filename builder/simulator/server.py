@@ -30,10 +30,9 @@ from urllib.parse import parse_qsl, urlsplit
 from builder.model.errors import SettingError
 from builder.simulator.faults import Faults
 from builder.simulator.habits import check_habits
-from builder.simulator.holdings import Holdings
 from builder.simulator.replay import Replay
 from builder.simulator.reply import Reply, error_page, error_text
-from builder.simulator.services import Services
+from builder.simulator.services import Holdings, Services
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +78,6 @@ class ArchiveServer:
 
     Parameters
     ----------
-    holdings : Holdings or Replay
     port : int
         0 takes a free one.
     faults : Faults, optional

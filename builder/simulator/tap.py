@@ -28,9 +28,6 @@ class TapService:
 
     Parameters
     ----------
-    release : Release
-    rows : sequence of mapping
-    habits : frozenset of str
     max_rows : int, optional
         Row limit; a longer answer is cut there and says OVERFLOW.
     error_status : int

@@ -111,9 +111,6 @@ def fill(
 
     Parameters
     ----------
-    packages : iterable of Package
-    archive : Archive
-    store : Store
     workers : int
         Processes that reduce; with 1 it is a thread of this process.
     connections : int

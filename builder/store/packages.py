@@ -106,8 +106,6 @@ class Store:
     ----------
     root : Path or str
         Folder of all stores, or its URL.
-    release : str
-    recipe : Recipe
     responses : bool
         Keep the response matrices, too.
     """

@@ -64,10 +64,6 @@ class Calibration:
             Further arguments of `datasets.load_dataset`, such as ``revision``; not ``name``, ``split`` or
             ``streaming``. Config ``responses`` is loaded at the first `fold`.
 
-        Returns
-        -------
-        Calibration
-
         Raises
         ------
         SettingError

@@ -53,7 +53,6 @@ class Check:
 
     Attributes
     ----------
-    claim : str
     scope : str
         What was looked at; empty where nothing was.
     failures : list of str
@@ -146,13 +145,10 @@ def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str], split
 
     Parameters
     ----------
-    check : Check
-    rows : Rows
     previous : int
         object_id of the row before the slice.
     rejected : set of str
         Detections that must not be rows.
-    splits : Splits
 
     Returns
     -------

@@ -44,14 +44,7 @@ _PATIENCE = Patience(connect=10, read=60, query=120, total=60)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What came of one question.
-
-    Attributes
-    ----------
-    asked, came : str
-    good : bool
-    seconds : float
-    """
+    """What came of one question."""
 
     asked: str
     came: str

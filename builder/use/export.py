@@ -39,7 +39,6 @@ class Exported:
 
     Attributes
     ----------
-    folder : Path
     files : int
         Number of files.
     size : int
@@ -79,11 +78,6 @@ def export(
         For ``fits``: folder for downloads, `builder.workspace.default_cache` by default.
     force : bool
         Replace an export that is there.
-    progress : callable
-
-    Returns
-    -------
-    Exported
 
     Raises
     ------
@@ -176,7 +170,6 @@ def write_healpix(file: h5py.File, folder: Path, progress: Progress, slice_rows:
         The canonical file.
     folder : Path
         An empty folder.
-    progress : callable
     slice_rows : int
         Rows in hand at once; 500 are about 20 MB.
     """

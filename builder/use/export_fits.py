@@ -47,8 +47,6 @@ def write_fits(
         The canonical file.
     folder : Path
         An empty folder.
-    progress : callable
-    detections : tuple of DetectionId
     archive : Archive
         Where the files are that the rows were made from.
 

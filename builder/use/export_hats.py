@@ -43,7 +43,6 @@ def write_hats(file: h5py.File, folder: Path, progress: Progress) -> None:
         The canonical file.
     folder : Path
         An empty folder, the root of the catalog.
-    progress : callable
     """
     columns = columns_of("spectra")
     index = compute_spatial_index(file["ra"][:], file["dec"][:])
@@ -86,7 +85,6 @@ def _partitions(
         Cell of each row of the catalog at the highest order.
     rows : ndarray of int64
         Rows of one cell of `order` (-1 for the whole sky), sorted by `index`.
-    order : int
 
     Yields
     ------

@@ -181,10 +181,6 @@ def plot(row: Mapping[str, Any], ax: Axes | None = None) -> Axes:
     ax : matplotlib.axes.Axes, optional
         Axes to draw into, by default those of a new figure of pyplot.
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
     Raises
     ------
     SettingError

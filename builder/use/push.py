@@ -30,7 +30,6 @@ class Pushed:
 
     Attributes
     ----------
-    repo_id : str
     files : tuple of (str, int)
         Path and size in bytes of every file of the dataset.
     url : str
@@ -69,7 +68,6 @@ def push(
 
     Parameters
     ----------
-    folder : Path
     repo_id : str
         ``organisation/name``; the repository is made if it is not there.
     private : bool
@@ -86,11 +84,6 @@ def push(
         Take the card as it was edited, and write so into the folder's manifest.
     endpoint : str, optional
         Base URL of the hub; ``HF_ENDPOINT`` or huggingface.co by default.
-    progress : callable
-
-    Returns
-    -------
-    Pushed
 
     Raises
     ------

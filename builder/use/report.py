@@ -76,13 +76,8 @@ def write_report(folder: Path, path: Path) -> Written:
 
     Parameters
     ----------
-    folder : Path
     path : Path
         File to write, outside of `folder`. The same folder and the same plotly give the same bytes.
-
-    Returns
-    -------
-    Written
 
     Raises
     ------

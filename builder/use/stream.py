@@ -51,7 +51,6 @@ class Stream(_Tables):
     ----------
     path : str or Path
         A prepared folder, its URL, or the name of a dataset on a hub, with ``@`` and a revision if wanted.
-    config : str
     split : str
         One of the splits, or several as ``train+validation``.
     columns : sequence of str, optional
@@ -60,7 +59,6 @@ class Stream(_Tables):
         Rows to keep, by the columns that are read, such as ``pc.field("hard_hs").is_valid()``.
     batch_size : int
         Rows of a table; the last of each worker may have fewer.
-    shuffle : bool
 
     Raises
     ------

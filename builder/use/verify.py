@@ -44,7 +44,6 @@ class Report:
 
     Attributes
     ----------
-    folder : Path
     checks : tuple of Check
         Each with its claim, what it looked at and its failures.
     """
@@ -86,7 +85,6 @@ def verify(
 
     Parameters
     ----------
-    folder : Path
     content : bool
         Check the rows, too, and not only sizes, checksums and numbers.
     load : bool
@@ -103,7 +101,6 @@ def verify(
         Rows in hand at once; 500 are about 20 MB.
     edited_card : bool
         Let the card be another than the manifest says.
-    progress : callable
     done : callable
         Called with each check when it is done.
 
