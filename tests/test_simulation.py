@@ -129,6 +129,14 @@ def test_a_field_has_5_to_30_detections_and_sources_are_seen_again():
         assert row["name"] == source_name("SIM", row["ra"], row["dec"])
 
 
+def test_all_detections_of_a_source_tell_the_same_of_it():
+    rows = SimulatedArchive(3000).rows
+    of_source = [column.name for column in CATALOG if column.query.startswith("m.")]
+    sources = {tuple(row[name] for name in of_source) for row in rows}
+    assert len(sources) == len({row["name"] for row in rows})
+    assert {row["significance"] is None for row in rows} == {True, False}
+
+
 def test_hardness_ratios_lie_within_one_and_agree_with_each_other(archive):
     for row in archive.rows:
         hm, hs, ms = (row[name] for name in ("hard_hm", "hard_hs", "hard_ms"))

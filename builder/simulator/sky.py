@@ -220,6 +220,9 @@ def catalog_rows(truth: NDArray[np.void], n: int, seed: int) -> list[dict[str, o
         "extent_code": np.where(u[5] < 0.05, 16, 0).tolist(),
         **{name: truth[name].tolist() for name in ("ra", "dec", "obsid", "obi", "region_id", "theta")},
     }
+    # What is said of the source is null in all of its rows or in none.
+    _, first, source = np.unique(truth["source"], return_index=True, return_inverse=True)
+    u[6] = u[6, first][source]
     for chance, (name, values) in zip(u[6:], nullable.items(), strict=True):
         column = values.astype(object)
         column[chance < 0.04] = None
