@@ -816,7 +816,7 @@ def test_an_answer_that_never_ends_is_a_failure_like_others(kind: str, tmp_path:
     assert detection is not None
     faults = Faults(1, {kind: 1.0}, stall_seconds=60)  # of three tries the third is spared
     with ArchiveServer(archive, faults=faults) as server, one_session() as session:
-        client = Client(server.url, Patience(read=0.5, base=0.01))
+        client = Client(server.url, Patience(read=2, base=0.01))
         request = Request(
             f"{server.url}/csccli/browse?version=rel2.1&packageset={detection}/arf/", check_listing, 10**6
         )

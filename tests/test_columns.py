@@ -74,6 +74,7 @@ UNITLESS = {
     "f_chan",
     "n_chan",
     "matrix",
+    "fault",
 }
 
 

@@ -146,7 +146,9 @@ def test_the_mirror_is_small_and_its_index_tells_what_its_tars_hold(mirror, entr
         listed += line["detections"]
     assert listed == [str(detection(row)) for row, _ in entries]
     files = [file for line in index for file in members(mirror / line["file"])]
-    assert files == [file for _, files in entries for file in files]
+    assert [(file.name, file.data) for file in files] == [
+        (file.name, file.data) for _, files in entries for file in files
+    ]
 
 
 def test_the_tars_are_one_folder_deep_and_say_nothing_of_who_made_them(mirror):
