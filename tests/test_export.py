@@ -299,7 +299,7 @@ def test_spectra_of_other_names_and_without_a_detector_are_exported_and_verified
                     hdu.name = f"SPECTRUM{hdu.ver}"
                     del hdu.header["DETNAM"]
             stream = io.BytesIO()
-            hdus.writeto(stream)
+            hdus.writeto(stream, checksum=True)
         return gzip.compress(stream.getvalue())
 
     change_file(mirror, "pha", renamed)

@@ -24,7 +24,7 @@ from datasets.data_files import resolve_pattern
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from builder.archive.catalog import SCHEMA, from_rows
+from builder.archive.catalog import SCHEMA
 from builder.archive.values import MAX_LETTERS, tidy
 from builder.cli.terminal import load_command, shell_path, show_uploaded
 from builder.dataset.catalog_file import read_catalog
@@ -293,13 +293,10 @@ def anything(column: Column) -> st.SearchStrategy[Any]:
 
 @stable(300)
 @given(st.fixed_dictionaries({column.name: anything(column) for column in CATALOG}))
-def test_any_value_is_kept_or_null_with_a_note_or_its_row_left_out_with_one(row: dict[str, Any]) -> None:
+def test_any_value_is_kept_or_null_with_a_note(row: dict[str, Any]) -> None:
     table, notes = tidy(pa.Table.from_pylist([row], schema=SCHEMA))
     assert table.schema == SCHEMA
     said = " ".join(notes)
-    if not len(table):
-        assert said.startswith("1 row left out")
-        return
     (kept,) = table.to_pylist()
     for column in CATALOG:
         before, after = row[column.name], kept[column.name]
@@ -332,7 +329,7 @@ def test_odd_values_in_every_column_end_no_run_and_verify_takes_the_folder(
     manifest, _ = prepare(tmp_path / "ds", settings)
     assert manifest.counts.rows + manifest.counts.rejected == manifest.counts.selected > 20
     assert verify(tmp_path / "ds", load=False).failures == []
-    assert "3 rows left out: obsid, obi, region_id name no detection" in caplog.text
+    assert manifest.counts.reasons["no_detection"] == len(lost)
     assert "theta is null in" in caplog.text and "beyond float32" in caplog.text
     card = (tmp_path / "ds" / "README.md").read_text()
     assert card.count("![") == 4 and "outside of -1 and 1 not drawn" in card
@@ -340,12 +337,6 @@ def test_odd_values_in_every_column_end_no_run_and_verify_takes_the_folder(
     assert "not drawn" in page.path.read_text() and "MJD 1e+09" in page.path.read_text()
     names = read_scalars(tmp_path / "ds", ["name"])["name"].drop_null().to_pylist()
     assert max(map(len, names)) <= MAX_LETTERS
-
-
-def test_a_row_without_a_detection_is_left_out_with_a_note() -> None:
-    table = from_rows([{"name": "2CXO J1", "obsid": 1, "obi": None, "region_id": 2}])
-    left, notes = tidy(table)
-    assert len(left) == 0 and notes == ["1 row left out: obsid, obi, region_id name no detection, as 1, None, 2"]
 
 
 # Verify

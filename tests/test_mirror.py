@@ -99,7 +99,8 @@ def test_a_tar_that_was_cut_short_is_downloaded_again(mirror: Path, whole_mirror
     with MirrorArchive(mirror, "rel2.1").fetch(packages(whole_mirror)[0]) as fetched:
         fetched.check()
         with MirrorArchive(whole_mirror, "rel2.1").fetch(packages(whole_mirror)[0]) as original:
-            files = [[file for part in one.parts for file in members(part)] for one in (fetched, original)]
+            both = (fetched, original)
+            files = [[(file.name, file.data) for part in one.parts for file in members(part)] for one in both]
     assert files[0] == files[1]
 
 

@@ -6,10 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from builder.archive.catalog import IDS
 from builder.model.columns import CATALOG, Column
-from builder.model.errors import SettingError
-from builder.model.ids import DetectionId
 from builder.model.text import one_line, several
 
 MAX_LETTERS = 200
@@ -17,7 +14,7 @@ MAX_LETTERS = 200
 
 
 def tidy(catalog: pa.Table) -> tuple[pa.Table, list[str]]:
-    """Make null of what no row can hold, write texts in one line, and leave out rows that name no detection.
+    """Make null of what no row can hold, and write texts in one line.
 
     Parameters
     ----------
@@ -31,13 +28,7 @@ def tidy(catalog: pa.Table) -> tuple[pa.Table, list[str]]:
     notes : list of str
         What was changed, but for NaN, which is another word for null.
     """
-    notes = []
-    named = [_is_detection(*key) for key in zip(*(catalog[name].to_pylist() for name in IDS), strict=True)]
-    if not all(named):
-        first = named.index(False)
-        ids = ", ".join(str(catalog[name][first]) for name in IDS)
-        notes.append(f"{several(named.count(False), 'row')} left out: {', '.join(IDS)} name no detection, as {ids}")
-        catalog = catalog.filter(pa.array(named, pa.bool_()))
+    notes: list[str] = []
     for index, column in enumerate(CATALOG):
         values, lost = _tidied(catalog[column.name].combine_chunks(), column)
         catalog = catalog.set_column(index, catalog.schema.field(index), values)
@@ -45,14 +36,6 @@ def tidy(catalog: pa.Table) -> tuple[pa.Table, list[str]]:
             why = f"longer than {MAX_LETTERS} letters" if column.dtype == "string" else f"beyond {column.dtype}"
             notes.append(f"{column.name} is null in {several(lost, 'row')}: {why}")
     return catalog, notes
-
-
-def _is_detection(*ids: int | None) -> bool:
-    try:
-        DetectionId(*ids)  # type: ignore[arg-type]  # of None it says so
-    except (TypeError, SettingError):
-        return False
-    return True
 
 
 def _tidied(values: pa.Array, column: Column) -> tuple[pa.Array, int]:
