@@ -147,8 +147,8 @@ def make_plan(workspace: Workspace, settings: Settings) -> Plan:
     for note in notes:
         logger.warning("%s: %s", where, note)
     if not len(kept):
-        hint = "look for slips in the names, such as '2CXO J004248.5+411521'" if settings.selection.names else ""
-        raise SettingError(f"no detection of {where} passes all cuts: widen them{hint and ', and '}{hint}")
+        hint = settings.selection.name_hint()
+        raise SettingError(f"no detection of {where} passes all cuts: widen them{hint and '; '}{hint}")
     if missing := settings.selection.not_in(kept):
         logger.warning(
             "%s asked for, but unknown to %s or cut away: %s%s",

@@ -14,8 +14,9 @@ import typer
 from builder import __version__
 from builder.model.errors import SettingError
 from builder.model.releases import RELEASES
-from builder.model.selection import Cone, Selection
+from builder.model.selection import Selection
 from builder.model.settings import DEFAULT_CUTS
+from builder.model.sky import Cone
 from builder.model.text import is_url
 
 app = typer.Typer(
@@ -99,7 +100,12 @@ def selection_of(
     min_sig: Annotated[float | None, _cut("min_sig", "Lower limit of the flux significance (S/N), 0.5-7 keV.")] = None,
     max_theta: Annotated[float | None, _cut("max_theta", "Upper limit of the off-axis angle, arcmin.")] = None,
     cone: Annotated[
-        str | None, typer.Option(rich_help_panel=CUTS, metavar="RA,DEC,RADIUS", help="Circle on the sky, degrees.")
+        str | None,
+        typer.Option(
+            rich_help_panel=CUTS,
+            metavar="RA,DEC,RADIUS",
+            help="Circle on the sky: degrees, or as 23:19:29.3,+00:35:57,1arcmin.",
+        ),
     ] = None,
     name: Annotated[
         list[str] | None, typer.Option(rich_help_panel=CUTS, help="Name of a source; may be repeated.")

@@ -15,8 +15,9 @@ from builder.dataset.catalog_file import read_detections
 from builder.files import Folder, file_sha256
 from builder.model.columns import CONFIGS, configs_with
 from builder.model.errors import OutputError, SettingError
-from builder.model.selection import Cone, Selection
+from builder.model.selection import Selection
 from builder.model.settings import Recipe, Settings
+from builder.model.sky import Cone
 from builder.model.splits import SPLITS, Splits
 
 HDF5_FILE = "chandra_spectra.hdf5"
