@@ -20,6 +20,7 @@ from builder.dataset.layout import (
     DETECTIONS_FILE,
     HDF5_FILE,
     MANIFEST_FILE,
+    POSITIONS_FILE,
     REJECTIONS_FILE,
     UPLOADING_FILE,
     Manifest,
@@ -291,7 +292,8 @@ def _check_own(folder: Path) -> None:
     try:
         own = {MANIFEST_FILE, *(file.path for file in Manifest.read(folder).files)}
     except OutputError:  # damaged: what has the places of its own files is taken for them
-        own = {MANIFEST_FILE, HDF5_FILE, REJECTIONS_FILE, CARD_FILE, DETECTIONS_FILE, "images", *DATA_FILES.values()}
+        own = {MANIFEST_FILE, HDF5_FILE, REJECTIONS_FILE, CARD_FILE, DETECTIONS_FILE, POSITIONS_FILE}
+        own |= {"images", *DATA_FILES.values()}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if (path.is_symlink() or not path.is_dir()) and not own & {str(name), name.parts[0]}:

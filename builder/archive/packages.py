@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from builder.archive.catalog import IDS, SCHEMA
+from builder.archive.matching import Match
 from builder.model.ids import DetectionId
 from builder.model.records import Rejection
 from builder.model.settings import Recipe
@@ -80,6 +81,8 @@ class Plan:
         Rows of the answer that repeat a detection (one detection under two sources); the first is kept.
     origin : Origin, optional
         Where the catalog was asked for, where it was.
+    matches : tuple of Match
+        The source of each position that was asked for.
     """
 
     catalog: pa.Table
@@ -87,6 +90,7 @@ class Plan:
     rejections: tuple[Rejection, ...]
     duplicates: int
     origin: Origin | None = None
+    matches: tuple[Match, ...] = ()
 
 
 def plan(answer: pa.Table, size: int = PACKAGE_SIZE, limit: int | None = None, origin: Origin | None = None) -> Plan:

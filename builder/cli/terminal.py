@@ -8,7 +8,7 @@ import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from builder.archive.matching import Match
     from builder.archive.packages import Plan
     from builder.dataset.layout import Entry, Manifest
     from builder.model.text import Progress
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 _CLAIM = 39
 """Letters of the longest claim of a check."""
+
+_MATCHES = 50
+"""Positions of which the sources are shown."""
 
 _PAUSE = 60.0
 """Seconds between two lines of progress."""
@@ -124,6 +128,7 @@ def show_summary(folder: Path, manifest: Manifest, fresh: bool | None) -> None:
     """
     from rich.console import Console
 
+    from builder.dataset.layout import POSITIONS_FILE
     from builder.dataset.read import overview
     from builder.model.records import REASONS
 
@@ -144,6 +149,9 @@ def show_summary(folder: Path, manifest: Manifest, fresh: bool | None) -> None:
     table.add_row("exposure", *exposure_text(seen.exposure).split(), "all rows together")
     table.add_row("counts", f"{seen.counts:,}", "", "all rows together, kept energies")
     table.add_row("rejected", f"{counts.rejected:,}", "", f"of {counts.selected:,} selected")
+    if places := manifest.catalog.get("positions"):
+        remark = f"of {places['number']:,} with detections; {places['matched']:,} with a source: {POSITIONS_FILE}"
+        table.add_row("positions", f"{places['selected']:,}", "", remark)
     for reason, rejected in sorted(counts.reasons.items(), key=lambda item: -item[1]):
         table.add_row(f"  {reason}", f"{rejected:,}", "", REASONS.get(reason, ""))
     for name, parts in files.items():
@@ -308,3 +316,25 @@ def show_estimate(planned: Plan, bandwidth: float) -> None:
         "time", f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(hours * 60))} min", f"at {bandwidth:g} MB/s"
     )
     _show(table, Console(highlight=False))
+    _show_matches(planned.matches)
+
+
+def _show_matches(matches: Sequence[Match]) -> None:
+    """Show positions with the source of each."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not matches:
+        return
+    table = Table("position", "nearest source", "arcsec", "detections", box=None, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for match in matches[:_MATCHES]:
+        name = one_line((match.source and match.source[0]) or "") or "without a name"
+        distance = "" if match.separation is None else f"{3600 * match.separation:.2f}"
+        cells = (name, distance, f"{match.detections:,}") if match.source else ("none", "", "")
+        table.add_row(one_line(match.label), *cells)
+    print()
+    _show(table, Console(highlight=False, markup=False))
+    if len(matches) > _MATCHES:
+        print(f"... and {len(matches) - _MATCHES:,} more: a prepared folder lists all in positions.csv")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId, designation
-from builder.model.sky import Cone
+from builder.model.sky import Cone, Position
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 _LIST = 100
 """Names or observations in one query: the service drops the connection on very long lists."""
+
+_BOXES = 25
+"""Boxes on the sky in one query."""
+
+DEFAULT_RADIUS = 2 / 3600
+"""Radius of a match, deg: about the error of a bright source's position far off axis, and of most other catalogs."""
 
 _NAME = re.compile(r"[\w .+:-]+")
 
@@ -60,6 +66,10 @@ class Selection:
         An off-axis angle below this, arcmin (``theta``).
     cone : Cone, optional
         Of sources in this circle.
+    positions : tuple of Position
+        Of the source that is nearest to each of these, whatever its detections.
+    radius : float, optional
+        Greatest separation of such a source, deg.
     names : tuple of str
         Of these sources; designations in any case and with any blanks.
     obsids : tuple of int
@@ -83,6 +93,8 @@ class Selection:
     obsids: tuple[int, ...] = ()
     detections: frozenset[DetectionId] = frozenset()
     limit: int | None = None
+    positions: tuple[Position, ...] = ()
+    radius: float | None = None
 
     def __post_init__(self) -> None:
         for name, _, _, value in self._cuts:
@@ -94,6 +106,11 @@ class Selection:
             raise SettingError(_no_name(wrong[0]))
         if wrong_obsids := [obsid for obsid in self.obsids if not 0 <= obsid < 10**6]:
             raise SettingError(f"{wrong_obsids[0]} is not an observation: obsid has up to 6 digits")
+        if self.positions and self.radius is None:
+            object.__setattr__(self, "radius", DEFAULT_RADIUS)
+        if self.radius is not None and not self.positions:
+            raise SettingError("a radius goes with positions: give --positions FILE")
+        _ = self._circles  # refuses what is not on the sky
         if self.limit is not None and self.limit < 1:
             raise SettingError(f"limit must be at least 1, not {self.limit}")
 
@@ -110,6 +127,9 @@ class Selection:
         if self.detections:
             text = "\n".join(map(str, sorted(self.detections)))
             given["detections"] = {"number": len(self.detections), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        if self.positions:
+            text = "\n".join(f"{place.ra!r} {place.dec!r} {place.name}" for place in self.positions)
+            given["positions"] = {"number": len(self.positions), "sha256": hashlib.sha256(text.encode()).hexdigest()}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
 
     def not_in(self, catalog: pa.Table) -> list[str]:
@@ -154,20 +174,35 @@ class Selection:
     @property
     def columns(self) -> set[str]:
         """Catalog columns, by bare name, without which the selection cannot be made."""
-        place = ("ra", "dec") if self.cone else ()
+        place = ("ra", "dec") if self.cone or self.positions else ()
         return {"name", "obsid", "obi", "region_id", "flux_bb_aper_b", *(cut[1] for cut in self._cuts), *place}
 
     def queries(self, schema: str) -> Iterator[str]:
-        """Yield the part after SELECT ... of each query; together they find every row that `keeps`, and few more."""
+        """Yield the part after SELECT ... of each query; together they find every row that `keeps`, and more.
+
+        The nearest source of a position is known only where none is cut away, so that the cuts are made on this side.
+        """
         cuts = [f"o.{column} {relation} {bound!r}" for _, column, relation, bound in self._cuts]
         cuts += self.cone.conditions if self.cone else []
         obsids = self.obsids or {detection.obsid for detection in self.detections}
-        if self.names:  # where several lists are given, one is asked for and the rest is cut on this side
+        if self.positions:
+            cuts, lists = [], [*self._boxes()]
+        elif self.names:  # where several lists are given, one is asked for and the rest is cut on this side
             lists = [*_in("m.name", [f"'{name}'" for name in sorted(set(self.names))])]
         else:
             lists = [*_in("o.obsid", [str(obsid) for obsid in sorted(set(obsids))])]
         for part in lists or [""]:
             yield f"{_FROM.format(schema)} WHERE {' AND '.join((*_WHERE, *cuts, *([part] if part else [])))}"
+
+    @property
+    def _circles(self) -> list[Cone]:
+        places = {place[:2] for place in self.positions}
+        return [Cone(ra, dec, self.radius or 0) for ra, dec in sorted(places, key=lambda place: (place[1], place[0]))]
+
+    def _boxes(self) -> Iterator[str]:
+        boxes = [f"({' AND '.join(circle.conditions)})" for circle in self._circles]
+        for start in range(0, len(boxes), _BOXES):
+            yield f"({' OR '.join(boxes[start : start + _BOXES])})"
 
 
 def _folded(name: str | None) -> str:

@@ -33,6 +33,14 @@ def angle(text: str, *, hours: bool = False) -> float:
         return float(Angle(text.strip(), "hourangle" if hours and sexagesimal else "deg").deg)
 
 
+def radius_of(text: str) -> float:
+    """Read a radius in deg, which must have a unit: a bare 2 would be 2 deg to the one and 2 arcsec to the other."""
+    try:
+        return angle(text if text.rstrip()[-1:].isalpha() or text.rstrip()[-1:] in "'\"" else "")
+    except ValueError:
+        raise SettingError(f"radius {text!r} is not an angle with a unit, such as 2arcsec") from None
+
+
 def separation(ra1: float, dec1: float, ra2: float, dec2: float) -> float:
     """Compute the angle between two positions, deg; the haversine formula keeps its precision for small ones."""
     lat1, lat2 = math.radians(dec1), math.radians(dec2)
