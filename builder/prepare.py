@@ -46,7 +46,7 @@ class Prepared(NamedTuple):
     fresh: bool
 
 
-_LASTING = frozenset({"no_background", "no_counts"})
+_LASTING = frozenset({"no_background", "no_counts", "not_acis"})
 """Reasons of rejections that come of good files, which the archive would serve as they were."""
 
 
@@ -84,8 +84,8 @@ def prepare(
     force : bool
         Replace a prepared folder that has other settings.
     retry_rejected : bool
-        Make again the packages with rejections that other files may change: all but ``no_background`` and
-        ``no_counts``.
+        Make again the packages with rejections that other files may change: all but ``no_background``,
+        ``no_counts`` and ``not_acis``.
     keep_downloads : Path, optional
         A mirror folder in which to keep what is downloaded; not with `dask`.
     store : str, optional

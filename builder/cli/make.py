@@ -84,7 +84,7 @@ def prepare(
     retry_rejected: Annotated[
         bool,
         typer.Option(
-            "--retry-rejected", help="New try of rejected detections, other than for no_background and no_counts."
+            "--retry-rejected", help="New try of rejected detections, but for no_background, no_counts and not_acis."
         ),
     ] = False,
     max_rejected: Annotated[

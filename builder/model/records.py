@@ -25,7 +25,7 @@ N_CHANNELS = 1024
 
 REASONS = {
     "no_detection": "the catalog's row has ids that no detection can have",
-    "not_acis": "the instrument has no spectra in the catalog (HRC)",
+    "not_acis": "the instrument is HRC, which hardly resolves energy",
     "not_served": "the archive would not serve the package",
     "missing_pha": "the archive has no PHA file for the detection",
     "missing_arf": "the archive has no ARF file for the detection",

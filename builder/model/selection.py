@@ -211,9 +211,12 @@ def _folded(name: str | None) -> str:
 
 
 def _no_name(text: str) -> str:
+    said = f"{text!r} is not a source's name, such as '2CXO J004248.5+411521'"
+    if re.search(r"J\s*\d", text, re.IGNORECASE):
+        return f"{said}: look for slips in it"
     return (
-        f"{text!r} is not a source's name, such as '2CXO J004248.5+411521'; for its position try astropy's "
-        f"SkyCoord.from_name({text!r}), which asks Sesame, and give --cone RA,DEC,1arcmin"
+        f"{said}; for its position try astropy's SkyCoord.from_name({text!r}), which asks Sesame, and give "
+        "--cone RA,DEC,1arcmin"
     )
 
 
