@@ -154,6 +154,8 @@ def make_plan(workspace: Workspace, settings: Settings) -> Plan:
     kept = answer.filter(pa.array(keep, pa.bool_()))
     if not len(kept):
         hint = settings.selection.name_hint()
+        if settings.from_mirror and not settings.catalog and answer["flux_bb_aper_b"].null_count == len(answer):
+            hint = f"its rows have no fluxes, so give {Path(settings.archive) / CATALOG_FILE} as --cat-file, too"
         raise SettingError(f"no detection of {where} passes all cuts: widen them{hint and '; '}{hint}")
     if missing := settings.selection.not_in(kept):
         logger.warning(

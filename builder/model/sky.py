@@ -43,10 +43,17 @@ def radius_of(text: str) -> float:
 
 def separation(ra1: float, dec1: float, ra2: float, dec2: float) -> float:
     """Compute the angle between two positions, deg; the haversine formula keeps its precision for small ones."""
-    lat1, lat2 = math.radians(dec1), math.radians(dec2)
-    half = math.sin(math.radians(ra2 - ra1) / 2) ** 2
-    chord = math.sin((lat2 - lat1) / 2) ** 2 + math.cos(lat1) * math.cos(lat2) * half
+    lon1, lat1, lon2, lat2 = map(math.radians, (ra1, dec1, ra2, dec2))
+    chord = math.sin((lat2 - lat1) / 2) ** 2 + math.cos(lat1) * math.cos(lat2) * math.sin((lon2 - lon1) / 2) ** 2
     return math.degrees(2 * math.asin(math.sqrt(min(1.0, chord))))
+
+
+def source_name(prefix: str, ra: float, dec: float) -> str:
+    """Write the catalog's name of a position in deg: ``<prefix> JHHMMSS.s±DDMMSS``, truncated and not rounded."""
+    tenths = int(ra % 360.0 * 2400.0)
+    seconds = int(abs(dec) * 3600.0)
+    hms = f"{tenths // 36000:02d}{tenths // 600 % 60:02d}{tenths // 10 % 60:02d}.{tenths % 10}"
+    return f"{prefix} J{hms}{'-' if dec < 0 else '+'}{seconds // 3600:02d}{seconds // 60 % 60:02d}{seconds % 60:02d}"
 
 
 class Position(NamedTuple):
