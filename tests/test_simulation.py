@@ -20,9 +20,10 @@ from builder.archive.products import ProductName, group_products
 from builder.model.columns import CATALOG
 from builder.model.errors import ArchiveError
 from builder.model.ids import DetectionId
-from builder.model.records import File
-from builder.simulator.products import BROAD, CHANNELS, SimulatedArchive
-from builder.simulator.sky import absorption_cross_section, source_name
+from builder.model.records import BROAD, File
+from builder.model.sky import source_name
+from builder.simulator.products import CHANNELS, SimulatedArchive
+from builder.simulator.sky import absorption_cross_section
 from tests.fits_files import detection, stable
 
 NEVER_NULL = ("name", "ra", "dec", "src_cnts_aper_b", "flux_significance_b", "theta", "flux_bb_aper_b", "obsid", "obi")

@@ -104,7 +104,10 @@ class CatalogService:
         missing = tuple(column.name for column in CATALOG if column not in self.columns)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         origin = Origin(self.address, self.release.schema, self.release.version, today, missing)
-        return pa.concat_tables(answers), origin
+        table = pa.concat_tables(answers)
+        if selection.positions:  # the boxes of two queries may overlap
+            table = table.group_by(table.column_names, use_threads=False).aggregate([])
+        return table, origin
 
     def _whole(self, query: str, record: Record) -> list[pa.Table]:
         """Ask for all rows of a query: at once, or in ranges of obsid where the service cuts it or takes too long."""

@@ -23,9 +23,12 @@ from builder.model.invariants import (
 N_CHANNELS = 1024
 """PI channels of an ACIS spectrum (TLMIN1 = 1, TLMAX1 = 1024 in the catalog's PHA files)."""
 
+BROAD = slice(35, 479)
+"""The channels that lie within the catalog's broad band, 0.5-7 keV: 36 to 479, at their array positions."""
+
 REASONS = {
     "no_detection": "the catalog's row has ids that no detection can have",
-    "not_acis": "the instrument has no spectra in the catalog (HRC)",
+    "not_acis": "the instrument is HRC, which hardly resolves energy",
     "not_served": "the archive would not serve the package",
     "missing_pha": "the archive has no PHA file for the detection",
     "missing_arf": "the archive has no ARF file for the detection",

@@ -26,6 +26,7 @@ from sherpa.astro.data import DataPHA, DataRMF
 from sherpa.stats import Chi2Gehrels
 from sherpa.utils.err import SherpaErr
 
+from builder.archive.packages import HARDLY
 from builder.archive.products import ProductName
 from builder.model.errors import ProductError
 from builder.model.ids import DetectionId
@@ -80,6 +81,9 @@ def reduce_products(
 
 def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
     detection = products.detection
+    for file in filter(None, (products.pha, products.arf, products.rmf)):
+        if (parsed := ProductName.parse(file.name)) and parsed.instrument == "hrc":
+            raise ProductError("not_acis", f"{file.name}: HRC {HARDLY}")
     pha, arf, rmf = (_present(products, kind) for kind in ("pha", "arf", "rmf"))
     inflated = [inflate(file) for file in (pha, arf, rmf)]
     source, background = _source_and_background(tables(inflated[0], pha.name, "pha"), pha)
@@ -199,6 +203,8 @@ def _check_words(table: Table, wanted: dict[str, str]) -> None:
     """Raise ProductError for a keyword that is there, but has another value than it must have."""
     for keyword, value in wanted.items():
         if (found := table.text(keyword, value)).upper() != value:
+            if keyword == "INSTRUME" and found.upper().startswith("HRC"):
+                raise ProductError("not_acis", f"{table.file}: INSTRUME is {found!r}, and HRC {HARDLY}")
             reason = "wrong_instrument" if keyword in ("TELESCOP", "INSTRUME") else "wrong_type"
             raise ProductError(reason, f"{table.file}: {keyword} is {found!r}, not {value}")
 
