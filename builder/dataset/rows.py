@@ -61,11 +61,17 @@ def join(catalog: pa.Table, package: Package, result: PackageResult, splits: Spl
     return pa.Table.from_arrays(columns, schema=FULL_SCHEMA)
 
 
-def public(rows: pa.Table, config: str) -> pa.Table:
-    """Return the columns of one config in their public types, with `struct.field` columns gathered into structs."""
+def public(rows: pa.Table, config: str, bins: int = 0) -> pa.Table:
+    """Return the columns of one config in their public types, with `struct.field` columns gathered into structs.
+
+    Parameters
+    ----------
+    bins : int
+        Number of bins, for config ``binned``.
+    """
     arrays: dict[str, pa.Array] = {}
     structs: dict[str, dict[str, pa.Array]] = {}
-    for column in columns_of(config):
+    for column in columns_of(config, bins):
         array = rows[column.name].cast(column.public_type).combine_chunks()
         struct, _, name = column.name.rpartition(".")
         if struct:
