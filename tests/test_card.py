@@ -192,7 +192,7 @@ def test_it_says_what_it_must(text: str) -> None:
     words = prose(text)
     assert "@" not in text.replace("@article{", "")
     for said in (
-        "only two of its rows are real",
+        "Two of its rows are real: 4938.0.43",
         "not an energy flux",
         "`arf` is not corrected for the aperture",
         "`PSF_FRAC`",

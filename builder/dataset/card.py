@@ -23,7 +23,7 @@ from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, binned_columns, c
 from builder.model.errors import MissingExtraError
 from builder.model.folding import PHOTON_ENERGIES
 from builder.model.records import REASONS
-from builder.model.settings import EMBEDDED, Recipe, Settings, last_part
+from builder.model.settings import EMBEDDED, EMBEDDED_REMARK, Recipe, Settings, last_part
 from builder.model.splits import SPLITS, Splits
 from builder.model.text import several, size_text
 
@@ -125,9 +125,9 @@ def _render(
         "front_matter": _front_matter(sizes, settings.bins),
         "spectra": "1 X-ray spectrum" if counts.rows == 1 else f"{counts.rows:,} X-ray spectra",
         "sources": several(len(names), "source"),
-        "release": settings.release.removeprefix("rel"),
+        "release": release_words(settings),
         "version": __version__,
-        "embedded": _EMBEDDED if settings.archive == EMBEDDED else _origin(manifest.catalog),
+        "origin": _origin(settings, manifest.catalog),
         "pictures": "".join(f"\n![{picture.title}]({picture.path})\n\n{picture.caption}\n" for picture in pictures),
         "configs": "\n".join(
             f"| `{config}` | {CONFIGS[config].removeprefix('one row ')} | {_sum(splits).rows:,} | "
@@ -164,8 +164,10 @@ def _render(
     return re.sub(r"@(\w+)@", lambda match: words[match[1]], TEMPLATE.read_text(encoding="utf-8"))
 
 
-def _origin(catalog: dict[str, Any]) -> str:
-    """Say where and when the catalog was asked for, and what it does not give."""
+def _origin(settings: Settings, catalog: dict[str, Any]) -> str:
+    """Say where the rows are from: where and when the catalog was asked for, and what it does not give."""
+    if settings.archive == EMBEDDED:
+        return f"\n**This is the embedded sample, for trying the code.** {EMBEDDED_REMARK}\n"
     if "service" not in catalog:
         return ""
     asked = (
@@ -176,12 +178,6 @@ def _origin(catalog: dict[str, Any]) -> str:
         return asked
     names = ", ".join(f"`{name}`" for name in catalog["missing"])
     return f"{asked}It does not give {names}, null in every row.\n"
-
-
-_EMBEDDED = """
-**This is the embedded sample, for trying the code: only two of its rows are real** (4938.0.43 and 7867.0.2, whose files
-come with Sherpa). The rest, named `SIM J…`, are simulated; some are damaged on purpose, and rejected.
-"""
 
 
 _UNDIVIDED = """\
@@ -206,6 +202,11 @@ from datasets import load_dataset
 print(load_dataset("chandra_spectra"))
 ```
 """
+
+
+def release_words(settings: Settings) -> str:
+    """Name the release of the catalog that the files are of."""
+    return "1, and simulated" if settings.archive == EMBEDDED else settings.release.removeprefix("rel")
 
 
 def _splits(settings: Settings, scalars: pa.Table) -> str:

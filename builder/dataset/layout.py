@@ -126,7 +126,8 @@ class Manifest:
         Versions of Python and of the packages that the content depends on.
     catalog : dict
         Number of the ``detections``, and ``sha256`` of their rows; of a catalog over HTTP also its ``service``,
-        ``schema`` and ``version``, the date when it was ``retrieved``, and the columns that are ``missing``.
+        ``schema`` and ``version``, the date when it was ``retrieved``, and the columns that are ``missing``; of the
+        embedded sample a ``remark``.
     files : tuple of Entry
         All files but the manifest.
     created : str

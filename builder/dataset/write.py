@@ -39,7 +39,7 @@ from builder.dataset.shards import ShardWriter
 from builder.files import Folder, reported
 from builder.model.columns import columns_when, features
 from builder.model.errors import OutputError
-from builder.model.settings import Settings
+from builder.model.settings import EMBEDDED, EMBEDDED_REMARK, Settings
 from builder.model.splits import SPLITS
 from builder.model.text import Progress
 from builder.store.packages import EBOUNDS_SCHEMA, PackageResult, rejections_table
@@ -133,7 +133,7 @@ def write_folder(
         __version__,
         described,
         versions,
-        {"detections": detections, "sha256": _sha256_of_table(planned.catalog)} | _origin(planned),
+        {"detections": detections, "sha256": _sha256_of_table(planned.catalog)} | _origin(planned, settings),
         Counts(detections, planned.duplicates, selected, rows, len(rejected), reasons),
         tuple(files),
     )
@@ -158,8 +158,10 @@ def _distinct(grids: pa.Table) -> pa.Table:
     return grids.take(pa.array([first[name] for name in sorted(first)], pa.int64()))
 
 
-def _origin(planned: Plan) -> dict[str, Any]:
-    """Say where the catalog was asked for, where it was."""
+def _origin(planned: Plan, settings: Settings) -> dict[str, Any]:
+    """Say where the catalog was asked for, where it was, or what the embedded sample is."""
+    if settings.archive == EMBEDDED:
+        return {"remark": EMBEDDED_REMARK}
     said = dataclasses.asdict(planned.origin) if planned.origin is not None else {}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in said.items()}
 

@@ -23,6 +23,13 @@ DEFAULT_RELEASE = "rel2.1"
 """Version word of the catalog's current release."""
 
 EMBEDDED = "embedded"
+EMBEDDED_REMARK = (
+    "Two of its rows are real: 4938.0.43 and 7867.0.2, products of release 1 that come with Sherpa, each named after "
+    "its position and without what only the catalog gives, such as `src_cnts_aper_b`. The others, named `SIM J…`, are "
+    "simulated; some are damaged on purpose, and rejected."
+)
+"""Origin of the embedded sample's rows, in Markdown."""
+
 """The archive that is made on this machine: two real detections and simulated ones."""
 
 DEFAULT_CONNECTIONS = 4

@@ -26,10 +26,10 @@ from builder.model.columns import CATALOG
 from builder.model.errors import ArchiveError, OutputError
 from builder.model.ids import DetectionId
 from builder.model.records import File
-from builder.simulator.products import BROAD, SimulatedArchive
+from builder.simulator.products import SimulatedArchive
 from builder.simulator.sky import source_name
 
-EMBEDDED_VERSION = 3
+EMBEDDED_VERSION = 4
 """Raised whenever the embedded archive would hold something else; part of the name of its cache folder."""
 
 _REAL = {DetectionId(4938, 0, 43): "acisf04938_000N002_r0043", DetectionId(7867, 0, 2): "acisf07867_000N001_r0002"}
@@ -128,8 +128,8 @@ def _detection(row: dict[str, object]) -> DetectionId:
 def _real(detection: DetectionId, stem: str) -> tuple[dict[str, object], list[File]]:
     """Return one of the detections that come with Sherpa: its row holds only what its own files tell.
 
-    ``theta`` is the angle between the source and the pointing; ``src_cnts_aper_b`` the counts in the channels within
-    0.5-7 keV, net of the background, but not corrected for the aperture as the catalog's own number is.
+    ``theta`` is the angle between the source and the pointing. The counts are not the catalog's, which are corrected
+    for the aperture.
     """
     sherpa = importlib.util.find_spec("sherpa")  # importing it would print warnings
     where = Path(str(sherpa.origin)).parent if sherpa else Path("sherpa")
@@ -138,16 +138,11 @@ def _real(detection: DetectionId, stem: str) -> tuple[dict[str, object], list[Fi
         files = [File(f"{path.name}.gz", gzip.compress(path.read_bytes(), mtime=0)) for path in paths]
         with fits.open(paths[0]) as hdus:
             header = hdus["SPECTRUM", 1].header
-            source, background = (
-                (hdu.data["COUNTS"][BROAD].sum(), hdu.header["EXPOSURE"] * hdu.header["BACKSCAL"])
-                for hdu in (hdus["SPECTRUM", 1], hdus["SPECTRUM", 2])
-            )
             measured: dict[str, object] = {
                 "name": source_name("2CXO", header["RA"], header["DEC"]),
                 "instrument": header["INSTRUME"],
                 "ra": header["RA"],
                 "dec": header["DEC"],
-                "src_cnts_aper_b": float(source[0] - background[0] * source[1] / background[1]),
                 "theta": 60.0 * _separation(header["RA"], header["DEC"], header["RA_PNT"], header["DEC_PNT"]),
                 "gti_mjd_obs": header["MJD_OBS"],
                 "livetime": header["LIVETIME"],
