@@ -183,6 +183,7 @@ def test_the_card_of_a_folder_with_splits_and_responses_says_so(full_sample: Pat
     assert files == {
         "spectra": ["train", "validation", "test"],
         "counts": ["train", "validation", "test"],
+        "binned": ["train", "validation", "test"],
         "ebounds": ["train"],
         "responses": ["train"],
     }

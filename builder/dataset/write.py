@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from builder import __version__
 from builder.archive.packages import Package, Plan
+from builder.dataset.binned import binned
 from builder.dataset.card import write_card
 from builder.dataset.hdf5 import HDF5Writer
 from builder.dataset.layout import (
@@ -85,8 +86,8 @@ def write_folder(
     grids = EBOUNDS_SCHEMA.empty_table()
     rows, selected = 0, len(planned.rejections)
     shards = {
-        (config, split): ShardWriter(folder / DATA_FILES[config], features(config).arrow_schema, split)
-        for config, split in parts(settings.splits, settings.responses)
+        (config, split): ShardWriter(folder / DATA_FILES[config], features(config, settings.bins).arrow_schema, split)
+        for config, split in parts(settings.splits, settings.responses, settings.bins)
     }
     known: set[str] = set()  # responses that are written
     with contextlib.ExitStack() as stack:
@@ -96,10 +97,13 @@ def write_folder(
         for package, result in results:
             selected += _complete(package, result)
             table = join(planned.catalog, package, result, settings.splits)
-            for split in settings.splits.names:
-                part = table.filter(pc.equal(table["split"], split)) if settings.splits.divided else table
-                for config in ("spectra", "counts"):
-                    shards[config, split].append(public(part, config))
+            rows_of = {"spectra": table, "counts": table}
+            if settings.bins:
+                rows_of["binned"] = binned(table, result, settings.recipe, settings.bins)
+            for config, whole in rows_of.items():
+                for split in settings.splits.names:
+                    part = whole.filter(pc.equal(whole["split"], split)) if settings.splits.divided else whole
+                    shards[config, split].append(public(part, config, settings.bins))
             hdf5.append(table)
             for number, key in enumerate(result.responses["rmf_sha256"].to_pylist()):
                 if key not in known:  # one by one: a package's together take 70 MB, and as much again

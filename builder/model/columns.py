@@ -22,10 +22,17 @@ if TYPE_CHECKING:
 CONFIGS = {
     "spectra": "one row a spectrum: all scalars and the reduced spectrum",
     "counts": "one row a spectrum: all scalars, the counts in each channel and the effective area",
+    "binned": "one row a spectrum: all scalars, the counts in fixed bins, and the response by fixed photon energies",
     "ebounds": "one row a channel energy grid",
     "responses": "one row a response matrix (RMF), sparse",
 }
-"""Configurations of a prepared folder; the first is the default, the last is there only where it is asked for."""
+"""Configurations of a prepared folder; the first is the default; see `configs_with`."""
+
+ROW_CONFIGS = ("spectra", "counts", "binned")
+"""Configurations with a row for each spectrum."""
+
+DEFAULT_BINS = 64
+"""Of config ``binned``, where the number is not said."""
 
 RAGGED = -1
 """Length of a list that differs from row to row."""
@@ -46,8 +53,8 @@ class Column:
         For people: what it is, and the CSC column, file or formula that it comes from.
     unit : str
         As in FITS; empty for none.
-    length : int, optional
-        None for a scalar, `RAGGED`, or the fixed length of a list.
+    length : int or tuple of int, optional
+        None for a scalar, `RAGGED`, or the fixed length of a list, or of a list of lists.
     configs : tuple of str
         Configurations that have the column.
     hdf5 : str, optional
@@ -65,8 +72,8 @@ class Column:
     meaning: str
     source: str
     unit: str = ""
-    length: int | None = None
-    configs: tuple[str, ...] = ("spectra", "counts")
+    length: int | tuple[int, ...] | None = None
+    configs: tuple[str, ...] = ROW_CONFIGS
     hdf5: str = ""
     query: str = ""
     record: str = ""
@@ -92,10 +99,15 @@ class Column:
         """Give the value of a measured column."""
         return operator.attrgetter(self.record or self.name)(spectrum)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of lists, the outer ones first; empty for a scalar."""
+        return () if self.length is None else self.length if isinstance(self.length, tuple) else (self.length,)
+
     def _listed(self, value: pa.DataType) -> pa.DataType:
-        if self.length is None:
-            return value
-        return pa.list_(value, self.length)  # a length of -1 is pyarrow's own word for a ragged list
+        for length in reversed(self.shape):
+            value = pa.list_(value, length)  # a length of -1 is pyarrow's own word for a ragged list
+        return value
 
 
 def _value_type(dtype: str) -> pa.DataType:
@@ -254,11 +266,50 @@ CATALOG: tuple[Column, ...] = tuple(column for column in COLUMNS if column.query
 """The columns that the catalog gives."""
 
 
-def columns_of(config: str) -> tuple[Column, ...]:
-    """Return the columns of one configuration; SettingError for an unknown one."""
+def compact_columns(bins: int) -> tuple[Column, ...]:
+    """Return the columns of config ``binned`` that are made of the response matrix, when a spectrum is reduced."""
+    return (
+        Column("response", "float32", "effective area times matrix: the counts in each bin are exposure times the sum "
+               "over the photon energies of photons cm-2 s-1 times this", "ARF and RMF file, see docs/recipe.md", "cm2",
+               (2 * bins, bins), ("binned",), nullable=True),
+        Column("response_fault", "string", "why there is no response: it is null then, and this else",
+               "what reading the RMF file met", configs=("binned",), nullable=True),
+    )  # fmt: skip
+
+
+def binned_columns(bins: int) -> tuple[Column, ...]:
+    """Return the columns of config ``binned`` beside the scalars, for a number of bins."""
+
+    def column(name: str, dtype: str, meaning: str, source: str, unit: str, length: int = bins) -> Column:
+        return Column(name, dtype, meaning, source, unit, length, ("binned",))
+
+    photons = "logarithmic, 0.3 to 9.3 keV"
+    return (
+        column("counts", "int32", "counts in the bin, source region", "COUNTS of the PHA file", "count"),
+        column("background_counts", "int32", "counts in the bin, background region, not scaled",
+               "COUNTS of the PHA file's background", "count"),
+        column("energy_lo", "float32", "low edge of the bin's first channel", "E_MIN of the RMF file", "keV"),
+        column("energy_hi", "float32", "high edge of the bin's last channel", "E_MAX of the RMF file", "keV"),
+        column("effective_area", "float32", "effective area, mean over the bin, not aperture-corrected",
+               "SPECRESP of the ARF file", "cm2"),
+        column("photon_energy_lo", "float32", "low edge of the photon energies of response", photons, "keV", 2 * bins),
+        column("photon_energy_hi", "float32", "high edge of the photon energies of response", photons, "keV", 2 * bins),
+        *compact_columns(bins),
+    )  # fmt: skip
+
+
+def columns_of(config: str, bins: int = DEFAULT_BINS) -> tuple[Column, ...]:
+    """Return the columns of one configuration; SettingError for an unknown one.
+
+    Parameters
+    ----------
+    bins : int
+        Number of bins of config ``binned``.
+    """
     if config not in CONFIGS:
         raise SettingError(f"unknown config {config!r}: choose one of {', '.join(CONFIGS)}")
-    return tuple(column for column in (*COLUMNS, *EBOUNDS, *RESPONSES) if config in column.configs)
+    every = (*COLUMNS, *binned_columns(bins), *EBOUNDS, *RESPONSES)
+    return tuple(column for column in every if config in column.configs)
 
 
 def columns_when(subtract: bool) -> tuple[Column, ...]:
@@ -273,20 +324,21 @@ def columns_when(subtract: bool) -> tuple[Column, ...]:
     )
 
 
-def configs_with(responses: bool) -> tuple[str, ...]:
-    """Return the configurations of a folder that has the responses, or has them not."""
-    return tuple(config for config in CONFIGS if responses or config != "responses")
+def configs_with(responses: bool, bins: int = 0) -> tuple[str, ...]:
+    """Return the configurations of a folder that has the responses, and so many bins, or has them not."""
+    there = {"responses": responses, "binned": bins > 0}
+    return tuple(config for config in CONFIGS if there.get(config, True))
 
 
-def features(config: str) -> Features:
-    """Return the `datasets.Features` of one configuration."""
+def features(config: str, bins: int = DEFAULT_BINS) -> Features:
+    """Return the `datasets.Features` of one configuration; `bins` as for `columns_of`."""
     from datasets import Features, Sequence, Value  # Sequence gives a List; datasets 3 has no other word for it
 
     tree: dict[str, Any] = {}
-    for column in columns_of(config):
+    for column in columns_of(config, bins):
         value: Any = Value(column.dtype)
-        if column.length is not None:
-            value = Sequence(value, length=column.length)
+        for length in reversed(column.shape):
+            value = Sequence(value, length=length)
         struct, _, field = column.name.rpartition(".")
         (tree.setdefault(struct, {}) if struct else tree)[field] = value
     return Features(tree)
@@ -301,7 +353,13 @@ def markdown(columns: tuple[Column, ...]) -> str:
     """Make a Markdown table of columns, for README and card."""
     lines = ["| column | type | unit | meaning | source |", "| --- | --- | --- | --- | --- |"]
     for column in columns:
-        shape = {None: "", RAGGED: "[n]"}.get(column.length, f"[{column.length}]")
-        cells = (f"`{column.name}`", column.dtype + shape, column.unit, column.meaning, column.source)
+        shape = f"[{', '.join('n' if length == RAGGED else str(length) for length in column.shape)}]"
+        cells = (
+            f"`{column.name}`",
+            column.dtype + shape.removesuffix("[]"),
+            column.unit,
+            column.meaning,
+            column.source,
+        )
         lines.append("| " + " | ".join(cells).replace("*", r"\*") + " |")  # a product, no emphasis
     return "\n".join(lines)

@@ -192,6 +192,8 @@ class Spectrum:
         Names and SHA-256 (of the inflated bytes) of the PHA, ARF and RMF file.
     response : Response or str, optional
         The RMF's matrix where it was asked for, or why it cannot be kept.
+    compact : ndarray of float32, shape (photon energies, bins), or str, optional
+        Compact response of config ``binned`` where it was asked for, cm2, or why there is none.
 
     Raises
     ------
@@ -223,6 +225,7 @@ class Spectrum:
     files: Trio
     sha256: Trio
     response: Response | str | None = None
+    compact: NDArray[np.float32] | str | None = None
 
     def __post_init__(self) -> None:
         bins = (self.energy, self.energy_lo, self.energy_hi, self.rate, self.rate_error)
