@@ -22,14 +22,14 @@ from builder.archive.mirror import CATALOG_FILE, INDEX_FILE, has_tar, read_index
 from builder.archive.packages import PACKAGE_SIZE
 from builder.archive.products import KINDS, write_tar
 from builder.files import file_sha256
-from builder.model.columns import CATALOG
+from builder.model.columns import ASKED
 from builder.model.errors import ArchiveError, OutputError
 from builder.model.ids import DetectionId
 from builder.model.records import File
 from builder.simulator.products import BROAD, SimulatedArchive
 from builder.simulator.sky import source_name
 
-EMBEDDED_VERSION = 3
+EMBEDDED_VERSION = 4
 """Raised whenever the embedded archive would hold something else; part of the name of its cache folder."""
 
 _REAL = {DetectionId(4938, 0, 43): "acisf04938_000N002_r0043", DetectionId(7867, 0, 2): "acisf07867_000N001_r0002"}
@@ -155,7 +155,7 @@ def _real(detection: DetectionId, stem: str) -> tuple[dict[str, object], list[Fi
     except OSError as error:
         raise ArchiveError(f"the installed Sherpa does not carry {stem}: reinstall it from PyPI ({error})") from error
     ids = {"obsid": detection.obsid, "obi": detection.obi, "region_id": detection.region_id}
-    return {column.name: None for column in CATALOG} | measured | ids, files
+    return {column.name: None for column in ASKED} | measured | ids, files
 
 
 def _separation(ra1: float, dec1: float, ra2: float, dec2: float) -> float:
