@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from builder.model.columns import CATALOG
+from builder.model.columns import ASKED
 from builder.model.errors import ProductError
 from builder.model.ids import DetectionId
 from builder.model.records import ProductFile
@@ -27,7 +27,7 @@ def header_row(detection: DetectionId, pha: ProductFile | None = None) -> dict[s
     Returns
     -------
     dict
-        Values by the names of `CATALOG`; None where the file does not tell.
+        Values by the names of `ASKED`; None where the file does not tell.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def header_row(detection: DetectionId, pha: ProductFile | None = None) -> dict[s
     """
     ids = {"obsid": detection.obsid, "obi": detection.obi, "region_id": detection.region_id}
     measured = _measured(pha) if pha is not None else {}
-    return {column.name: None for column in CATALOG} | measured | ids
+    return {column.name: None for column in ASKED} | measured | ids
 
 
 def _measured(pha: ProductFile) -> dict[str, Any]:
