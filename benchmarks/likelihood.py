@@ -82,11 +82,11 @@ class Experiment:
             counts, other = generator.poisson(norm * true + expected), generator.poisson(expected / scale)
             smooth = scale * smoothed(other[None])[0]
             statistics: dict[str, tuple[Statistic, Any]] = {
-                "channels": (cash(counts[kept], scale * other[kept]), self.folded[:, kept]),
-                "W, channels": (wstat(counts[kept], other[kept], scale), self.folded[:, kept]),
-                "smoothed": (cash(counts[kept], smooth[kept]), self.folded[:, kept]),
-                "32 bins": (cash(rebin(counts), scale * rebin(other)), rebin(self.folded)),
-                "W, 32 bins": (wstat(rebin(counts), rebin(other), scale), rebin(self.folded)),
+                "channel by channel": (cash(counts[kept], scale * other[kept]), self.folded[:, kept]),
+                "W, in channels": (wstat(counts[kept], other[kept], scale), self.folded[:, kept]),
+                "smoothed over 51 channels": (cash(counts[kept], smooth[kept]), self.folded[:, kept]),
+                "in 32 bins": (cash(rebin(counts), scale * rebin(other)), rebin(self.folded)),
+                "W, in 32 bins": (wstat(rebin(counts), rebin(other), scale), rebin(self.folded)),
                 "the true one": (cash(counts[kept], expected[kept]), self.folded[:, kept]),
             }
             for name, (statistic, folded) in statistics.items():

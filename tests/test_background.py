@@ -101,10 +101,10 @@ def test_the_true_index_is_recovered_with_a_smooth_background_and_not_channel_by
         for name, values in found.items():
             index, norm = values.T
             off[name] = (index.mean() - 1.7) / (index.std(ddof=1) / np.sqrt(len(index)))
-            if name in ("smoothed", "32 bins"):
+            if name in ("smoothed over 51 channels", "in 32 bins"):
                 assert abs(norm.mean() - 1) < 3.5 * norm.std(ddof=1) / np.sqrt(len(norm)), (name, net, background)
-        assert abs(off["smoothed"]) < 3.5 and abs(off["32 bins"]) < 3.5, (net, background, off)
+        assert abs(off["smoothed over 51 channels"]) < 3.5 and abs(off["in 32 bins"]) < 3.5, (net, background, off)
         if (net, background) in ((40, 20), (100, 50)):
-            assert off["channels"] < -4, off
+            assert off["channel by channel"] < -4, off
         if (net, background) == (40, 4):
-            assert off["W, channels"] > 4, off
+            assert off["W, in channels"] > 4, off
