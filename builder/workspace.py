@@ -93,7 +93,7 @@ def open_workspace(
         raise OutputError(f"cannot use the cache {cache}: {error.strerror}; choose another with --cache") from error
     # Two archives may hold different files under the same ids.
     identity = hashlib.sha256(archive.identity.encode()).hexdigest()[:16]
-    kept = (settings.release, settings.recipe, settings.responses)
+    kept = (settings.release, settings.recipe, settings.responses, settings.bins)
     if store and "://" in store:
         open_url(store, SettingError)
         return Workspace(archive, Store(f"{store.rstrip('/')}/{identity}", *kept))

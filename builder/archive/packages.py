@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from builder.archive.catalog import IDS, SCHEMA
 from builder.archive.matching import Match
+from builder.model.columns import SEVERAL_SOURCES
 from builder.model.ids import DetectionId
 from builder.model.records import Rejection
 from builder.model.settings import Recipe
@@ -102,10 +104,17 @@ def plan(answer: pa.Table, size: int = PACKAGE_SIZE, limit: int | None = None, o
     # By every column in the end, so that the plan does not depend on the answer's order of rows.
     keys = dict.fromkeys((*IDS, "name", *SCHEMA.names))
     ordered = answer.take(pc.sort_indices(answer, [(name, "ascending") for name in keys]))
-    rows = ordered.select([*IDS, "instrument"]).to_pylist()
+    rows = ordered.select([*IDS, "instrument", "name", SEVERAL_SOURCES]).to_pylist()
     texts = [".".join("none" if row[name] is None else str(row[name]) for name in IDS) for row in rows]
     first = [index for index, text in enumerate(texts) if index == 0 or text != texts[index - 1]]
     duplicates = len(texts) - len(first)
+    # Known already where the rows come of a mirror or a catalog file, which has one row of each detection.
+    several = {text for text, row in zip(texts, rows, strict=True) if row[SEVERAL_SOURCES]}
+    several |= {
+        one
+        for (one, row), (other, last) in pairwise(zip(texts, rows, strict=True))
+        if one == other and row["name"] != last["name"]
+    }
     detections, places, rejections = [], [], []
     for index in first[:limit]:
         detection, instrument = DetectionId.of(rows[index]), rows[index]["instrument"]
@@ -121,4 +130,7 @@ def plan(answer: pa.Table, size: int = PACKAGE_SIZE, limit: int | None = None, o
         Package(start, tuple(detections[start : start + size])) for start in range(0, len(detections), size)
     )
     catalog = ordered.take(pa.array(places, pa.int64()))
+    flags = pa.array([texts[index] in several for index in places], pa.bool_())
+    number = catalog.schema.get_field_index(SEVERAL_SOURCES)
+    catalog = catalog.set_column(number, catalog.schema.field(number), flags)
     return Plan(catalog, packages, tuple(rejections), duplicates, origin)

@@ -71,6 +71,9 @@ def prepare(
     with_responses: Annotated[
         bool, typer.Option("--with-responses", help="Response matrices as config responses, 1 MB a row.")
     ] = False,
+    bins: Annotated[
+        int, typer.Option(min=0, help="Number of bins of config binned, such as 64; 0 for no such config.")
+    ] = 0,
     workers: Annotated[
         int,
         typer.Option(
@@ -124,7 +127,14 @@ def prepare(
 
     recipe = Recipe(energy_min, energy_max, group_counts, subtract, group)
     settings = Settings(
-        str(file_path or archive), release, str(cat_file or ""), selection, recipe, Splits.parse(splits), with_responses
+        str(file_path or archive),
+        release,
+        str(cat_file or ""),
+        selection,
+        recipe,
+        Splits.parse(splits),
+        with_responses,
+        bins,
     )
     means: dict[str, Any] = {"cache": cache, "workers": workers, "connections": connections, "store": store}
     means["patience"] = _patience(patience)

@@ -14,7 +14,7 @@ from typing import Any
 from builder.dataset.catalog_file import read_detections
 from builder.dataset.positions import read_positions
 from builder.files import Folder, file_sha256
-from builder.model.columns import CONFIGS, configs_with
+from builder.model.columns import CONFIGS, ROW_CONFIGS, configs_with
 from builder.model.errors import OutputError, SettingError
 from builder.model.selection import Selection
 from builder.model.settings import Recipe, Settings
@@ -69,12 +69,12 @@ def unreadable(path: Path, error: Exception) -> OutputError:
     return OutputError(f"cannot read {path}: {reason}; prepare the folder again with --force")
 
 
-def parts(splits: Splits, responses: bool) -> list[tuple[str, str]]:
+def parts(splits: Splits, responses: bool, bins: int) -> list[tuple[str, str]]:
     """Return the config and split of every set of shards: only rows of a source are divided."""
     return [
         (config, split)
-        for config in configs_with(responses)
-        for split in (splits.names if config in ("spectra", "counts") else SPLITS[:1])
+        for config in configs_with(responses, bins)
+        for split in (splits.names if config in ROW_CONFIGS else SPLITS[:1])
     ]
 
 
@@ -132,7 +132,8 @@ class Manifest:
     catalog : dict
         Number of the ``detections``, and ``sha256`` of their rows; of a catalog over HTTP also its ``service``,
         ``schema`` and ``version``, the date when it was ``retrieved``, and the columns that are ``missing``; of a
-        selection by ``positions`` their number, and how many have a source (``matched``) and rows (``selected``).
+        selection by ``positions`` their number, and how many have a source (``matched``) and rows (``selected``); of
+        the embedded sample a ``remark``.
     files : tuple of Entry
         All files but the manifest.
     created : str
@@ -202,7 +203,12 @@ class Manifest:
     @property
     def parts(self) -> list[tuple[str, str]]:
         """The configs and splits that the folder has."""
-        return parts(self.splits, bool(self.settings["responses"]))
+        return parts(self.splits, bool(self.settings["responses"]), self.bins)
+
+    @property
+    def bins(self) -> int:
+        """Number of bins of config ``binned``, 0 where there is none."""
+        return int(self.settings.get("bins", 0))
 
     @property
     def splits(self) -> Splits:
@@ -272,6 +278,7 @@ class Manifest:
                 self.recipe,
                 self.splits,
                 own["responses"],
+                self.bins,
             )
         except (KeyError, TypeError) as error:
             raise SettingError(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from builder.model.columns import CATALOG
+from builder.model.columns import ASKED
 from builder.model.errors import ProductError
 from builder.model.ids import DetectionId
-from builder.model.records import BROAD, ProductFile
+from builder.model.records import ProductFile
 from builder.model.sky import separation, source_name
 from builder.reduce.ogip import Table, content, inflate, tables
 
@@ -15,10 +15,9 @@ from builder.reduce.ogip import Table, content, inflate, tables
 def header_row(detection: DetectionId, pha: ProductFile | None = None) -> dict[str, Any]:
     """Make a catalog row of a detection.
 
-    ``theta`` is the angle between the source and the pointing; ``src_cnts_aper_b`` the counts in the channels within
-    0.5-7 keV, net of the background, but not corrected for the aperture as the catalog's own number is; ``name`` is
-    made of the position. Files of release 2 do not say where the source is, so that their rows have none of these but
-    the counts.
+    ``theta`` is the angle between the source and the pointing; ``name`` is made of the position. Files of release 2 do
+    not say where the source is, so that their rows have none of these. ``src_cnts_aper_b`` is null: the counts of the
+    file are not corrected for the aperture, as the catalog's are.
 
     Parameters
     ----------
@@ -28,7 +27,7 @@ def header_row(detection: DetectionId, pha: ProductFile | None = None) -> dict[s
     Returns
     -------
     dict
-        Values by the names of `CATALOG`; None where the file does not tell.
+        Values by the names of `ASKED`; None where the file does not tell.
 
     Raises
     ------
@@ -37,16 +36,11 @@ def header_row(detection: DetectionId, pha: ProductFile | None = None) -> dict[s
     """
     ids = {"obsid": detection.obsid, "obi": detection.obi, "region_id": detection.region_id}
     measured = _measured(pha) if pha is not None else {}
-    return {column.name: None for column in CATALOG} | measured | ids
+    return {column.name: None for column in ASKED} | measured | ids
 
 
 def _measured(pha: ProductFile) -> dict[str, Any]:
-    spectra = {
-        table.text("HDUCLAS2", ""): table
-        for table in tables(inflate(pha), pha.name, "pha")
-        if content(table.text) == "SPECTRUM"
-    }
-    source, background = spectra.get("TOTAL"), spectra.get("BKG")
+    source = next((table for table in tables(inflate(pha), pha.name, "pha") if _is_source(table)), None)
     if source is None:
         raise ProductError("unreadable_pha", f"{pha.name}: no source spectrum")
     words = ("RA", "DEC", "RA_PNT", "DEC_PNT", "LIVETIME", "MJD_OBS", "MJD-OBS")
@@ -60,12 +54,11 @@ def _measured(pha: ProductFile) -> dict[str, Any]:
         row |= {"name": source_name("2CXO", ra, dec), "ra": ra, "dec": dec}
         if ra_pnt is not None and dec_pnt is not None:
             row["theta"] = 60.0 * separation(ra, dec, ra_pnt, dec_pnt)
-    if background is not None:
-        counts = [float(table.columns("COUNTS")[0][BROAD].sum()) for table in (source, background)]
-        areas = [table.number("EXPOSURE") * table.number("BACKSCAL") for table in (source, background)]
-        if areas[1] > 0:
-            row["src_cnts_aper_b"] = float(counts[0] - areas[0] * counts[1] / areas[1])
     return row
+
+
+def _is_source(table: Table) -> bool:
+    return content(table.text) == "SPECTRUM" and table.text("HDUCLAS2", "") == "TOTAL"
 
 
 def _number(table: Table, keyword: str) -> float | None:

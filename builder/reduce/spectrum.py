@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from functools import lru_cache
@@ -29,8 +30,9 @@ from sherpa.utils.err import SherpaErr
 from builder.archive.packages import HARDLY
 from builder.archive.products import ProductName
 from builder.model.errors import ProductError
+from builder.model.folding import Bins, Matrix, bin_edges, photon_edges
 from builder.model.ids import DetectionId
-from builder.model.invariants import Fault, channel_faults, demand, energy_faults
+from builder.model.invariants import Fault, channel_faults, demand, energy_faults, fraction_faults
 from builder.model.records import N_CHANNELS, ProductFile, Products, Rejection, Response, Spectrum, Stage, Trio
 from builder.model.settings import Recipe
 from builder.reduce.ogip import Table, content, extension, inflate, tables
@@ -51,7 +53,7 @@ _PER_CHANNEL = {"BACKSCAL", "AREASCAL", "BACKGROUND_UP", "BACKGROUND_DOWN"}  # c
 
 
 def reduce_products(
-    products: Products, recipe: Recipe, url: str = "", *, response: bool = False
+    products: Products, recipe: Recipe, url: str = "", *, response: bool = False, bins: int = 0
 ) -> Spectrum | Rejection:
     """Reduce one detection.
 
@@ -63,6 +65,8 @@ def reduce_products(
         Where the files came from, for the rejection.
     response : bool
         Keep the RMF's matrix, too.
+    bins : int
+        Make the compact response for so many bins, too.
 
     Returns
     -------
@@ -71,7 +75,7 @@ def reduce_products(
     """
     try:
         with np.errstate(all="ignore"):  # what overflows or is divided by zero ends up not finite, and is checked
-            return _reduce(products, recipe, response)
+            return _reduce(products, recipe, response, bins)
     except ProductError as error:
         stage: Stage = "fetch" if error.reason.startswith("missing_") else "reduce"
         return Rejection(products.detection, stage, error.reason, str(error), url)
@@ -79,14 +83,15 @@ def reduce_products(
         return Rejection(products.detection, "reduce", "not_reducible", f"Sherpa: {error}", url)
 
 
-def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
+def _reduce(products: Products, recipe: Recipe, response: bool, bins: int) -> Spectrum:
     detection = products.detection
     for file in filter(None, (products.pha, products.arf, products.rmf)):
         if (parsed := ProductName.parse(file.name)) and parsed.instrument == "hrc":
             raise ProductError("not_acis", f"{file.name}: HRC {HARDLY}")
     pha, arf, rmf = (_present(products, kind) for kind in ("pha", "arf", "rmf"))
     inflated = [inflate(file) for file in (pha, arf, rmf)]
-    source, background = _source_and_background(tables(inflated[0], pha.name, "pha"), pha)
+    pha_tables = tables(inflated[0], pha.name, "pha")
+    source, background = _source_and_background(pha_tables, pha)
     area = extension(tables(inflated[1], arf.name, "arf"), "SPECRESP", arf.name, "arf")
     rmf_tables = tables(inflated[2], rmf.name, "rmf")
     ebounds = extension(rmf_tables, "EBOUNDS", rmf.name, "rmf")
@@ -105,6 +110,8 @@ def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
             )
     energies = [edges.astype(np.float64) for edges in (ebounds_lo, ebounds_hi)]
     arf_lo, arf_hi, specresp = (array.astype(np.float32) for array in area.columns("ENERG_LO", "ENERG_HI", "SPECRESP"))
+
+    psf_frac = _psf_frac(area, arf_lo)
 
     demand(energy_faults("ebounds", energies[0], energies[1]), rmf.name)  # before Sherpa filters by them
     energy_scale = _channel_energies(*(energy.tobytes() for energy in energies))
@@ -125,11 +132,14 @@ def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
         data.subtract()
     energy_lo = data.apply_filter(energies[0], data._min)
     energy_hi = data.apply_filter(energies[1], data._max)
+    matrix = _response(rmf_tables, rmf.name) if response or bins else None
 
     spectrum = Spectrum(
         detection=detection,
         detnam=source.word("DETNAM"),
         grating=source.word("GRATING"),
+        ccds=_ccds(pha_tables),
+        caldb_version=next(filter(None, (table.word("CALDBVER") for table in (area, *rmf_tables))), None),
         exposure=float(data.exposure),
         background_scale=scale,
         source_counts=int(counts[kept].sum()),
@@ -144,11 +154,13 @@ def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
         arf_energy_lo=arf_lo,
         arf_energy_hi=arf_hi,
         specresp=specresp,
+        psf_frac=psf_frac,
         ebounds_lo=energies[0],
         ebounds_hi=energies[1],
         files=Trio(pha.name, arf.name, rmf.name),
         sha256=Trio(*(hashlib.sha256(data).hexdigest() for data in inflated)),
-        response=_response(rmf_tables, rmf.name) if response else None,
+        response=matrix if response else None,
+        compact=_compact(matrix, (arf_lo, arf_hi, specresp), energies, recipe, bins) if bins else None,
     )
     demand(_channel_faults(spectrum, recipe), pha.name)
     return spectrum
@@ -171,6 +183,42 @@ def _response(found: list[Table], file: str) -> Response | str:
         return read_response(found, file)
     except ProductError as error:
         return str(error)
+
+
+def _compact(
+    response: Response | str | None,
+    arf: tuple[NDArray[np.float32], ...],
+    channels: list[Floats],
+    recipe: Recipe,
+    bins: int,
+) -> NDArray[np.float32] | str | None:
+    """Multiply area and matrix and sum them to fixed energies and bins, or say why not."""
+    if not isinstance(response, Response):
+        return response
+    matrix = Matrix.decode({name: getattr(response, name) for name in Response.__slots__})
+    low, high, area = (values.astype(np.float64) for values in arf)
+    if not matrix.has_energies_of((low, high)):
+        return "the energies of ARF and RMF differ"
+    return matrix.compact(area, Bins.of(channels[0], channels[1], bin_edges(recipe, bins)), photon_edges(bins))
+
+
+def _psf_frac(area: Table, energy_lo: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """Return the fractions of the point-spread function; None where they are not there or no such numbers.
+
+    The files of release 2 have none, and no other number of a row depends on them.
+    """
+    try:
+        (column,) = area.columns("PSF_FRAC")
+    except ProductError:
+        return None
+    fraction = column.astype(np.float32)
+    return None if any(fraction_faults(energy_lo, fraction)) else fraction
+
+
+def _ccds(found: list[Table]) -> str | None:
+    """Return the chips that the tables of good times are of, in rising order."""
+    chips = {table.text("CCD_ID", "") for table in found if content(table.text) == "GTI"}
+    return ",".join(sorted(filter(re.compile("[0-9]").fullmatch, chips))) or None
 
 
 def _present(products: Products, kind: str) -> ProductFile:

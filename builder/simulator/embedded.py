@@ -25,7 +25,7 @@ from builder.model.records import File
 from builder.reduce.headers import header_row
 from builder.simulator.products import SimulatedArchive
 
-EMBEDDED_VERSION = 3
+EMBEDDED_VERSION = 4
 """Raised whenever the embedded archive would hold something else; part of the name of its cache folder."""
 
 _REAL = {DetectionId(4938, 0, 43): "acisf04938_000N002_r0043", DetectionId(7867, 0, 2): "acisf07867_000N001_r0002"}
