@@ -466,7 +466,7 @@ def test_without_matplotlib_there_are_no_pictures_and_one_line_says_so(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with caplog.at_level(logging.WARNING):
-        manifest = prepare(tmp_path / "out", Settings("embedded")).manifest
+        manifest = prepare(tmp_path / "out", Settings("embedded", splits=Splits(divided=False))).manifest
     assert [record.getMessage() for record in caplog.records] == [
         "the card has no pictures: a picture needs matplotlib: pip install 'chandra-spectra[plots]'"
     ]
