@@ -37,8 +37,9 @@ from builder.dataset.summary import SCALARS
 from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, configs_with, features, markdown
 from builder.model.ids import DetectionId
 from builder.model.records import REASONS
-from builder.model.selection import Cone, Selection
+from builder.model.selection import Selection
 from builder.model.settings import Recipe, Settings
+from builder.model.sky import Cone
 from builder.model.splits import Splits
 from builder.model.text import size_text
 from builder.prepare import prepare

@@ -7,6 +7,7 @@ import pytest
 
 from builder.dataset.rows import FULL_SCHEMA, public
 from builder.model.columns import (
+    ASKED,
     CATALOG,
     COLUMNS,
     CONFIGS,
@@ -72,6 +73,19 @@ UNITLESS = {
     "arf_sha256",
     "rmf_sha256",
     "split",
+    "several_sources",
+    "extent_flag",
+    "pileup_flag",
+    "likelihood_class",
+    "gti_end",
+    *(f"hard_{pair}_{limit}" for pair in ("hm", "hs", "ms") for limit in ("lolim", "hilim")),
+    "powlaw_gamma",
+    "powlaw_gamma_lolim",
+    "powlaw_gamma_hilim",
+    *(f"{model}_stat" for model in ("powlaw", "bb", "brems", "apec")),
+    "ccds",
+    "caldb_version",
+    "arf.psf_frac",
     "first_channel",
     "n_grp",
     "f_chan",
@@ -98,6 +112,15 @@ def test_units_are_those_of_the_catalogs_documentation() -> None:
         "gti_mjd_obs": "d",
         "livetime": "s",
         "phi": "deg",
+        "nh_gal": "10**20 cm-2",
+        "powlaw_nh": "10**20 cm-2",
+        "powlaw_nh_hilim": "10**20 cm-2",
+        "powlaw_ampl": "photon s-1 cm-2 keV-1",
+        "flux_powlaw": "erg s-1 cm-2",
+        "apec_kt_lolim": "keV",
+        "flux_aper_hilim_b": "erg s-1 cm-2",
+        "err_ellipse_r0": "arcsec",
+        "err_ellipse_ang": "deg",
         "exposure": "s",
         "spectrum.ene_center_bin": "keV",
         "spectrum.flux": "count s-1 keV-1",
@@ -177,7 +200,8 @@ def test_the_public_names_and_types_of_the_spectrum() -> None:
 
 def test_the_catalog_columns_are_those_of_the_query() -> None:
     """Every column that the dataset takes from the service, from the table that has it."""
-    queries = {column.query for column in CATALOG}
+    assert {column.name for column in CATALOG} - {column.name for column in ASKED} == {"several_sources"}
+    queries = {column.query for column in ASKED}
     assert queries == {
         "m.name",
         "m.ra",
@@ -204,8 +228,17 @@ def test_the_catalog_columns_are_those_of_the_query() -> None:
         "o.streak_src_flag",
         "o.conf_code",
         "o.extent_code",
+        *(f"m.{name}" for name in ("extent_flag", "pileup_flag", "likelihood_class", "nh_gal")),
+        *(f"m.err_ellipse_{name}" for name in ("r0", "r1", "ang")),
+        "o.gti_end",
+        *(f"o.flux_aper_{name}" for name in ("lolim_b", "hilim_b", "s", "m", "h")),
+        *(f"o.hard_{pair}_{limit}" for pair in ("hm", "hs", "ms") for limit in ("lolim", "hilim")),
+        *(f"o.powlaw_{name}{limit}" for name in ("gamma", "nh", "ampl") for limit in ("", "_lolim", "_hilim")),
+        *(f"o.{model}_kt{limit}" for model in ("bb", "brems", "apec") for limit in ("", "_lolim", "_hilim")),
+        *(f"o.{model}_stat" for model in ("powlaw", "bb", "brems", "apec")),
+        "o.flux_powlaw",
     }
-    for column in CATALOG:
+    for column in ASKED:
         assert column.query.partition(".")[2] == column.name
         assert column.length is None
 

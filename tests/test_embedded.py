@@ -21,7 +21,7 @@ from astropy.io import fits
 
 from builder.archive.catalog import read_votable
 from builder.archive.products import group_products, members
-from builder.model.columns import CATALOG
+from builder.model.columns import ASKED
 from builder.model.errors import ArchiveError, OutputError
 from builder.model.ids import DetectionId
 from builder.simulator import embedded
@@ -108,7 +108,7 @@ def test_a_real_row_tells_what_its_files_tell_and_nothing_else(entries, stem, na
     )
     told = ("name", "obsid", "obi", "region_id", "instrument", "ra", "dec", "theta", "gti_mjd_obs")
     assert {column for column, value in row.items() if value is not None} == {*told, "livetime"}
-    assert list(row) == [column.name for column in CATALOG]
+    assert list(row) == [column.name for column in ASKED]
 
 
 def test_the_real_numbers_are_those_read_from_the_installed_files(entries):

@@ -24,8 +24,9 @@ from builder.dataset.layout import Manifest
 from builder.model.errors import ArchiveError, CatalogError, SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import File
-from builder.model.selection import Cone, Selection
+from builder.model.selection import Selection
 from builder.model.settings import Settings
+from builder.model.sky import Cone
 from builder.prepare import prepare
 from builder.simulator.faults import PERMANENT, TRANSIENT, Faults
 from builder.simulator.products import SimulatedArchive

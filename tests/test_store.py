@@ -370,7 +370,7 @@ def test_the_payload_is_plain_arrow(store: Store) -> None:
     """Four streams behind the first line: other programs can read them."""
     store.write(PACKAGE, RESULT)
     line, _, payload = path_of(store).read_bytes().partition(b"\n")
-    assert line.startswith(b"chandra-spectra package 4 ")
+    assert line.startswith(b"chandra-spectra package 5 ")
     source = pa.BufferReader(payload)
     tables = [pa.ipc.open_stream(source).read_all() for _ in range(4)]
     assert [len(table) for table in tables] == [4, 1, len(RESULT.ebounds), 0]

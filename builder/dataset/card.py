@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from builder import __version__
-from builder.dataset.layout import CARD_FILE, DATA_FILES, DETECTIONS_FILE, Counts, Manifest
+from builder.dataset.layout import CARD_FILE, DATA_FILES, DETECTIONS_FILE, POSITIONS_FILE, Counts, Manifest
 from builder.dataset.pictures import Picture, draw_pictures
 from builder.dataset.read import read_scalars
 from builder.dataset.summary import SCALARS
@@ -23,7 +23,9 @@ from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, binned_columns, c
 from builder.model.errors import MissingExtraError
 from builder.model.folding import PHOTON_ENERGIES
 from builder.model.records import REASONS
+from builder.model.selection import Selection
 from builder.model.settings import EMBEDDED, EMBEDDED_REMARK, Recipe, Settings, last_part
+from builder.model.sky import radius_of
 from builder.model.splits import SPLITS, Splits
 from builder.model.text import several, size_text
 
@@ -265,6 +267,11 @@ def selection_words(settings: Settings) -> str:
             parts.append(f"of {len(chosen):,} {what}{several} ({listed})")
     if selection.detections:
         parts.append(f"among the {len(selection.detections):,} in [{DETECTIONS_FILE}]({DETECTIONS_FILE})")
+    if selection.positions:
+        parts.append(
+            f"of the sources nearest to the {len(selection.positions):,} positions in "
+            f"[{POSITIONS_FILE}]({POSITIONS_FILE}), within {3600 * (selection.radius or 0):g} arcsec"
+        )
     if selection.limit:
         first = "first" if selection.limit == 1 else f"first {selection.limit:,}"
         parts.append(f"of these the {first} by obsid, obi and region_id")
@@ -301,6 +308,8 @@ def _inputs(settings: Settings) -> str:
         lines.append(f"`{last_part(settings.catalog)}` is the catalog file {made} catalog` writes it.\n")
     if settings.selection.detections:
         lines.append(f"`{DETECTIONS_FILE}` is the file beside this card.\n")
+    if settings.selection.positions:
+        lines.append(f"`{POSITIONS_FILE}` is the file beside this card.\n")
     return "".join(lines)
 
 
@@ -318,6 +327,8 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
         "name": selection.names,
         "obsid": selection.obsids,
         "detections": DETECTIONS_FILE if selection.detections else None,
+        "positions": POSITIONS_FILE if selection.positions else None,
+        "radius": _radius(selection) if selection.positions else None,
         "limit": selection.limit,
         "energy-min": recipe.energy_min,
         "energy-max": recipe.energy_max,
@@ -334,6 +345,12 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
     words += ["--with-responses"] if settings.responses else []
     words += [f"--bins {settings.bins}"] if settings.bins else []
     return " \\\n  ".join(words)
+
+
+def _radius(selection: Selection) -> str:
+    """Write the radius of a match so that it is read back as the same number."""
+    text = f"{3600 * (selection.radius or 0):g}arcsec"
+    return text if radius_of(text) == selection.radius else f"{selection.radius!r}deg"
 
 
 def _front_matter(sizes: dict[str, dict[str, _Size]], bins: int) -> str:

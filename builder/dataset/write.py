@@ -26,6 +26,7 @@ from builder.dataset.layout import (
     DATA_FILES,
     HDF5_FILE,
     MANIFEST_FILE,
+    POSITIONS_FILE,
     REJECTIONS_FILE,
     UPLOADING_FILE,
     Counts,
@@ -34,6 +35,7 @@ from builder.dataset.layout import (
     named_files,
     parts,
 )
+from builder.dataset.positions import write_matches
 from builder.dataset.rows import join, public
 from builder.dataset.shards import ShardWriter
 from builder.files import Folder, reported
@@ -133,11 +135,16 @@ def write_folder(
         __version__,
         described,
         versions,
-        {"detections": detections, "sha256": _sha256_of_table(planned.catalog)} | _origin(planned, settings),
+        {"detections": detections, "sha256": _sha256_of_table(planned.catalog)}
+        | _origin(planned, settings)
+        | _matched(planned),
         Counts(detections, planned.duplicates, selected, rows, len(rejected), reasons),
         tuple(files),
     )
     files += [Entry.of(folder / HDF5_FILE, folder, rows), Entry.of(folder / REJECTIONS_FILE, folder, len(rejected))]
+    if planned.matches:
+        write_matches(folder / POSITIONS_FILE, planned.matches)
+        files.append(Entry.of(folder / POSITIONS_FILE, folder))
     files += [Entry.of(path, folder) for path in write_card(folder, settings, manifest)]
     return dataclasses.replace(manifest, files=tuple(files))
 
@@ -164,6 +171,17 @@ def _origin(planned: Plan, settings: Settings) -> dict[str, Any]:
         return {"remark": EMBEDDED_REMARK}
     said = dataclasses.asdict(planned.origin) if planned.origin is not None else {}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in said.items()}
+
+
+def _matched(planned: Plan) -> dict[str, Any]:
+    """Count the positions that were asked for, where there are any."""
+    matches = planned.matches
+    counts = {
+        "number": len(matches),
+        "matched": sum(match.source is not None for match in matches),
+        "selected": sum(match.detections > 0 for match in matches),
+    }
+    return {"positions": counts} if matches else {}
 
 
 def _sha256_of_table(table: pa.Table) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from builder.model.errors import SettingError
+from builder.model.ids import designation
 from builder.model.releases import release_of
 from builder.model.selection import Selection
 from builder.model.splits import Splits
@@ -164,6 +165,9 @@ class Settings:
         if "://" in self.archive:
             object.__setattr__(self, "archive", _address(self.archive))
         release_of(self.release)  # refuses one that cannot be
+        asked = self.archive.startswith(("http://", "https://")) and not self.catalog
+        if asked and not all(map(designation, self.selection.names)):  # a catalog of one's own may have any names
+            raise SettingError(self.selection.name_hint())
         if self.archive != EMBEDDED and not self.catalog:
             left: dict[str, Any] = {
                 name: cut for name, cut in DEFAULT_CUTS.items() if getattr(self.selection, name) is None

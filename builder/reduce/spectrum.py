@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from functools import lru_cache
@@ -26,11 +27,12 @@ from sherpa.astro.data import DataPHA, DataRMF
 from sherpa.stats import Chi2Gehrels
 from sherpa.utils.err import SherpaErr
 
+from builder.archive.packages import HARDLY
 from builder.archive.products import ProductName
 from builder.model.errors import ProductError
 from builder.model.folding import Bins, Matrix, bin_edges, photon_edges
 from builder.model.ids import DetectionId
-from builder.model.invariants import Fault, channel_faults, demand, energy_faults
+from builder.model.invariants import Fault, channel_faults, demand, energy_faults, fraction_faults
 from builder.model.records import N_CHANNELS, ProductFile, Products, Rejection, Response, Spectrum, Stage, Trio
 from builder.model.settings import Recipe
 from builder.reduce.ogip import Table, content, extension, inflate, tables
@@ -83,9 +85,13 @@ def reduce_products(
 
 def _reduce(products: Products, recipe: Recipe, response: bool, bins: int) -> Spectrum:
     detection = products.detection
+    for file in filter(None, (products.pha, products.arf, products.rmf)):
+        if (parsed := ProductName.parse(file.name)) and parsed.instrument == "hrc":
+            raise ProductError("not_acis", f"{file.name}: HRC {HARDLY}")
     pha, arf, rmf = (_present(products, kind) for kind in ("pha", "arf", "rmf"))
     inflated = [inflate(file) for file in (pha, arf, rmf)]
-    source, background = _source_and_background(tables(inflated[0], pha.name, "pha"), pha)
+    pha_tables = tables(inflated[0], pha.name, "pha")
+    source, background = _source_and_background(pha_tables, pha)
     area = extension(tables(inflated[1], arf.name, "arf"), "SPECRESP", arf.name, "arf")
     rmf_tables = tables(inflated[2], rmf.name, "rmf")
     ebounds = extension(rmf_tables, "EBOUNDS", rmf.name, "rmf")
@@ -104,6 +110,8 @@ def _reduce(products: Products, recipe: Recipe, response: bool, bins: int) -> Sp
             )
     energies = [edges.astype(np.float64) for edges in (ebounds_lo, ebounds_hi)]
     arf_lo, arf_hi, specresp = (array.astype(np.float32) for array in area.columns("ENERG_LO", "ENERG_HI", "SPECRESP"))
+
+    psf_frac = _psf_frac(area, arf_lo)
 
     demand(energy_faults("ebounds", energies[0], energies[1]), rmf.name)  # before Sherpa filters by them
     energy_scale = _channel_energies(*(energy.tobytes() for energy in energies))
@@ -130,6 +138,8 @@ def _reduce(products: Products, recipe: Recipe, response: bool, bins: int) -> Sp
         detection=detection,
         detnam=source.word("DETNAM"),
         grating=source.word("GRATING"),
+        ccds=_ccds(pha_tables),
+        caldb_version=next(filter(None, (table.word("CALDBVER") for table in (area, *rmf_tables))), None),
         exposure=float(data.exposure),
         background_scale=scale,
         source_counts=int(counts[kept].sum()),
@@ -144,6 +154,7 @@ def _reduce(products: Products, recipe: Recipe, response: bool, bins: int) -> Sp
         arf_energy_lo=arf_lo,
         arf_energy_hi=arf_hi,
         specresp=specresp,
+        psf_frac=psf_frac,
         ebounds_lo=energies[0],
         ebounds_hi=energies[1],
         files=Trio(pha.name, arf.name, rmf.name),
@@ -191,6 +202,25 @@ def _compact(
     return matrix.compact(area, Bins.of(channels[0], channels[1], bin_edges(recipe, bins)), photon_edges(bins))
 
 
+def _psf_frac(area: Table, energy_lo: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """Return the fractions of the point-spread function; None where they are not there or no such numbers.
+
+    The files of release 2 have none, and no other number of a row depends on them.
+    """
+    try:
+        (column,) = area.columns("PSF_FRAC")
+    except ProductError:
+        return None
+    fraction = column.astype(np.float32)
+    return None if any(fraction_faults(energy_lo, fraction)) else fraction
+
+
+def _ccds(found: list[Table]) -> str | None:
+    """Return the chips that the tables of good times are of, in rising order."""
+    chips = {table.text("CCD_ID", "") for table in found if content(table.text) == "GTI"}
+    return ",".join(sorted(filter(re.compile("[0-9]").fullmatch, chips))) or None
+
+
 def _present(products: Products, kind: str) -> ProductFile:
     file: ProductFile | None = getattr(products, kind)
     if file is None:
@@ -221,6 +251,8 @@ def _check_words(table: Table, wanted: dict[str, str]) -> None:
     """Raise ProductError for a keyword that is there, but has another value than it must have."""
     for keyword, value in wanted.items():
         if (found := table.text(keyword, value)).upper() != value:
+            if keyword == "INSTRUME" and found.upper().startswith("HRC"):
+                raise ProductError("not_acis", f"{table.file}: INSTRUME is {found!r}, and HRC {HARDLY}")
             reason = "wrong_instrument" if keyword in ("TELESCOP", "INSTRUME") else "wrong_type"
             raise ProductError(reason, f"{table.file}: {keyword} is {found!r}, not {value}")
 

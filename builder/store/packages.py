@@ -19,16 +19,16 @@ import pyarrow as pa
 
 from builder.archive.packages import Package
 from builder.files import Folder
-from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, arrow_schema, compact_columns
+from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, SEVERAL_SOURCES, arrow_schema, compact_columns
 from builder.model.errors import StoreError
 from builder.model.ids import DetectionId
 from builder.model.records import Rejection, Response, Spectrum
 from builder.model.settings import Recipe
 
-_FORMAT = 4
+_FORMAT = 5
 """Of a package's file: part of its name, so that a file of another format is missing, not damaged."""
 _MAGIC = f"chandra-spectra package {_FORMAT} ".encode()
-_DERIVED = ("detection_id", "healpix", "split")
+_DERIVED = ("detection_id", "healpix", "split", SEVERAL_SOURCES)
 _MEASURED = tuple(column for column in COLUMNS if not column.query and column.name not in _DERIVED)
 SPECTRA_SCHEMA = arrow_schema(_MEASURED).insert(0, pa.field("row", pa.int32()))
 """Measured columns, and ``row``: the detection's place in its package."""

@@ -48,7 +48,7 @@ def collate(rows: pa.Table | Sequence[pa.Table] | Sequence[Mapping[str, Any]]) -
         - other lists of numbers: (batch, longest), padded with 0, and ``<name>_lengths``, int64 (batch,).
         - structs of lists, such as ``spectrum`` and ``arf``: a dict of the same fields, (batch, longest), padded with
           0, and with them ``lengths``, int64 (batch,), and ``mask``, bool (batch, longest), True where there is a
-          value.
+          value. A list that is null where the others are not, as ``psf_frac`` can be, is NaN, and -1 in integers.
         - anything else: a list.
 
     Raises
@@ -141,10 +141,14 @@ def _column(array: pa.Array) -> tuple[Any, NDArray[np.int64] | None]:
         return _padded(array, _mask(lengths)), lengths
     if pa.types.is_struct(kind) and kind.num_fields and all(_is_ragged(field.type) for field in kind):
         fields = array.flatten()
-        lengths = _lengths(fields[0])
-        if all(np.array_equal(_lengths(field), lengths) for field in fields[1:]):
+        each = np.stack([_lengths(field) for field in fields])
+        lengths, null = each.max(axis=0), np.stack([field.is_null().to_numpy(zero_copy_only=False) for field in fields])
+        if np.all((each == lengths) | null):
             mask = _mask(lengths)
-            padded = {field.name: _padded(values, mask) for field, values in zip(kind, fields, strict=True)}
+            padded = {
+                field.name: _padded(values, mask, missing)
+                for field, values, missing in zip(kind, fields, null, strict=True)
+            }
             return padded | {"lengths": lengths, "mask": mask}, None
     return array.to_pylist(), None
 
@@ -198,10 +202,12 @@ def _mask(lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
     return np.arange(lengths.max(initial=0)) < lengths[:, np.newaxis]
 
 
-def _padded(array: pa.Array, mask: NDArray[np.bool_]) -> NDArray[Any]:
-    values = _numbers(array.flatten())
+def _padded(array: pa.Array, mask: NDArray[np.bool_], missing: NDArray[np.bool_] | bool = False) -> NDArray[Any]:
+    """Return the lists of one length; those that are `missing` hold what stands for a null."""
+    values, null = _numbers(array.flatten()), mask & np.reshape(missing, (-1, 1))
     padded = np.zeros(mask.shape, values.dtype)
-    padded[mask] = values
+    padded[null] = np.nan if values.dtype.kind == "f" else _NULL
+    padded[mask & ~null] = values
     return padded
 
 

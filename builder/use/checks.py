@@ -32,6 +32,7 @@ from builder.model.invariants import (
     channel_faults,
     count_faults,
     energy_faults,
+    fraction_faults,
     scalar_faults,
 )
 from builder.model.records import N_CHANNELS, Response
@@ -121,7 +122,7 @@ def _values(lists: pa.ChunkedArray) -> tuple[NDArray[np.intp], pa.ChunkedArray]:
 
 
 def _lengths(table: pa.Table, name: str) -> NDArray[np.int32]:
-    lengths: NDArray[np.int32] = pc.list_value_length(table[name]).to_numpy()
+    lengths: NDArray[np.int32] = pc.fill_null(pc.list_value_length(table[name]), 0).to_numpy()
     return lengths
 
 
@@ -270,13 +271,19 @@ def check_channels(check: Check, rows: Rows, grids: Grids) -> None:
     unknown = np.array([key not in grids for key in keys])
     check.fail_rows(rows, "counts", unknown, "ebounds_id {} is not in config ebounds", keys)
     lengths = [_lengths(table, f"arf.{name}") for name in ("energy_lo", "energy_hi", "specresp")]
+    fractions = pc.list_value_length(table["arf.psf_frac"]).fill_null(-1).to_numpy()
     uneven = (lengths[0] != lengths[1]) | (lengths[0] != lengths[2]) | (lengths[0] < 1)
-    check.fail_rows(rows, "counts", uneven, "arf.energy_lo, energy_hi and specresp have {}, {} and {} values", *lengths)
+    uneven |= (fractions >= 0) & (fractions != lengths[0])
+    text = "arf.energy_lo, energy_hi, specresp and psf_frac have {}, {}, {} and {} values"
+    check.fail_rows(rows, "counts", uneven, text, *lengths, fractions)
     chosen = np.flatnonzero(~uneven)
     table = table.take(pa.array(chosen))
     low, high, area = (_flat(table, f"arf.{name}") for name in ("energy_lo", "energy_hi", "specresp"))
     row = np.repeat(np.arange(chosen.size), lengths[0][chosen])
     check.fail_faults(rows, "counts", area_faults(low, high, area, row), chosen)
+    there = fractions[chosen][row] >= 0
+    fraction = _flat(table, "arf.psf_frac")
+    check.fail_faults(rows, "counts", fraction_faults(low[there], fraction, row[there]), chosen)
 
 
 def check_binned(check: Check, rows: Rows, recipe: Recipe, bins: int, grids: Grids) -> None:

@@ -100,8 +100,12 @@ def _difference(stored: Any, again: Any) -> str:
     """Describe how a stored value differs from the one that came out again; empty where it does not."""
     if isinstance(stored, bytes):
         stored = stored.decode()
-    if again is None:  # in HDF5 a text that is null is empty
-        return "" if stored is None or np.array_equal(stored, "") else f" is {stored}, the archive's files give none"
+    if again is None:  # in HDF5 a text or a list that is null is empty
+        return (
+            ""
+            if stored is None or not np.size(stored) or np.array_equal(stored, "")
+            else f" is {stored}, the archive's files give none"
+        )
     if np.array_equal(stored, again):
         return ""
     if np.shape(stored) != np.shape(again):
