@@ -108,7 +108,7 @@ def main(folder: str = "chandra_spectra", picture: str = "inference.png", steps:
         fit, errors = fit_files(detection)
         for name, own, best, error in zip(NAMES, samples.T, fit, errors, strict=True):
             print(f"{detection:<10}{name:<14}{own.mean():6.2f} +- {own.std():.2f}  Sherpa{best:6.2f} +- {error:.2f}")
-        right.plot(*samples[:1500, :2].T, ".", color=f"C{number}", ms=2, alpha=0.4)
+        right.plot(*samples[:400, :2].T, ".", color=f"C{number}", ms=3, alpha=0.5)
         right.errorbar(*fit[:2], *errors[1::-1], "o", color=f"C{number}", ecolor="k", label=f"Sherpa, {detection}")
     right.set(xlabel=NAMES[0], ylabel=NAMES[1], xlim=(-0.1, 0.4))
     left.legend(), right.legend()
