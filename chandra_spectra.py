@@ -29,14 +29,14 @@ if "ChandraSpectraError" not in getattr(builder, "__all__", ()):
     raise ImportError(f"{builder.__file__} hides chandra-spectra's package of that name: rename it or leave its folder")
 
 from builder import __version__
-from builder.archive.interface import Answer, Archive, Fetched, Record, forget
+from builder.archive.interface import Answer, Archive, Choose, Fetched, Record, forget
 from builder.archive.packages import Package
 from builder.dataset.layout import parts
 from builder.model.columns import CONFIGS, features
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
 from builder.model.selection import Selection
-from builder.model.settings import DEFAULT_ARCHIVE, Recipe, Settings
+from builder.model.settings import DEFAULT_ARCHIVE, RMFS, Recipe, Settings
 from builder.model.splits import Splits
 from builder.use.batches import Buckets, collate
 from builder.use.calibration import Calibration
@@ -95,6 +95,9 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
         Version word of the catalog.
     recipe : Recipe or dict
         The reduction's settings, see `builder.model.settings.Recipe`.
+    rmf : {'each', 'observation'}
+        Whose RMF is asked for: that of each detection, or of one of each observation, whose channel energies then serve
+        the others.
     splits : str
         ``none``: all rows are `train`; ``source``, or with other shares ``source:70/20/10``: train, validation and
         test, see `builder.model.splits`.
@@ -114,6 +117,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     release: str = "rel2.1"
     recipe: Recipe | dict[str, Any] = field(default_factory=Recipe)
     splits: str = "none"
+    rmf: str = RMFS[0]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,8 +131,15 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
         """The settings as the stages take them."""
         selection = Selection(self.min_cnts, self.min_sig, self.max_theta)
         recipe = Recipe.from_dict(self.recipe) if isinstance(self.recipe, dict) else self.recipe
-        return Settings(self.archive, self.release, selection=selection, recipe=recipe,
-                        splits=Splits.parse(self.splits), responses=self.table == "responses")  # fmt: skip
+        return Settings(
+            self.archive,
+            self.release,
+            selection=selection,
+            recipe=recipe,
+            splits=Splits.parse(self.splits),
+            responses=self.table == "responses",
+            rmf=self.rmf,
+        )
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
         """Name what is cached by the settings and by the content of the archive and the catalog, not by their names."""
@@ -189,9 +200,11 @@ class ArchiveDownloadManager(datasets.DownloadManager, Archive):
         """See `Archive.expect`."""
         self._opened.archive.expect(detections)
 
-    def fetch(self, package: Package, record: Record = forget) -> AbstractContextManager[Fetched]:
+    def fetch(
+        self, package: Package, record: Record = forget, choose: Choose | None = None
+    ) -> AbstractContextManager[Fetched]:
         """See `Archive.fetch`."""
-        return self._opened.archive.fetch(package, self._record)
+        return self._opened.archive.fetch(package, self._record, choose)
 
     def _record(self, address: str, path: Path) -> None:
         self._recorded_sizes_checksums[address] = get_size_checksum_dict(str(path), self.record_checksums)
@@ -251,11 +264,12 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         plan = make_plan(workspace, settings)
         # datasets shares lists out among its processes, but what is distinct must be met by one process
         packages = tuple(plan.packages) if self.config.table in _DISTINCT else list(plan.packages)
-        found = {"packages": packages, "catalog": plan.catalog, "workspace": workspace}
+        # of a tuple every process gets the whole
+        found = {"packages": packages, "plan": plan.packages, "catalog": plan.catalog, "workspace": workspace}
         names = [split for config, split in parts(settings.splits, True) if config == self.config.table]
         if len(names) > 1:  # datasets refuses a split without rows
             there: set[str] = set()
-            for package, result in results(packages, workspace.archive, workspace.store):
+            for package, result in results(packages, workspace.archive, workspace.store, plan.packages):
                 there.update(join(plan.catalog, package, result, settings.splits)["split"].to_pylist())
                 if len(there) == len(names):
                     break
@@ -264,14 +278,20 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         return [datasets.SplitGenerator(options["split"], found | options) for options in own]
 
     def _generate_examples(
-        self, packages: list[Package], catalog: pa.Table, workspace: Workspace, split: str, warn: bool
+        self,
+        packages: list[Package],
+        plan: tuple[Package, ...],
+        catalog: pa.Table,
+        workspace: Workspace,
+        split: str,
+        warn: bool,
     ) -> Iterator[tuple[int | str, dict[str, Any]]]:
         from builder.dataset.rows import examples, join, public
         from builder.store.fill import results
 
         table, splits = self.config.table, self.config.settings.splits
         rejected, known = 0, set()
-        for package, result in results(packages, workspace.archive, workspace.store):
+        for package, result in results(packages, workspace.archive, workspace.store, plan):
             rejected += len(result.rejections)
             if key := _DISTINCT.get(table):
                 for row in examples(public(getattr(result, table), table)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import shutil
 import time
@@ -31,7 +32,7 @@ from builder.files import Folder, check_place, open_url, recover_folder, staging
 from builder.model.errors import OutputError, SettingError, StoreError
 from builder.model.settings import DEFAULT_CONNECTIONS, Settings
 from builder.model.text import Progress, silent, size_text
-from builder.store.fill import counter, dask_executor, fill, fill_by, results
+from builder.store.fill import agree, counter, dask_executor, fill, fill_by, results
 from builder.workspace import Workspace, default_cache, describe, make_plan, open_workspace
 
 if TYPE_CHECKING:
@@ -132,26 +133,23 @@ def prepare(
             _check_room(place, folder, len(planned.catalog))
             done = counter(progress, "reduce", len(planned.catalog))
             again = _rejected(planned, workspace) if retry_rejected else frozenset()
-            if dask:
-                with dask_executor(dask) as executor:
-                    fill_by(executor, planned.packages, workspace.archive, workspace.store, again=again, done=done)
-            else:
-                with open_mirror(keep_downloads) if keep_downloads else contextlib.nullcontext() as mirror:
+            with contextlib.ExitStack() as stack:
+                archive, finished_in = workspace.archive, workspace.store
+                if dask:
+                    make_all = functools.partial(fill_by, stack.enter_context(dask_executor(dask)))
+                else:
+                    mirror = stack.enter_context(open_mirror(keep_downloads)) if keep_downloads else None
                     if mirror:
                         mirror.write_catalog(planned)
-                    fill(
-                        planned.packages,
-                        workspace.archive,
-                        workspace.store,
-                        workers=workers,
-                        connections=connections,
-                        mirror=mirror,
-                        again=again,
-                        done=done,
-                    )
+                    make_all = functools.partial(fill, workers=workers, connections=connections, mirror=mirror)
+                make_all(planned.packages, archive=archive, store=finished_in, again=again, done=done)
+                packages = [*map(agree(planned.packages, archive, finished_in).settle, planned.packages)]
+                if left := [package for package in packages if package.own]:
+                    done = counter(progress, "fetch RMFs", sum(len(package.detections) for package in left))
+                    make_all(left, archive=archive, store=finished_in, done=done)
             with staging_folder(folder, place) as staging:
-                packages = results(planned.packages, workspace.archive, workspace.store)
-                manifest = write_folder(staging, settings, described, planned, packages, progress)
+                finished_packages = results(packages, workspace.archive, workspace.store)
+                manifest = write_folder(staging, settings, described, planned, finished_packages, progress)
                 manifest = replace(
                     manifest,
                     created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -157,7 +157,7 @@ def make_plan(workspace: Workspace, settings: Settings) -> Plan:
             ", ".join(missing[:_NAMED]),
             ", ..." if len(missing) > _NAMED else "",
         )
-    planned = plan(kept, limit=settings.selection.limit, origin=origin)
+    planned = plan(kept, limit=settings.selection.limit, origin=origin, rmf=settings.rmf)
     ids = [detection for package in planned.packages for detection in package.detections]
     workspace.archive.expect(ids[:: max(1, len(ids) // _EXPECTED)])
     return planned

@@ -68,6 +68,7 @@ UNITLESS = {
     "pha_sha256",
     "arf_sha256",
     "rmf_sha256",
+    "ebounds_from",
     "split",
     "first_channel",
     "n_grp",

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from builder.archive.interface import Fetched, Record, forget
+from builder.archive.interface import Choose, Fetched, Record, forget
 from builder.archive.mirror import Mirror, MirrorArchive
 from builder.archive.packages import Package
 from builder.model.errors import ArchiveError, ChandraSpectraError
@@ -125,11 +125,11 @@ def test_after_an_error_no_further_package_is_begun(tmp_path: Path) -> None:
 
     class Failing(MirrorArchive):
         @contextlib.contextmanager
-        def fetch(self, package: Package, record: Record = forget) -> Iterator[Fetched]:
+        def fetch(self, package: Package, record: Record = forget, choose: Choose | None = None) -> Iterator[Fetched]:
             begun.append(package)
             if len(begun) > 1:
                 raised.wait(30)  # its thread may have begun the next before the error was seen, but not another
-            with super().fetch(package, record) as fetched:
+            with super().fetch(package, record, choose) as fetched:
                 yield fetched
 
     before = set(threading.enumerate())
@@ -150,10 +150,10 @@ def test_after_an_error_no_worker_is_left(mirror: Path, tmp_path: Path) -> None:
 
     class Failing(MirrorArchive):
         @contextlib.contextmanager
-        def fetch(self, package: Package, record: Record = forget) -> Iterator[Fetched]:
+        def fetch(self, package: Package, record: Record = forget, choose: Choose | None = None) -> Iterator[Fetched]:
             if package is not first:
                 wait_for(multiprocessing.active_children)
-            with super().fetch(package, record) as fetched:
+            with super().fetch(package, record, choose) as fetched:
                 yield fetched
 
     with pytest.raises(ArchiveError, match="has no files of"):

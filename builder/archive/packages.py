@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from builder.archive.catalog import IDS, SCHEMA
 from builder.model.ids import DetectionId
 from builder.model.records import Rejection
-from builder.model.settings import Recipe
+from builder.model.settings import RMFS, Recipe
 from builder.model.text import one_line
 
 PACKAGE_SIZE = 50
@@ -53,14 +53,47 @@ class Package:
         Catalog row of the first detection.
     detections : tuple of DetectionId
         The catalog rows from `start` on.
+    rmf : str
+        Whose RMF is asked for, one of `builder.model.settings.RMFS`.
+    own : tuple of str
+        Observations of which each detection's own RMF is asked for all the same, see `builder.store.energies`.
     """
 
     start: int
     detections: tuple[DetectionId, ...]
+    rmf: str = RMFS[0]
+    own: tuple[str, ...] = ()
+
+    @property
+    def shares(self) -> bool:
+        """Whether the channel energies of one RMF serve an observation."""
+        return self.rmf != RMFS[0]
+
+    @property
+    def observations(self) -> dict[str, list[DetectionId]]:
+        """Detections of each observation interval, in their order; the catalog knows no cycles."""
+        found: dict[str, list[DetectionId]] = {}
+        for detection in self.detections:
+            found.setdefault(detection.observation, []).append(detection)
+        return found
+
+    @property
+    def first_rmfs(self) -> frozenset[DetectionId]:
+        """Detections whose RMF is asked for at first; that of another only where one of these is of no use."""
+        if not self.shares:
+            return frozenset(self.detections)
+        own = {".".join(name.split(".")[:2]) for name in self.own}  # both cycles come together
+        return frozenset(
+            detection
+            for name, detections in self.observations.items()
+            for detection in (detections if name in own else detections[:1])
+        )
 
     def key(self, release: str, recipe: Recipe) -> str:
-        """Return the key of the package in a store: it changes with the release, the recipe and any detection."""
+        """Return the key of the package in a store: it changes with all but its place in the catalog."""
         words = [release, recipe.key, *map(str, self.detections)]
+        if self.shares:
+            words += [self.rmf, *self.own]
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32]
 
 
@@ -89,7 +122,13 @@ class Plan:
     origin: Origin | None = None
 
 
-def plan(answer: pa.Table, size: int = PACKAGE_SIZE, limit: int | None = None, origin: Origin | None = None) -> Plan:
+def plan(
+    answer: pa.Table,
+    size: int = PACKAGE_SIZE,
+    limit: int | None = None,
+    origin: Origin | None = None,
+    rmf: str = RMFS[0],
+) -> Plan:
     """Order the catalog's rows, drop repeated detections, take the first `limit` and divide them into packages."""
     # By every column in the end, so that the plan does not depend on the answer's order of rows.
     keys = dict.fromkeys((*IDS, "name", *SCHEMA.names))
@@ -112,7 +151,7 @@ def plan(answer: pa.Table, size: int = PACKAGE_SIZE, limit: int | None = None, o
             detections.append(detection)
             places.append(index)
     packages = tuple(
-        Package(start, tuple(detections[start : start + size])) for start in range(0, len(detections), size)
+        Package(start, tuple(detections[start : start + size]), rmf) for start in range(0, len(detections), size)
     )
     catalog = ordered.take(pa.array(places, pa.int64()))
     return Plan(catalog, packages, tuple(rejections), duplicates, origin)

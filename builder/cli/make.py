@@ -19,13 +19,14 @@ from builder.cli.app import (
     Interrupted,
     Patience,
     Release,
+    Rmf,
     app,
     end,
     local,
     selects,
 )
 from builder.cli.terminal import bars, shell_path, show_estimate, show_summary, show_uploaded, waiting
-from builder.model.settings import DEFAULT_ARCHIVE, DEFAULT_CONNECTIONS, DEFAULT_RELEASE, Recipe
+from builder.model.settings import DEFAULT_ARCHIVE, DEFAULT_CONNECTIONS, DEFAULT_RELEASE, RMFS, Recipe
 from builder.simulator.habits import HABITS
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def prepare(
     with_responses: Annotated[
         bool, typer.Option("--with-responses", help="Response matrices as config responses, 1 MB a row.")
     ] = False,
+    rmf: Rmf = RMFS[0],
     workers: Annotated[
         int,
         typer.Option(
@@ -124,7 +126,14 @@ def prepare(
 
     recipe = Recipe(energy_min, energy_max, group_counts, subtract, group)
     settings = Settings(
-        str(file_path or archive), release, str(cat_file or ""), selection, recipe, Splits.parse(splits), with_responses
+        str(file_path or archive),
+        release,
+        str(cat_file or ""),
+        selection,
+        recipe,
+        Splits.parse(splits),
+        with_responses,
+        rmf,
     )
     means: dict[str, Any] = {"cache": cache, "workers": workers, "connections": connections, "store": store}
     means["patience"] = _patience(patience)
@@ -233,6 +242,7 @@ def download(
     archive: Archive = DEFAULT_ARCHIVE,
     release: Release = DEFAULT_RELEASE,
     selection: Any = None,
+    rmf: Rmf = RMFS[0],
     connections: Connections = DEFAULT_CONNECTIONS,
     patience: Patience = None,
     cache: Cache = None,
@@ -254,7 +264,7 @@ def download(
         raise SettingError("give the mirror folder to write: chandra-spectra download MIRROR")
     if output_file:
         check_ending(output_file)
-    settings = Settings(archive, release, selection=selection)
+    settings = Settings(archive, release, selection=selection, rmf=rmf)
     with bars() as progress:
         from builder.archive.mirror import open_mirror
         from builder.store.fill import counter, download

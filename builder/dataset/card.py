@@ -22,7 +22,7 @@ from builder.dataset.summary import SCALARS
 from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, columns_when, features, markdown
 from builder.model.errors import MissingExtraError
 from builder.model.records import REASONS
-from builder.model.settings import EMBEDDED, Recipe, Settings, last_part
+from builder.model.settings import EMBEDDED, RMFS, Recipe, Settings, last_part
 from builder.model.splits import SPLITS, Splits
 from builder.model.text import several, size_text
 
@@ -310,6 +310,7 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
     words += [] if recipe.subtract else ["--no-subtract"]
     words += [] if recipe.group else ["--no-group"]
     words += [] if settings.splits == Splits() else [f"--splits {settings.splits}"]
+    words += [] if settings.rmf == RMFS[0] else [f"--rmf {settings.rmf}"]
     words += ["--with-responses"] if settings.responses else []
     return " \\\n  ".join(words)
 

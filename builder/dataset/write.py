@@ -81,6 +81,7 @@ def write_folder(
     attributes = {**described, "dataset": "chandra_spectra", "builder": __version__, "versions": versions}
     rejections = [rejections_table(planned.rejections)]
     grids = EBOUNDS_SCHEMA.empty_table()
+    own: set[str] = set()
     rows, selected = 0, len(planned.rejections)
     shards = {
         (config, split): ShardWriter(folder / DATA_FILES[config], features(config).arrow_schema, split)
@@ -93,6 +94,7 @@ def write_folder(
         hdf5 = stack.enter_context(HDF5Writer(folder / HDF5_FILE, attributes, columns_when(settings.recipe.subtract)))
         for package, result in results:
             selected += _complete(package, result)
+            own.update(package.own)
             table = join(planned.catalog, package, result, settings.splits)
             for split in settings.splits.names:
                 part = table.filter(pc.equal(table["split"], split)) if settings.splits.divided else table
@@ -132,6 +134,7 @@ def write_folder(
         {"detections": detections, "sha256": _sha256_of_table(planned.catalog)} | _origin(planned),
         Counts(detections, planned.duplicates, selected, rows, len(rejected), reasons),
         tuple(files),
+        tuple(sorted(own)),
     )
     files += [Entry.of(folder / HDF5_FILE, folder, rows), Entry.of(folder / REJECTIONS_FILE, folder, len(rejected))]
     files += [Entry.of(path, folder) for path in write_card(folder, settings, manifest)]

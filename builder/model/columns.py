@@ -186,11 +186,14 @@ COLUMNS: tuple[Column, ...] = (
            "COUNTS of the PHA file's background", "count"),
     Column("n_bins", "int32", "number of bins of the spectrum", "length of spectrum.flux"),
     # provenance
-    *(Column(f"{kind}_file", "string", f"name of the {kind.upper()} file as served", "archive", record=f"files.{kind}")
+    *(Column(f"{kind}_file", "string", f"name of the {kind.upper()} file as served", "archive", record=f"files.{kind}",
+             nullable=kind == "rmf")
       for kind in Trio._fields),
     *(Column(f"{kind}_sha256", "string", f"SHA-256 of the {kind.upper()} file, gunzipped", "archive",
-             record=f"sha256.{kind}")
+             record=f"sha256.{kind}", nullable=kind == "rmf")
       for kind in Trio._fields),
+    Column("ebounds_from", "string", "detection whose RMF file gave the channel energies: with one RMF an observation, "
+           "another than this where rmf_file is null", "archive", record="ebounds_source"),
     # spectrum
     _spectrum("ene_center_bin", "energy", "ene", "centre of the bin", "(low + high) / 2", "keV"),
     _spectrum("ene_low_bin", "energy_lo", "ene_lo", "low edge of the bin", "Sherpa data plot, xlo", "keV"),

@@ -28,6 +28,9 @@ EMBEDDED = "embedded"
 DEFAULT_CONNECTIONS = 4
 """Connections to the archive at once: its own limit is not published, so few."""
 
+RMFS = ("each", "observation")
+"""Detections whose RMF is asked for: each, or one of each observation, whose channel energies then serve the others."""
+
 DEFAULT_CUTS = {"min_cnts": 40.0, "min_sig": 4.0, "max_theta": 10.0}
 """Of net counts, of flux significance, and arcmin off axis: the largest recommended set."""
 
@@ -116,11 +119,14 @@ class Settings:
         A cut that is not given is that of `DEFAULT_CUTS`, and none for the embedded sample and a catalog file.
     responses : bool
         Keep the response matrices, for config ``responses``.
+    rmf : str
+        One of `RMFS`.
 
     Raises
     ------
     SettingError
-        If the archive is no folder's name and no address, or the release unknown.
+        If the archive is no folder's name and no address, the release unknown, or responses are to be kept of RMFs that
+        are not asked for.
     """
 
     archive: str = DEFAULT_ARCHIVE
@@ -130,6 +136,7 @@ class Settings:
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
     splits: Splits = dataclasses.field(default_factory=Splits)
     responses: bool = False
+    rmf: str = RMFS[0]
 
     def __post_init__(self) -> None:
         if not isinstance(self.archive, str) or not self.archive:
@@ -146,6 +153,10 @@ class Settings:
         for name, kind in _KINDS.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise SettingError(f"{name} must be a {kind.__name__}, not {value!r}")
+        if self.rmf not in RMFS:
+            raise SettingError(f"rmf must be {' or '.join(RMFS)}, not {self.rmf!r}")
+        if self.responses and self.rmf != RMFS[0]:
+            raise SettingError("the response matrices need the RMF of each detection: not with rmf observation")
         if "://" in self.archive:
             object.__setattr__(self, "archive", _address(self.archive))
         release_of(self.release)  # refuses one that cannot be
@@ -179,6 +190,7 @@ class Settings:
             "recipe": self.recipe.as_dict(),
             "splits": str(self.splits),
             "responses": self.responses,
+            "rmf": self.rmf,
         }
 
 

@@ -8,6 +8,7 @@ cut short or of another kind is a `ProductError`, never a guess.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import struct
@@ -76,6 +77,11 @@ def inflate(file: ProductFile) -> bytes:
     if stream.unused_data.strip(b"\0"):
         raise ProductError("damaged_gzip", f"{file.name}: {len(stream.unused_data)} bytes follow the gzip stream")
     return inflated
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

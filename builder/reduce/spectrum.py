@@ -14,8 +14,6 @@ of background counts times it is the number of background counts expected in the
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from bisect import bisect_left
 from collections.abc import Iterator
 from functools import lru_cache
@@ -26,31 +24,31 @@ from sherpa.astro.data import DataPHA, DataRMF
 from sherpa.stats import Chi2Gehrels
 from sherpa.utils.err import SherpaErr
 
-from builder.archive.products import ProductName
 from builder.model.errors import ProductError
-from builder.model.ids import DetectionId
-from builder.model.invariants import Fault, channel_faults, demand, energy_faults
-from builder.model.records import N_CHANNELS, ProductFile, Products, Rejection, Response, Spectrum, Stage, Trio
+from builder.model.invariants import Fault, channel_faults, demand
+from builder.model.records import Energies, ProductFile, Products, Rejection, Response, Spectrum, Stage, Trio
 from builder.model.settings import Recipe
-from builder.reduce.ogip import Table, content, extension, inflate, tables
+from builder.reduce.energies import (
+    CHANNELS,
+    EVERYWHERE,
+    check_channels,
+    check_ids,
+    check_shared,
+    check_words,
+    energies_of,
+)
+from builder.reduce.ogip import Table, content, extension, inflate, sha256, tables
 from builder.reduce.response import read_response
-
-logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
-_CHANNELS = np.arange(1, N_CHANNELS + 1, dtype=np.float64)
-_IDS = ("OBS_ID", "OBI_NUM", "REGIONID")
-_CYCLE_HEADER = {"e1": "P", "e2": "S"}  # the CYCLE keyword: primary and secondary exposures
-_EVERYWHERE = {"TELESCOP": "CHANDRA", "INSTRUME": "ACIS", "CHANTYPE": "PI"}
-"""Values that these keywords of each extension have, where they are there (see docs/recipe.md)."""
 _SPECTRUM = {"HDUCLAS3": "COUNT", "HDUCLAS4": "TYPE:I", "POISSERR": "T"}
-"""The same for a spectrum."""
+"""Values that these keywords of a spectrum have, where they are there (see docs/recipe.md)."""
 _PER_CHANNEL = {"BACKSCAL", "AREASCAL", "BACKGROUND_UP", "BACKGROUND_DOWN"}  # columns that change Sherpa's numbers
 
 
 def reduce_products(
-    products: Products, recipe: Recipe, url: str = "", *, response: bool = False
+    products: Products, recipe: Recipe, url: str = "", *, response: bool = False, energies: Energies | None = None
 ) -> Spectrum | Rejection:
     """Reduce one detection.
 
@@ -62,6 +60,8 @@ def reduce_products(
         Where the files came from, for the rejection.
     response : bool
         Keep the RMF's matrix, too.
+    energies : Energies, optional
+        Channel energies from the RMF of another detection of the observation, in place of the detection's own.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def reduce_products(
     """
     try:
         with np.errstate(all="ignore"):  # what overflows or is divided by zero ends up not finite, and is checked
-            return _reduce(products, recipe, response)
+            return _reduce(products, recipe, response, energies)
     except ProductError as error:
         stage: Stage = "fetch" if error.reason.startswith("missing_") else "reduce"
         return Rejection(products.detection, stage, error.reason, str(error), url)
@@ -78,32 +78,28 @@ def reduce_products(
         return Rejection(products.detection, "reduce", "not_reducible", f"Sherpa: {error}", url)
 
 
-def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
+def _reduce(products: Products, recipe: Recipe, response: bool, shared: Energies | None) -> Spectrum:
     detection = products.detection
-    pha, arf, rmf = (_present(products, kind) for kind in ("pha", "arf", "rmf"))
-    inflated = [inflate(file) for file in (pha, arf, rmf)]
+    pha, arf = (_present(products, kind) for kind in ("pha", "arf"))
+    rmf = None if shared else _present(products, "rmf")
+    inflated = [inflate(file) for file in (pha, arf, rmf) if file is not None]
     source, background = _source_and_background(tables(inflated[0], pha.name, "pha"), pha)
     area = extension(tables(inflated[1], arf.name, "arf"), "SPECRESP", arf.name, "arf")
-    rmf_tables = tables(inflated[2], rmf.name, "rmf")
-    ebounds = extension(rmf_tables, "EBOUNDS", rmf.name, "rmf")
+    rmf_tables = tables(inflated[2], rmf.name, "rmf") if rmf else []
     for table in (source, background, area, *rmf_tables):
-        _check_words(table, _EVERYWHERE)
-        _check_ids(table, detection, complete=table is source)
+        check_words(table, EVERYWHERE)
+        check_ids(table, detection, complete=table is source)
 
     channel, counts = _channels(source)
     background_channel, background_counts = _channels(background)
-    rmf_channel, ebounds_lo, ebounds_hi = ebounds.columns("CHANNEL", "E_MIN", "E_MAX")
-    found = ((pha.name, channel), (f"the background of {pha.name}", background_channel), (rmf.name, rmf_channel))
-    for name, numbers in found:
-        if not np.array_equal(numbers, _CHANNELS):
-            raise ProductError(
-                "channel_mismatch", f"{name} has {numbers.size} channels from {numbers[:1]}, not 1 to {N_CHANNELS}"
-            )
-    energies = [edges.astype(np.float64) for edges in (ebounds_lo, ebounds_hi)]
+    check_channels(pha.name, channel)
+    check_channels(f"the background of {pha.name}", background_channel)
+    # Checked before Sherpa filters by them.
+    energies = shared or energies_of(detection, rmf.name if rmf else "", rmf_tables, inflated[-1])
+    check_shared(source, energies, detection)
     arf_lo, arf_hi, specresp = (array.astype(np.float32) for array in area.columns("ENERG_LO", "ENERG_HI", "SPECRESP"))
 
-    demand(energy_faults("ebounds", energies[0], energies[1]), rmf.name)  # before Sherpa filters by them
-    energy_scale = _channel_energies(*(energy.tobytes() for energy in energies))
+    energy_scale = _channel_energies(energies.low.tobytes(), energies.high.tobytes())
     data = _data_pha(str(detection), source, counts, energy_scale)
     if data.areascal != 1:  # the counts and the effective area of a row, to which it is not applied, would not fit it
         raise ProductError("wrong_type", f"{pha.name}: AREASCAL is {data.areascal}, but 1 in the catalog's files")
@@ -119,9 +115,10 @@ def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
     scale = float(data.get_background_scale(group=False))
     if recipe.subtract:
         data.subtract()
-    energy_lo = data.apply_filter(energies[0], data._min)
-    energy_hi = data.apply_filter(energies[1], data._max)
+    energy_lo = data.apply_filter(energies.low, data._min)
+    energy_hi = data.apply_filter(energies.high, data._max)
 
+    own = energies.detection == detection
     spectrum = Spectrum(
         detection=detection,
         detnam=source.word("DETNAM"),
@@ -140,11 +137,12 @@ def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
         arf_energy_lo=arf_lo,
         arf_energy_hi=arf_hi,
         specresp=specresp,
-        ebounds_lo=energies[0],
-        ebounds_hi=energies[1],
-        files=Trio(pha.name, arf.name, rmf.name),
-        sha256=Trio(*(hashlib.sha256(data).hexdigest() for data in inflated)),
-        response=_response(rmf_tables, rmf.name) if response else None,
+        ebounds_lo=energies.low,
+        ebounds_hi=energies.high,
+        ebounds_from=energies.detection,
+        files=Trio(pha.name, arf.name, energies.file if own else None),
+        sha256=Trio(sha256(inflated[0]), sha256(inflated[1]), energies.sha256 if own else None),
+        response=_response(rmf_tables, energies.file) if response else None,
     )
     demand(_channel_faults(spectrum, recipe), pha.name)
     return spectrum
@@ -191,41 +189,8 @@ def _source_and_background(found: list[Table], file: ProductFile) -> tuple[Table
         )
     for table in spectra.values():
         table.check_sums()
-        _check_words(table, _SPECTRUM)
+        check_words(table, _SPECTRUM)
     return spectra["TOTAL"], spectra["BKG"]
-
-
-def _check_words(table: Table, wanted: dict[str, str]) -> None:
-    """Raise ProductError for a keyword that is there, but has another value than it must have."""
-    for keyword, value in wanted.items():
-        if (found := table.text(keyword, value)).upper() != value:
-            reason = "wrong_instrument" if keyword in ("TELESCOP", "INSTRUME") else "wrong_type"
-            raise ProductError(reason, f"{table.file}: {keyword} is {found!r}, not {value}")
-
-
-def _check_ids(table: Table, detection: DetectionId, *, complete: bool) -> None:
-    """Check that no keyword of the table names another detection; unless `complete`, the file's name may do for it."""
-    own = (detection.obsid, detection.obi, detection.region_id)
-    try:
-        obsid, obi, region_id = (
-            table.integer(keyword, None if complete else number) for keyword, number in zip(_IDS, own, strict=True)
-        )
-        found = DetectionId(obsid, obi, region_id)
-    except ValueError as error:
-        raise ProductError("wrong_ids", f"{table.file}: {error}") from None
-    if found != detection.catalog:
-        raise ProductError("wrong_ids", f"{table.file} holds {found}, not {detection.catalog}")
-    cycle = _CYCLE_HEADER.get(detection.cycle)
-    if cycle is None or ((name := ProductName.parse(table.file)) and not name.detection.cycle):
-        return  # a response without a cycle in its name is of both
-    if (word := table.text("CYCLE", cycle)) != cycle:
-        _warn_of_cycle(detection.cycle, word)
-
-
-@lru_cache(maxsize=64)
-def _warn_of_cycle(cycle: str, word: str) -> None:
-    """Say it, once for all files alike: nothing public proves what the keyword is in files of secondary exposures."""
-    logger.warning("files of cycle %s by their names have the keyword CYCLE %r: the names are believed", cycle, word)
 
 
 def _channels(table: Table) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
@@ -256,7 +221,7 @@ def _data_pha(name: str, table: Table, counts: NDArray[np.int32], energy_scale: 
     for keyword, value in scales.items():
         if not (np.isfinite(value) and value > 0):
             raise ProductError("out_of_range", f"{table.file}: {keyword.upper()} of {name} is {value}")
-    data = DataPHA(name, _CHANNELS, counts.astype(np.float64), **scales)
+    data = DataPHA(name, CHANNELS, counts.astype(np.float64), **scales)
     data.set_rmf(energy_scale)
     data.set_analysis("energy")
     return data
