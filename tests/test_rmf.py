@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from datasets import load_dataset
 
 import builder.dataset.card
 import builder.workspace
@@ -22,7 +23,7 @@ from builder.archive.http import Client, Patience
 from builder.archive.mirror import open_mirror
 from builder.archive.packages import Package, plan
 from builder.dataset.layout import Manifest
-from builder.model.errors import ArchiveError, SettingError
+from builder.model.errors import ArchiveError, OutputError, SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import File
 from builder.model.settings import Recipe, Settings
@@ -32,6 +33,8 @@ from builder.simulator.products import SimulatedArchive
 from builder.simulator.server import ArchiveServer
 from builder.store.fill import download, results
 from builder.store.packages import Store
+from builder.use.calibration import Calibration
+from builder.use.verify import verify
 from builder.workspace import make_plan, open_workspace
 from chandra_spectra import ChandraSpectra
 from tests import fits_files
@@ -186,7 +189,7 @@ def test_an_observation_in_two_packages_whose_grids_differ_falls_back_in_both(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_packages(monkeypatch)
-    change_rmf(files, list(files)[5], other_grid)  # the first of the second package, and no other package's
+    change_rmf(files, list(files)[7], other_grid)  # the first of the second package, and no other package's
     mirror = fits_files.mirror(tmp_path / "mirror", dict(files))
     each, observation = both(mirror, tmp_path)
     check_same(each, observation)
@@ -215,7 +218,7 @@ def test_each_package_of_an_observation_takes_its_own_first(
     check_same(each, observation)
     rows = table(observation).to_pylist()
     own = [number for number, row in enumerate(rows) if row["rmf_file"]]
-    assert own == [0, 5, 10, 11, 15, 20, 25]
+    assert own == [0, 7, 11, 18, 25]
 
 
 # --- the same bytes ---
@@ -231,7 +234,7 @@ def test_workers_shares_interruption_and_the_other_way_in_the_store_change_no_by
     small_packages(monkeypatch)
     change_rmf(files, min(files), None)
     change_rmf(files, max(files), other_grid)
-    change_rmf(files, list(files)[15], other_grid)
+    change_rmf(files, list(files)[18], other_grid)
     settings = Settings(str(fits_files.mirror(tmp_path / "mirror", dict(files))), rmf="observation")
     prepare(tmp_path / "out", settings, cache=tmp_path / "one")
     expected = data(tmp_path / "out")
@@ -273,7 +276,8 @@ def test_of_an_archive_over_http_one_rmf_an_observation_is_asked_for(archive: Si
             assert (result.returncode, result.stderr) == (0, "")
             sizes[rmf] = served(server)
             tables[rmf] = table(tmp_path / f"{rmf}-out", "counts").drop_columns(ABOUT_THE_RMF)
-            assert len([request for request in server.log if request.service == "retrieve"]) == 2
+            requests = len([request for request in server.log if request.service == "retrieve"])
+            assert requests == {"each": 2, "observation": 1}[rmf]
     assert tables["observation"].equals(tables["each"])
     assert sizes["observation"] < sizes["each"] / 3  # simulated RMFs are small
 
@@ -366,3 +370,54 @@ def test_responses_need_the_rmf_of_each(tmp_path: Path) -> None:
     result = command("prepare", tmp_path / "out", *words)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert "need the RMF of each detection" in result.stderr
+
+
+def test_a_folder_says_in_card_manifest_and_command_how_it_was_made(files: Files, tmp_path: Path) -> None:
+    change_rmf(files, min(files), other_grid)
+    settings = Settings(str(fits_files.mirror(tmp_path / "mirror", dict(files))), rmf="observation")
+    manifest, _ = prepare(tmp_path / "out", settings, cache=tmp_path / "cache")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "**One RMF an observation**" in card and "In 1 observation (90000.0) an RMF has other energies" in card
+    assert "--rmf observation" in card
+    assert manifest.settings["rmf"] == "observation"
+    assert Manifest.read(tmp_path / "out").read_settings(tmp_path / "out").rmf == "observation"
+    with pytest.raises(OutputError, match="see rmf in its manifest"):
+        prepare(tmp_path / "out", Settings(settings.archive), cache=tmp_path / "cache")
+
+
+# --- finished folders ---
+
+
+def test_verify_fetches_rmfs_and_compares_their_energies(files: Files, tmp_path: Path) -> None:
+    last = max(files)
+    change_rmf(files, list(files)[2], None)
+    sound = fits_files.mirror(tmp_path / "sound", dict(files))
+    change_rmf(files, last, other_grid)
+    odd = fits_files.mirror(tmp_path / "odd", dict(files))
+    for name, archive, failures in (("sound", sound, 0), ("odd", odd, 1)):
+        prepare(tmp_path / name / "out", Settings(str(archive), rmf="observation"), cache=tmp_path / "cache")
+        report = verify(
+            tmp_path / name / "out", recheck=100, load=False, archive=str(archive), cache=tmp_path / "cache"
+        )
+        *others, again = report.checks
+        assert not any(check.failed for check in others), report
+        assert bool(again.failed) == bool(failures)
+        assert again.scope.startswith("28 of 29 rows") and again.scope.endswith("1 more without an RMF of use")
+        assert all(str(last) in failure for failure in again.failures)
+
+
+def test_export_gives_each_row_its_own_rmf(files: Files, tmp_path: Path) -> None:
+    archive = fits_files.mirror(tmp_path / "mirror", dict(files))
+    prepare(tmp_path / "out", Settings(str(archive), rmf="observation"), cache=tmp_path / "cache")
+    words = ("--layout", "fits", "--detection", list(files)[1], "--archive", archive)
+    result = command("export", tmp_path / "out", tmp_path / "fits", *words)
+    assert (result.returncode, result.stderr) == (0, "")
+    (name,) = (path.name for path in (tmp_path / "fits").rglob("*rmf3.fits"))
+    assert name == list(files.values())[1][2].name.removesuffix(".gz")
+
+
+def test_to_fold_a_row_without_an_rmf_is_refused(full_sample: Path) -> None:
+    calibration = Calibration.load(str(full_sample))
+    row = load_dataset(str(full_sample), "counts", split="train")[0] | {"rmf_sha256": None}
+    with pytest.raises(SettingError, match="fold needs --rmf each"):
+        calibration.fold(lambda low, high: np.ones_like(low), row)

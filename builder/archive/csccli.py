@@ -20,6 +20,7 @@ import requests
 from builder.archive.answers import Contents, Product, check_listing, check_product, judge_tar
 from builder.archive.http import Client, Request
 from builder.archive.interface import Record
+from builder.archive.packages import PACKAGE_PRODUCTS
 from builder.archive.products import KINDS, MAX_DETECTION_BYTES, MAX_MEMBER_BYTES, ProductName
 from builder.model.errors import ArchiveError, RefusedError, StoreError, UnavailableError, WrongAnswerError
 from builder.model.ids import DetectionId
@@ -230,17 +231,24 @@ class Collector:
 
     def _divide(self, detections: tuple[DetectionId, ...]) -> None:
         """Ask for detections in one package; where that is refused though others are served, in halves."""
+        products = [product for product in self._lacking() if product[0] in detections]
+        if len(products) > PACKAGE_PRODUCTS and len(detections) > 1:
+            self._halve(detections)
+            return
         try:
-            self._retrieve([product for product in self._lacking() if product[0] in detections])
+            self._retrieve(products)
         except (RefusedError, WrongAnswerError, UnavailableError) as error:
             if isinstance(error, UnavailableError):
                 self._down = error
             self._alive = self._alive or (len(detections) > 1 and self._serves_packages(detections))
             if len(detections) > 1 and self._alive:
-                self._divide(detections[: len(detections) // 2])
-                self._divide(detections[len(detections) // 2 :])
+                self._halve(detections)
             else:
                 self.refusals |= dict.fromkeys(detections, str(error))
+
+    def _halve(self, detections: tuple[DetectionId, ...]) -> None:
+        self._divide(detections[: len(detections) // 2])
+        self._divide(detections[len(detections) // 2 :])
 
     def _once_more(self, products: list[Product]) -> None:
         """Ask for what a package lacked."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -16,10 +18,16 @@ from builder.model.settings import RMFS, Recipe
 from builder.model.text import one_line
 
 PACKAGE_SIZE = 50
-"""Detections in one request: known to work, about 55 MB of answer."""
+"""Detections in one request with all their files: known to work, about 55 MB of answer."""
 
-DETECTION_BYTES = 1_100_000
-"""Size of the files of one detection, nearly all of it the RMF, which hardly compresses."""
+PACKAGE_PRODUCTS = 3 * PACKAGE_SIZE
+"""Files in one request, by which the length of its address is known to work, too."""
+
+RMF_BYTES = 1_060_000
+"""Size of an RMF file, which hardly compresses."""
+
+DETECTION_BYTES = RMF_BYTES + 40_000
+"""Size of the files of one detection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +158,31 @@ def plan(
         else:
             detections.append(detection)
             places.append(index)
-    packages = tuple(
-        Package(start, tuple(detections[start : start + size]), rmf) for start in range(0, len(detections), size)
-    )
+    packages = divide(detections, size, rmf)
     catalog = ordered.take(pa.array(places, pa.int64()))
     return Plan(catalog, packages, tuple(rejections), duplicates, origin)
+
+
+def divide(detections: Sequence[DetectionId], size: int = PACKAGE_SIZE, rmf: str = RMFS[0]) -> tuple[Package, ...]:
+    """Divide detections into packages, in their order.
+
+    Of `size` detections each; where one RMF serves an observation, of whole observations, unless one is larger than a
+    package, for as long as the files are no more than those of `size` detections with RMFs of their own.
+    """
+    if rmf == RMFS[0]:
+        parts = [detections[start : start + size] for start in range(0, len(detections), size)]
+    else:
+        parts, most, products = [], 3 * size, 0
+        longest = (most - 1) // 2  # PHA and ARF of each, and one RMF
+        for _, group in itertools.groupby(detections, lambda detection: detection.observation):
+            observation = tuple(group)
+            for start in range(0, len(observation), longest):
+                piece = observation[start : start + longest]
+                added = 2 * len(piece) + 1
+                if not parts or products + added > most:
+                    parts.append(())
+                    products = 0
+                parts[-1] = (*parts[-1], *piece)
+                products += added
+    starts = itertools.accumulate((len(part) for part in parts), initial=0)
+    return tuple(Package(start, tuple(part), rmf) for start, part in zip(starts, parts, strict=False))
