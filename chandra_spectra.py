@@ -33,7 +33,7 @@ from builder import __version__
 from builder.archive.interface import Answer, Archive, Choose, Fetched, Record, forget
 from builder.archive.packages import Package
 from builder.dataset.layout import parts
-from builder.model.columns import CONFIGS, features
+from builder.model.columns import CONFIGS, DEFAULT_BINS, features
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
 from builder.model.selection import Selection
@@ -86,7 +86,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
 
     Attributes
     ----------
-    table : {'spectra', 'counts', 'ebounds', 'responses'}
+    table : {'spectra', 'counts', 'binned', 'ebounds', 'responses'}
         Which columns; by default the first word of the config's name.
     min_cnts, min_sig, max_theta : float, optional
         Cuts, see `builder.model.selection.Selection`; by default 40, 4 and 10, and none for the embedded sample.
@@ -102,6 +102,8 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     splits : str
         ``none``: all rows are `train`; ``source``, or with other shares ``source:70/20/10``: train, validation and
         test, see `builder.model.splits`.
+    bins : int
+        Number of bins, of config ``binned`` only.
 
     Raises
     ------
@@ -118,6 +120,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     release: str = "rel2.1"
     recipe: Recipe | dict[str, Any] = field(default_factory=Recipe)
     splits: str = "none"
+    bins: int = DEFAULT_BINS
     rmf: str = RMFS[0]
 
     def __post_init__(self) -> None:
@@ -139,6 +142,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
             recipe=recipe,
             splits=Splits.parse(self.splits),
             responses=self.table == "responses",
+            bins=self.bins if self.table == "binned" else 0,
             rmf=self.rmf,
         )
 
@@ -214,7 +218,7 @@ class ArchiveDownloadManager(datasets.DownloadManager, Archive):
 class ChandraSpectra(datasets.GeneratorBasedBuilder):
     """The builder: asks the catalog, fetches, reduces and yields one row a spectrum.
 
-    Configs ``spectra`` (default), ``counts``, ``ebounds`` and ``responses`` hold the columns of
+    Configs ``spectra`` (default), ``counts``, ``binned``, ``ebounds`` and ``responses`` hold the columns of
     `builder.model.columns`; ``spectra_short`` and so on take only the brightest detections (more than 4000 counts,
     significance above 80, within 1 arcmin), for a quick try.
     """
@@ -236,7 +240,7 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         _ = self.config.settings  # keyword arguments reach a named config past its own checks
         return datasets.DatasetInfo(
             description="X-ray spectra of detections in the Chandra Source Catalog.",
-            features=features(self.config.table),
+            features=features(self.config.table, self.config.bins),
             citation=CITATION,
             homepage="https://cxc.cfa.harvard.edu/csc/",
         )
@@ -267,7 +271,9 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         packages = tuple(plan.packages) if self.config.table in _DISTINCT else list(plan.packages)
         # of a tuple every process gets the whole
         found = {"packages": packages, "plan": plan.packages, "catalog": plan.catalog, "workspace": workspace}
-        names = [split for config, split in parts(settings.splits, True) if config == self.config.table]
+        names = [
+            split for config, split in parts(settings.splits, True, self.config.bins) if config == self.config.table
+        ]
         if len(names) > 1:  # datasets refuses a split without rows
             there: set[str] = set()
             for package, result in results(packages, workspace.archive, workspace.store, plan.packages):
@@ -296,10 +302,12 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         warn: bool,
     ) -> Iterator[tuple[int, pa.Table]]:
         """Yield the rows of each package that has any, as one table."""
+        from builder.dataset.binned import binned
         from builder.dataset.rows import join, public
         from builder.store.fill import results
 
-        name, splits = self.config.table, self.config.settings.splits
+        name, settings = self.config.table, self.config.settings
+        splits, bins = settings.splits, settings.bins
         rejected, known = 0, set[str]()
         for package, result in results(packages, workspace.archive, workspace.store, plan):
             rejected += len(result.rejections)
@@ -310,9 +318,10 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
                 rows = rows.filter(pa.array(new, pa.bool_()))
             else:
                 rows = join(catalog, package, result, splits)
+                rows = binned(rows, result, settings.recipe, bins) if bins else rows
                 rows = rows.filter(pc.equal(rows["split"], split)) if splits.divided else rows
             if len(rows):
-                yield package.start, public(rows, name)
+                yield package.start, public(rows, name, bins)
         if rejected and warn:  # each split goes through all packages
             logger.warning("%d detections have no usable spectrum and are left out", rejected)
 

@@ -6,6 +6,7 @@ import io
 import math
 import random
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builder.archive.answers import check_votable
-from builder.archive.catalog import SCHEMA, count_of, from_rows, read_votable, write_votable
+from builder.archive.catalog import ALL, SCHEMA, count_of, from_rows, read_votable, write_votable
 from builder.archive.packages import PACKAGE_SIZE, Package, plan
 from builder.archive.votable import write_votable as write_any
 from builder.model.columns import CATALOG
@@ -32,7 +33,11 @@ VALUES = {"string": "text", "int32": 3, "float32": 1.25, "float64": 2.5, "bool":
 
 def row(obsid: int, obi: int = 0, region_id: int = 1, /, **changes: Any) -> dict[str, Any]:
     values = {column.name: VALUES[column.dtype] for column in CATALOG}
-    return values | {"obsid": obsid, "obi": obi, "region_id": region_id, "instrument": "ACIS"} | changes
+    return (
+        values
+        | {"obsid": obsid, "obi": obi, "region_id": region_id, "instrument": "ACIS", "several_sources": None}
+        | changes
+    )
 
 
 floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -190,7 +195,7 @@ def test_other_ways_to_write_the_same_answer(content: str, tmp_path: Path) -> No
     check_votable(tmp_path / "answer.vot", True)  # what a download goes through
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(ALL))
 def test_a_column_that_is_missing_is_named(name: str) -> None:
     content = write_any([one for one in NAMES if one != name], [row(1)])
     with pytest.raises(CatalogError, match=rf"answer has no column {name}$"):
@@ -398,8 +403,11 @@ def test_a_plan_covers_every_detection_once_and_knows_no_order(
     assert [one for package in made.packages for one in package.detections] == [DetectionId(*key) for key in acis]
     assert [one.detection for one in made.rejections] == [DetectionId(*key) for key in hrc]
     assert {(one.stage, one.reason) for one in made.rejections} <= {("select", "not_acis")}
+    assert all(re.match("HRC.* hardly resolves energy", one.message) for one in made.rejections)
     assert made.duplicates == len(rows) - len(keys)
     assert made.catalog.schema.equals(SCHEMA)
+    listed = Counter(tuple(one[key] for key in KEYS) for one in rows)
+    assert made.catalog["several_sources"].to_pylist() == [listed[key] > 1 for key in acis]
     assert made.catalog["name"].to_pylist() == [
         min(one["name"] for one in rows if tuple(one[key] for key in KEYS) == key) for key in acis
     ]
@@ -436,6 +444,14 @@ def test_rows_that_differ_in_a_value_alone_give_one_plan_in_any_order() -> None:
     plans = [plan(from_rows(order)).catalog for order in (rows, rows[::-1], rows[1:] + rows[:1])]
     assert plans[0].equals(plans[1])
     assert plans[0].equals(plans[2])
+
+
+def test_that_a_detection_has_several_sources_is_kept_by_a_catalog_of_the_plan() -> None:
+    rows = [row(1, name="2CXO J1"), row(1, name="2CXO J2"), row(2, name="2CXO J3"), row(2, name="2CXO J3", ra=1.0)]
+    planned = plan(from_rows([one | {"several_sources": None} for one in rows])).catalog
+    assert planned["several_sources"].to_pylist() == [True, False]
+    again, _ = read_votable(write_votable(planned.to_pylist()), "a mirror")
+    assert plan(again).catalog.equals(planned)
 
 
 def test_packages_are_of_fifty() -> None:

@@ -7,14 +7,17 @@ import pytest
 
 from builder.dataset.rows import FULL_SCHEMA, public
 from builder.model.columns import (
+    ASKED,
     CATALOG,
     COLUMNS,
     CONFIGS,
     EBOUNDS,
     RAGGED,
     RESPONSES,
+    ROW_CONFIGS,
     Column,
     arrow_schema,
+    binned_columns,
     columns_of,
     features,
     markdown,
@@ -22,7 +25,7 @@ from builder.model.columns import (
 from builder.model.errors import SettingError
 from tests.goldens import CATALOG_DATASETS
 
-EVERY = (*COLUMNS, *EBOUNDS, *RESPONSES)
+EVERY = (*COLUMNS, *binned_columns(64), *EBOUNDS, *RESPONSES)
 
 
 @pytest.mark.parametrize("column", EVERY, ids=lambda column: column.name)
@@ -37,6 +40,7 @@ def test_every_column_says_what_it_is_and_where_it_comes_from(column: Column) ->
 
 
 UNITLESS = {
+    "response_fault",
     "name",
     "detection_id",
     "object_id",
@@ -70,6 +74,19 @@ UNITLESS = {
     "rmf_sha256",
     "ebounds_from",
     "split",
+    "several_sources",
+    "extent_flag",
+    "pileup_flag",
+    "likelihood_class",
+    "gti_end",
+    *(f"hard_{pair}_{limit}" for pair in ("hm", "hs", "ms") for limit in ("lolim", "hilim")),
+    "powlaw_gamma",
+    "powlaw_gamma_lolim",
+    "powlaw_gamma_hilim",
+    *(f"{model}_stat" for model in ("powlaw", "bb", "brems", "apec")),
+    "ccds",
+    "caldb_version",
+    "arf.psf_frac",
     "first_channel",
     "n_grp",
     "f_chan",
@@ -96,6 +113,15 @@ def test_units_are_those_of_the_catalogs_documentation() -> None:
         "gti_mjd_obs": "d",
         "livetime": "s",
         "phi": "deg",
+        "nh_gal": "10**20 cm-2",
+        "powlaw_nh": "10**20 cm-2",
+        "powlaw_nh_hilim": "10**20 cm-2",
+        "powlaw_ampl": "photon s-1 cm-2 keV-1",
+        "flux_powlaw": "erg s-1 cm-2",
+        "apec_kt_lolim": "keV",
+        "flux_aper_hilim_b": "erg s-1 cm-2",
+        "err_ellipse_r0": "arcsec",
+        "err_ellipse_ang": "deg",
         "exposure": "s",
         "spectrum.ene_center_bin": "keV",
         "spectrum.flux": "count s-1 keV-1",
@@ -175,7 +201,8 @@ def test_the_public_names_and_types_of_the_spectrum() -> None:
 
 def test_the_catalog_columns_are_those_of_the_query() -> None:
     """Every column that the dataset takes from the service, from the table that has it."""
-    queries = {column.query for column in CATALOG}
+    assert {column.name for column in CATALOG} - {column.name for column in ASKED} == {"several_sources"}
+    queries = {column.query for column in ASKED}
     assert queries == {
         "m.name",
         "m.ra",
@@ -202,32 +229,46 @@ def test_the_catalog_columns_are_those_of_the_query() -> None:
         "o.streak_src_flag",
         "o.conf_code",
         "o.extent_code",
+        *(f"m.{name}" for name in ("extent_flag", "pileup_flag", "likelihood_class", "nh_gal")),
+        *(f"m.err_ellipse_{name}" for name in ("r0", "r1", "ang")),
+        "o.gti_end",
+        *(f"o.flux_aper_{name}" for name in ("lolim_b", "hilim_b", "s", "m", "h")),
+        *(f"o.hard_{pair}_{limit}" for pair in ("hm", "hs", "ms") for limit in ("lolim", "hilim")),
+        *(f"o.powlaw_{name}{limit}" for name in ("gamma", "nh", "ampl") for limit in ("", "_lolim", "_hilim")),
+        *(f"o.{model}_kt{limit}" for model in ("bb", "brems", "apec") for limit in ("", "_lolim", "_hilim")),
+        *(f"o.{model}_stat" for model in ("powlaw", "bb", "brems", "apec")),
+        "o.flux_powlaw",
     }
-    for column in CATALOG:
+    for column in ASKED:
         assert column.query.partition(".")[2] == column.name
         assert column.length is None
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_the_features_are_the_schema_of_the_public_rows(config: str) -> None:
-    schema = {"ebounds": arrow_schema(EBOUNDS), "responses": arrow_schema(RESPONSES)}.get(config, FULL_SCHEMA)
-    table = public(schema.empty_table(), config)
-    declared = features(config).arrow_schema
+    scalars = tuple(column for column in COLUMNS if column.length is None)
+    schema = {
+        "binned": arrow_schema((*scalars, *binned_columns(3))),
+        "ebounds": arrow_schema(EBOUNDS),
+        "responses": arrow_schema(RESPONSES),
+    }.get(config, FULL_SCHEMA)
+    table = public(schema.empty_table(), config, 3)
+    declared = features(config, 3).arrow_schema
     assert declared.names == table.schema.names
     for field in table.schema:
         assert declared.field(field.name).type == field.type, field.name
     assert table.cast(declared).schema.equals(declared)
 
 
-def test_every_column_is_in_a_config_and_the_scalars_in_both() -> None:
-    both = {column.name for column in columns_of("spectra")} & {column.name for column in columns_of("counts")}
-    assert both == {column.name for column in COLUMNS if column.length is None and column.name != "ebounds_id"}
+def test_every_column_is_in_a_config_and_the_scalars_in_all_of_rows() -> None:
+    common = set.intersection(*({column.name for column in columns_of(config)} for config in ROW_CONFIGS))
+    assert common == {column.name for column in COLUMNS if column.length is None and column.name != "ebounds_id"}
     names = {column.name for config in CONFIGS for column in columns_of(config)}
     assert names == {column.name for column in EVERY}
 
 
 def test_an_unknown_config_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"'images'.*spectra, counts, ebounds"):
+    with pytest.raises(SettingError, match=r"'images'.*spectra, counts, binned, ebounds"):
         columns_of("images")
 
 
@@ -246,7 +287,7 @@ def test_lists_have_their_declared_length() -> None:
         if column.length == RAGGED:
             assert pa.types.is_list(column.full_type)
         elif column.length is not None:
-            assert column.full_type.list_size == column.public_type.list_size == 1024
+            assert column.full_type.list_size == column.public_type.list_size == column.shape[0]
 
 
 def test_the_markdown_table_has_a_line_a_column() -> None:
@@ -256,5 +297,5 @@ def test_the_markdown_table_has_a_line_a_column() -> None:
     for line, column in zip(lines[2:], EVERY, strict=True):
         assert line.count("*") == line.count(r"\*")  # else two factors are an emphasis
         cells = [cell.strip().replace(r"\*", "*") for cell in line.strip("|").split("|")]
-        shape = {None: "", RAGGED: "[n]"}.get(column.length, "[1024]")
+        shape = "".join(f"[{', '.join(map(str, column.shape))}]" for _ in column.shape[:1]).replace(str(RAGGED), "n")
         assert cells == [f"`{column.name}`", column.dtype + shape, column.unit, column.meaning, column.source]

@@ -66,7 +66,7 @@ def assert_holds(path: Path, expected: pa.Table) -> None:
             for found, wanted in zip(dataset[:], expected[column.name].to_pylist(), strict=True):
                 if column.length is not None:
                     assert found.dtype == column.full_type.value_type.to_pandas_dtype()
-                    assert found.tolist() == wanted
+                    assert found.tolist() == (wanted or [])
                 elif column.dtype == "string":
                     assert found.decode() == (wanted or "")
                 elif wanted is None and pa.types.is_floating(column.full_type):
@@ -81,7 +81,7 @@ def test_every_column_comes_back(tmp_path: Path) -> None:
 
 
 def test_nulls_are_nan_minus_one_or_empty(tmp_path: Path) -> None:
-    """In floats, in whole numbers and switches, and in text."""
+    """In floats, in whole numbers and switches, and in text and lists."""
     rows = table(6, nulls=True)
     for column in (column for column in COLUMNS if column.nullable):
         assert 0 < rows[column.name].null_count < 6

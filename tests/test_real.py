@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from builder.archive.catalog import from_rows
@@ -75,3 +76,13 @@ def test_versions_that_differ_and_headers_without_a_position_are_no_reason_to_re
     with h5py.File(prepared / "chandra_spectra.hdf5") as file:
         assert [file[f"{kind}_file"].asstr()[0] for kind in STEMS] == [path.name for path in FILES.values()]
         assert file["exposure"][0] > 0
+
+
+def test_chips_are_those_of_the_good_times_and_what_release_2_leaves_out_is_null(prepared: Path) -> None:
+    """As astropy reads CCD_ID of the GTI extensions; the ARF has no PSF_FRAC, and no file CALDBVER."""
+    scalars = pq.read_table(prepared / "data")
+    assert scalars["ccds"].to_pylist() == ["2,3,5,6,7"]
+    assert scalars["caldb_version"].to_pylist() == [None]
+    assert pq.read_table(prepared / "counts")["arf"].to_pylist()[0]["psf_frac"] is None
+    with h5py.File(prepared / "chandra_spectra.hdf5") as file:
+        assert file["arf_psf_frac"][0].size == 0

@@ -242,6 +242,8 @@ def spectrum(**changes: Any) -> Spectrum:
         "detection": DetectionId(1, 0, 1),
         "detnam": None,
         "grating": "NONE",
+        "ccds": "3",
+        "caldb_version": None,
         "exposure": 1.0,
         "background_scale": 0.1,
         "source_counts": 1,
@@ -288,6 +290,7 @@ def test_a_spectrum_knows_its_bins_and_its_grid() -> None:
         ({"ebounds_hi": np.zeros(1025)}, "1024"),
         ({"specresp": np.ones(3, np.float32)}, "effective area"),
         ({"arf_energy_lo": np.ones(5, np.float32)}, "effective area"),
+        ({"psf_frac": np.ones(3, np.float32)}, "effective area"),
         (dict.fromkeys(["arf_energy_lo", "arf_energy_hi", "specresp"], np.ones(0, np.float32)), "effective area"),
     ],
 )

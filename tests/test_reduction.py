@@ -299,6 +299,38 @@ def test_the_chips_and_the_grating_are_those_of_the_header(detection: DetectionI
     assert (spectrum.detnam, spectrum.grating) == (detnam, "NONE")
 
 
+@pytest.mark.parametrize(("detection", "ccds"), [(BRIGHT, "2,3"), (FAINT, "7")], ids=str)
+def test_chips_calibration_and_fraction_are_those_of_the_files(detection: DetectionId, ccds: str) -> None:
+    """As astropy reads CCD_ID of the GTI extensions, CALDBVER and PSF_FRAC; the background's times are not counted."""
+    files = real_products(detection)
+    assert files.pha is not None and files.arf is not None
+    spectrum = reduced(files)
+    with fits.open(io.BytesIO(files.pha.data)) as pha, fits.open(io.BytesIO(files.arf.data)) as arf:
+        chips = sorted({hdu.header["CCD_ID"] for hdu in pha if hdu.name == "GTI"})
+        assert spectrum.ccds == ccds == ",".join(map(str, chips))
+        assert spectrum.caldb_version == arf["SPECRESP"].header["CALDBVER"] == "3.5.0"
+        np.testing.assert_array_equal(spectrum.psf_frac, arf["SPECRESP"].data["PSF_FRAC"].astype(np.float32))
+
+
+@pytest.mark.parametrize("fault", [np.nan, -0.1, 1e9])
+def test_a_fraction_that_is_none_is_no_reason_to_reject(fault: float) -> None:
+    assert with_fraction(1.02).psf_frac is not None
+    assert with_fraction(fault).psf_frac is None
+
+
+def with_fraction(value: float) -> Spectrum:
+    """The faint detection with another fraction of the point-spread function in one energy."""
+    files = real_products(FAINT)
+    assert files.arf is not None
+    with fits.open(io.BytesIO(files.arf.data)) as hdus:
+        hdus["SPECRESP"].data["PSF_FRAC"][7] = value
+        for keyword in ("CHECKSUM", "DATASUM"):
+            hdus["SPECRESP"].header.pop(keyword, None)
+        changed = io.BytesIO()
+        hdus.writeto(changed)
+    return reduced(with_file(files, "arf", File(files.arf.name, changed.getvalue())))
+
+
 @pytest.mark.parametrize("value", [None, "", 7, True], ids=str)
 def test_chips_and_grating_that_the_header_does_not_name_are_null(value: Any) -> None:
     content = ff.pha(
@@ -351,7 +383,8 @@ def test_columns_that_would_change_the_numbers_or_what_they_mean(name: str, kind
 # docs/recipe.md has the same table: what must have a value where it is there, and what is harmless.
 DEMANDED = [
     ("TELESCOP", "CHANDRA", "XMM", "wrong_instrument", "source background arf matrix ebounds"),
-    ("INSTRUME", "ACIS", "HRC", "wrong_instrument", "source background arf matrix ebounds"),
+    ("INSTRUME", "ACIS", "HRC", "not_acis", "source background arf matrix ebounds"),
+    ("INSTRUME", "ACIS", "EPN", "wrong_instrument", "source background arf matrix ebounds"),
     ("CHANTYPE", "PI", "PHA", "wrong_type", "source background matrix ebounds"),
     ("HDUCLAS3", "COUNT", "RATE", "wrong_type", "source background"),
     ("HDUCLAS4", "TYPE:I", "TYPE:II", "wrong_type", "source background"),
@@ -460,11 +493,21 @@ def test_many_spectra_make_a_short_message() -> None:
     assert len(rejected(products(pha=content), "wrong_type").message) < 300
 
 
-def test_a_product_of_another_instrument_with_the_name_of_one_of_acis() -> None:
+@pytest.mark.parametrize("kind", ["pha", "arf", "rmf"])
+def test_a_file_of_hrc_is_told_by_its_name_whatever_it_holds_or_lacks(kind: str) -> None:
+    files = products()
+    name = getattr(files, kind).name.replace("acisf", "hrcf", 1)
+    whole: dict[str, Any] = {kind: File(name, getattr(files, kind).data)}
+    assert "hardly resolves energy" in rejected(replace(files, **whole), "not_acis", name).message
+    others: dict[str, Any] = {"pha": None, "arf": None, "rmf": None, kind: File(name, b"")}
+    rejected(replace(files, **others), "not_acis", name)
+
+
+def test_a_product_of_hrc_with_the_name_of_one_of_acis() -> None:
     content = ff.pha(
         poisson(5.0), poisson(3.0), source_cards={"INSTRUME": "HRC-I"}, background_cards={"INSTRUME": "HRC-I"}
     )
-    rejected(products(pha=content), "wrong_instrument", "HRC-I")
+    assert "hardly resolves energy" in rejected(products(pha=content), "not_acis", "HRC-I").message
 
 
 # --- what a file says of its own damage ---

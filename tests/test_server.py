@@ -25,7 +25,7 @@ import requests
 
 from builder.archive.catalog import read_votable, write_votable
 from builder.archive.products import KINDS, ProductName, members
-from builder.model.columns import CATALOG as QUERIED
+from builder.model.columns import ASKED as QUERIED
 from builder.model.errors import ArchiveError, SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import File

@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builder.archive.products import ProductName, group_products
-from builder.model.columns import CATALOG
+from builder.model.columns import ASKED
 from builder.model.errors import ArchiveError
 from builder.model.ids import DetectionId
-from builder.model.records import File
-from builder.simulator.products import BROAD, CHANNELS, SimulatedArchive
-from builder.simulator.sky import absorption_cross_section, source_name
+from builder.model.records import BROAD, File
+from builder.model.sky import source_name
+from builder.simulator.products import CHANNELS, SimulatedArchive
+from builder.simulator.sky import absorption_cross_section, draw_detections, photon_spectrum
 from tests.fits_files import detection, stable
 
 NEVER_NULL = ("name", "ra", "dec", "src_cnts_aper_b", "flux_significance_b", "theta", "flux_bb_aper_b", "obsid", "obi")
@@ -78,16 +79,55 @@ def ui():
 def test_a_row_has_the_catalogs_columns_with_python_values(archive):
     kinds = {"string": str, "int32": int, "bool": bool, "float32": float, "float64": float}
     for row in archive.rows:
-        assert list(row) == [column.name for column in CATALOG]
-        for column in CATALOG:
+        assert list(row) == [column.name for column in ASKED]
+        for column in ASKED:
             assert row[column.name] is None or type(row[column.name]) is kinds[column.dtype], column.name
 
 
 def test_nulls_occur_but_never_where_the_selection_looks():
     rows = SimulatedArchive(2000).rows
     null = {name for row in rows for name, value in row.items() if value is None}
-    floats = {column.name for column in CATALOG if column.dtype.startswith("float")}
-    assert null == floats - set(NEVER_NULL)
+    floats = {column.name for column in ASKED if column.dtype.startswith("float")}
+    assert null == floats - {*NEVER_NULL, *(f"flux_aper_{band}" for band in "smh"), "nh_gal"} - {
+        f"err_ellipse_{name}" for name in ("r0", "r1", "ang")
+    }
+
+
+def test_labels_are_what_a_row_was_simulated_with_where_there_are_counts_enough() -> None:
+    """By the truth that the files are drawn from: the fitted flux by integrating the photon spectrum again."""
+    truth = draw_detections(500, 7, 90000, 0.0)[:500]
+    rows = SimulatedArchive(500, seed=7, interleaved=0.0).rows
+    edges = np.linspace(0.5, 7.0, 66)
+    photons, energy = photon_spectrum(truth, edges), (edges[:-1] + edges[1:]) / 2
+    for one, row, spectrum in zip(truth, rows, photons, strict=True):
+        fitted, plasma = one["counts"] >= 150, one["family"] == 1
+        labels = {
+            "powlaw_gamma": (one["photon_index"], fitted and not plasma),
+            "powlaw_nh": (one["nh"] / 1e20, fitted and not plasma),
+            "apec_kt": (one["temperature"], fitted and plasma),
+            "brems_kt": (one["temperature"], fitted and plasma),
+            "bb_kt": (0.0, False),
+        }
+        for name, (value, there) in labels.items():
+            assert row[name] == (value if there else None), name
+            if there:
+                assert 0 <= row[f"{name}_lolim"] < value < row[f"{name}_hilim"]
+            else:
+                assert row[f"{name}_lolim"] is row[f"{name}_hilim"] is None
+        if row["powlaw_ampl"] is not None:
+            flux = row["powlaw_ampl"] * (spectrum * energy).sum() * 1.602176634e-9
+            assert row["flux_powlaw"] == pytest.approx(flux, rel=1e-3)
+            assert sum(row[f"flux_aper_{band}"] for band in "smh") == pytest.approx(flux, rel=1e-3)
+    assert {row["powlaw_gamma"] is None for row in rows} == {row["apec_kt"] is None for row in rows} == {True, False}
+
+
+def test_limits_enclose_their_values_and_are_null_with_them(archive):
+    for row in archive.rows:
+        for name in ("flux_aper_b", "hard_hm", "hard_hs", "hard_ms"):
+            low, high = (
+                row[f"{name.removesuffix('_b')}_{limit}{'_b' * name.endswith('_b')}"] for limit in ("lolim", "hilim")
+            )
+            assert low is high is None if row[name] is None else low <= row[name] <= high
 
 
 def test_rows_rise_in_obsid_obi_region_and_no_detection_comes_twice():
@@ -131,7 +171,7 @@ def test_a_field_has_5_to_30_detections_and_sources_are_seen_again():
 
 def test_all_detections_of_a_source_tell_the_same_of_it():
     rows = SimulatedArchive(3000).rows
-    of_source = [column.name for column in CATALOG if column.query.startswith("m.")]
+    of_source = [column.name for column in ASKED if column.query.startswith("m.")]
     sources = {tuple(row[name] for name in of_source) for row in rows}
     assert len(sources) == len({row["name"] for row in rows})
     assert {row["significance"] is None for row in rows} == {True, False}
@@ -345,7 +385,6 @@ def test_sherpa_loads_a_spectrum_with_background_and_responses(ui, archive, plai
 
 def test_sherpas_fold_of_the_true_spectrum_predicts_the_counts(ui, tmp_path):
     """A bright power law, folded by Sherpa through the simulated ARF and RMF, gives the counts of the row."""
-    from builder.simulator.sky import draw_detections, photon_spectrum
 
     archive = SimulatedArchive(300, seed=1, interleaved=0.0)
     truth = draw_detections(300, 1, 90000, 0.0)[:300]

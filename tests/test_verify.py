@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,10 @@ ROW, DETECTION = 7, "90001.0.35"
 
 def content(folder: Path, **options: Any) -> Report:
     return verify.verify(folder, load=False, **options)
+
+
+LIMIT = re.compile("_(?:lo|hi)lim")
+"""Columns that are like those whose limits they are."""
 
 
 def other(value: Any) -> Any:
@@ -155,7 +160,12 @@ def test_a_card_edited_by_hand_is_found_and_the_rows_are_checked_all_the_same(fo
 
 @pytest.mark.parametrize(
     ("config", "name"),
-    [(config, column.name) for config in ("spectra", "counts", "ebounds") for column in columns_of(config)],
+    [
+        (config, column.name)
+        for config in ("spectra", "counts", "ebounds")
+        for column in columns_of(config)
+        if not LIMIT.search(column.name)
+    ],
 )
 def test_one_changed_value_in_parquet_is_found(config: str, name: str, folder: Path) -> None:
     path = folder / SHARDS[config]
@@ -164,7 +174,7 @@ def test_one_changed_value_in_parquet_is_found(config: str, name: str, folder: P
     rows = table.to_pylist()
     struct, _, key = name.rpartition(".")
     place = rows[row][struct] if struct else rows[row]
-    place[key] = other(place[key])
+    place[key] = "x" if name == "caldb_version" else other(place[key])  # null in simulated files
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
     rehash(folder)
     failures = content(folder).failures
@@ -177,7 +187,9 @@ def test_one_changed_value_in_parquet_is_found(config: str, name: str, folder: P
         )
 
 
-@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.hdf5_name)
+@pytest.mark.parametrize(
+    "column", [column for column in COLUMNS if not LIMIT.search(column.name)], ids=lambda column: column.hdf5_name
+)
 def test_one_changed_value_in_hdf5_is_found(column: Any, folder: Path) -> None:
     with h5py.File(folder / HDF5, "r+") as file:
         dataset = file[column.hdf5_name]
@@ -305,7 +317,7 @@ def without_bin(number: int) -> Callable[[list[dict[str, Any]]], list[dict[str, 
         (setting("background_counts", element(900, -1)), ": background_counts has -1"),
         (setting("exposure", 0.0), "exposure is 0.0, not a number of 0.001 to 1e+09"),
         (setting("background_scale", float("inf")), "background_scale is inf"),
-        (setting("arf.specresp", lambda values: values[:-1]), "specresp have"),
+        (setting("arf.specresp", lambda values: values[:-1]), "specresp and psf_frac have"),
         (setting("arf.specresp", element(9, -1.0)), "arf.specresp is -1.0 cm2"),
         (setting("arf.energy_hi", element(9, 0.0)), "arf has a bin"),
         (setting("ebounds_id", "0123456789abcdef"), "ebounds_id 0123456789abcdef is not in config ebounds"),

@@ -16,13 +16,16 @@ import pyarrow.compute as pc
 
 from builder.archive.votable import StreamError, VotableReader
 from builder.archive.votable import write_votable as write
-from builder.model.columns import CATALOG, Column, arrow_schema
+from builder.model.columns import ASKED, CATALOG, Column, arrow_schema
 from builder.model.errors import CatalogError, QueryError
 from builder.model.text import text_of
 
 SCHEMA = arrow_schema(CATALOG)
 IDS = ("obsid", "obi", "region_id")
 """Columns that name a detection."""
+
+ALL = frozenset(column.name for column in ASKED)
+"""Columns that an answer has where the service has all of them."""
 
 NAMES = ("name", *IDS)
 """Columns that every catalog must have."""
@@ -34,9 +37,7 @@ _FLAGS = {"t": True, "true": True, "1": True, "f": False, "false": False, "0": F
 """Booleans as VOTable writes them, also where a service sends them as text."""
 
 
-def read_votable(
-    source: bytes | Path, origin: str, *, needed: Collection[str] = frozenset(SCHEMA.names)
-) -> tuple[pa.Table, bool]:
+def read_votable(source: bytes | Path, origin: str, *, needed: Collection[str] = ALL) -> tuple[pa.Table, bool]:
     """Read the catalog's answer.
 
     Parameters

@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ from builder.archive.products import members, write_tar
 from builder.files import file_sha256, hold, write_whole
 from builder.model.errors import ArchiveError, CatalogError, StoreError
 from builder.model.ids import DetectionId
+from builder.model.records import ProductFile
 from builder.model.selection import Selection
 
 CATALOG_FILE = "catalog.vot"
@@ -212,6 +214,10 @@ class Mirror:
         ids = tuple(map(str, package.detections))
         return self._held.issuperset(ids) or self._shared.get(ids, set()).issuperset(map(str, package.first_rmfs))
 
+    def holds(self, detection: DetectionId) -> bool:
+        """Tell whether the mirror has all files of a detection."""
+        return str(detection) in self._held
+
     def write_catalog(self, planned: Plan) -> None:
         """Add the selection's rows to the mirror's catalog."""
         catalog, path = planned.catalog, self.folder / CATALOG_FILE
@@ -222,25 +228,41 @@ class Mirror:
             partial.write_bytes(write_votable(catalog.to_pylist()))
 
     def add(self, package: Package, fetched: Fetched) -> None:
-        """Keep the files of a package: one tar, flushed and renamed, then its line in the index.
+        """Keep the files of a package, as `keep` does."""
+        files = (product for part in fetched.parts for product in members(part))
+        self.keep(package.detections, files, fetched.unserved, fetched.rmfs)
+
+    def keep(
+        self,
+        detections: Sequence[DetectionId],
+        files: Iterable[ProductFile],
+        unserved: Mapping[DetectionId, str] = MappingProxyType({}),
+        rmfs: frozenset[DetectionId] | None = None,
+    ) -> None:
+        """Keep the files of some detections: one tar, flushed and renamed, then its line in the index.
+
+        Parameters
+        ----------
+        rmfs : frozenset of DetectionId, optional
+            Detections whose RMF was asked for; None for all.
 
         Raises
         ------
         StoreError
             If it cannot be written; what was there before stays.
         """
-        ids = [str(detection) for detection in package.detections]
-        rmfs = ids if fetched.rmfs is None else sorted(map(str, fetched.rmfs))
-        words = ids if fetched.rmfs is None else [*ids, "rmf", *rmfs]
+        ids = [str(detection) for detection in detections]
+        asked = ids if rmfs is None else sorted(map(str, rmfs))
+        words = ids if rmfs is None else [*ids, "rmf", *asked]
         name = f"packages/{hashlib.sha256(' '.join(words).encode()).hexdigest()[:16]}.tar"
         path = self.folder / name
         with write_whole(path, StoreError, advice="; what was finished is kept") as partial:
             with partial.open("wb") as file:
-                write_tar(file, (product for part in fetched.parts for product in members(part)))
+                write_tar(file, files)
             size, digest = partial.stat().st_size, file_sha256(partial)
-        line: dict[str, Any] = {"file": name, "bytes": size, "sha256": digest, "detections": ids, "rmfs": rmfs}
-        if fetched.unserved:
-            line["unserved"] = {str(detection): words for detection, words in fetched.unserved.items()}
+        line: dict[str, Any] = {"file": name, "bytes": size, "sha256": digest, "detections": ids, "rmfs": asked}
+        if unserved:
+            line["unserved"] = {str(detection): words for detection, words in unserved.items()}
         path = self.folder / INDEX_FILE
         try:
             with self._lock, path.open("a", encoding="utf-8") as index:

@@ -7,11 +7,14 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from builder.archive.catalog import IDS, SCHEMA
+from builder.archive.matching import Match
+from builder.model.columns import SEVERAL_SOURCES
 from builder.model.ids import DetectionId
 from builder.model.records import Rejection
 from builder.model.settings import RMFS, Recipe
@@ -28,6 +31,10 @@ RMF_BYTES = 1_060_000
 
 DETECTION_BYTES = RMF_BYTES + 40_000
 """Size of the files of one detection."""
+
+
+HARDLY = "hardly resolves energy: no spectrum of it is taken"
+"""What is said of HRC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +123,13 @@ class Plan:
     packages : tuple of Package
         All rows of `catalog`, in its order.
     rejections : tuple of Rejection
-        Rows that have no spectra to fetch, or name no detection.
+        Rows of HRC, or that name no detection.
     duplicates : int
         Rows of the answer that repeat a detection (one detection under two sources); the first is kept.
     origin : Origin, optional
         Where the catalog was asked for, where it was.
+    matches : tuple of Match
+        The source of each position that was asked for.
     """
 
     catalog: pa.Table
@@ -128,6 +137,7 @@ class Plan:
     rejections: tuple[Rejection, ...]
     duplicates: int
     origin: Origin | None = None
+    matches: tuple[Match, ...] = ()
 
 
 def plan(
@@ -141,10 +151,17 @@ def plan(
     # By every column in the end, so that the plan does not depend on the answer's order of rows.
     keys = dict.fromkeys((*IDS, "name", *SCHEMA.names))
     ordered = answer.take(pc.sort_indices(answer, [(name, "ascending") for name in keys]))
-    rows = ordered.select([*IDS, "instrument"]).to_pylist()
+    rows = ordered.select([*IDS, "instrument", "name", SEVERAL_SOURCES]).to_pylist()
     texts = [".".join("none" if row[name] is None else str(row[name]) for name in IDS) for row in rows]
     first = [index for index, text in enumerate(texts) if index == 0 or text != texts[index - 1]]
     duplicates = len(texts) - len(first)
+    # Known already where the rows come of a mirror or a catalog file, which has one row of each detection.
+    several = {text for text, row in zip(texts, rows, strict=True) if row[SEVERAL_SOURCES]}
+    several |= {
+        one
+        for (one, row), (other, last) in pairwise(zip(texts, rows, strict=True))
+        if one == other and row["name"] != last["name"]
+    }
     detections, places, rejections = [], [], []
     for index in first[:limit]:
         detection, instrument = DetectionId.of(rows[index]), rows[index]["instrument"]
@@ -152,14 +169,15 @@ def plan(
             words = "obsid has up to 6 digits, obi 3, region_id 4"
             rejections.append(Rejection(texts[index], "select", "no_detection", f"{texts[index]}: {words}"))
         elif not (instrument or "ACIS").upper().startswith("ACIS"):
-            rejections.append(
-                Rejection(detection, "select", "not_acis", f"{one_line(instrument)} has no spectra in the catalog")
-            )
+            rejections.append(Rejection(detection, "select", "not_acis", f"{one_line(instrument)} {HARDLY}"))
         else:
             detections.append(detection)
             places.append(index)
     packages = divide(detections, size, rmf)
     catalog = ordered.take(pa.array(places, pa.int64()))
+    flags = pa.array([texts[index] in several for index in places], pa.bool_())
+    number = catalog.schema.get_field_index(SEVERAL_SOURCES)
+    catalog = catalog.set_column(number, catalog.schema.field(number), flags)
     return Plan(catalog, packages, tuple(rejections), duplicates, origin)
 
 

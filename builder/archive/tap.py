@@ -26,7 +26,7 @@ from builder.archive.catalog import count_of, from_rows, read_texts, read_votabl
 from builder.archive.http import Client, Request
 from builder.archive.interface import Record, forget
 from builder.archive.packages import Origin
-from builder.model.columns import CATALOG, Column
+from builder.model.columns import ASKED, Column
 from builder.model.errors import ArchiveError, CatalogError, QueryError, RefusedError, TooSlowError, UnavailableError
 from builder.model.releases import Release
 from builder.model.selection import Selection
@@ -77,7 +77,7 @@ class CatalogService:
     release: Release
     slot: Callable[[], AbstractContextManager[tuple[Path, requests.Session]]]
     folder: Path
-    columns: tuple[Column, ...] = CATALOG
+    columns: tuple[Column, ...] = ASKED
     _limit: int = 0
     _counts: bool = True
     _needed: set[str] = field(default_factory=set)
@@ -101,10 +101,13 @@ class CatalogService:
         answers = [from_rows([])]
         for query in selection.queries(self.release.schema):
             answers += self._whole(query, record)
-        missing = tuple(column.name for column in CATALOG if column not in self.columns)
+        missing = tuple(column.name for column in ASKED if column not in self.columns)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         origin = Origin(self.address, self.release.schema, self.release.version, today, missing)
-        return pa.concat_tables(answers), origin
+        table = pa.concat_tables(answers)
+        if selection.positions:  # the boxes of two queries may overlap
+            table = table.group_by(table.column_names, use_threads=False).aggregate([])
+        return table, origin
 
     def _whole(self, query: str, record: Record) -> list[pa.Table]:
         """Ask for all rows of a query: at once, or in ranges of obsid where the service cuts it or takes too long."""
@@ -168,13 +171,13 @@ class CatalogService:
     def _ask_for_less(self, error: QueryError, record: Record) -> bool:
         """Leave out columns that the service does not have; False where there are none to leave out."""
         before = self.columns
-        if before == CATALOG:
+        if before == ASKED:
             listed = self.listed_columns(record)
             kept = before
             if listed is not None:
-                kept = tuple(column for column in CATALOG if column.name not in self.not_in(listed))
+                kept = tuple(column for column in ASKED if column.name not in self.not_in(listed))
             if kept == before:
-                kept = tuple(column for column in CATALOG if column.name in PROVEN)
+                kept = tuple(column for column in ASKED if column.name in PROVEN)
         else:
             kept = tuple(column for column in before if column.name in PROVEN)
         if lost := self._needed - {column.name for column in kept}:
@@ -200,7 +203,7 @@ class CatalogService:
     @staticmethod
     def not_in(listed: set[tuple[str, str]]) -> list[str]:
         """Name columns of the dataset that are not in the service's own list."""
-        return [column.name for column in CATALOG if (_TABLES[column.query[0]], column.name) not in listed]
+        return [column.name for column in ASKED if (_TABLES[column.query[0]], column.name) not in listed]
 
     def _count(self, query: str, record: Record) -> int | None:
         """Ask for the service's own number of the rows; None where it does not count."""

@@ -221,7 +221,8 @@ def _array(column: Column, values: Any) -> pa.Array:
     """Read the values of a dataset as Arrow has them."""
     if column.length == RAGGED:
         offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
-        return pa.ListArray.from_arrays(offsets, np.concatenate(values))
+        missing = pa.array([column.nullable and not len(value) for value in values])
+        return pa.ListArray.from_arrays(offsets, np.concatenate(values), mask=missing)
     if column.length is not None:
         return pa.FixedSizeListArray.from_arrays(values.reshape(-1), column.length)
     if column.dtype == "string":

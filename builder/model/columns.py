@@ -22,10 +22,20 @@ if TYPE_CHECKING:
 CONFIGS = {
     "spectra": "one row a spectrum: all scalars and the reduced spectrum",
     "counts": "one row a spectrum: all scalars, the counts in each channel and the effective area",
+    "binned": "one row a spectrum: all scalars, the counts in fixed bins, and the response by fixed photon energies",
     "ebounds": "one row a channel energy grid",
     "responses": "one row a response matrix (RMF), sparse",
 }
-"""Configurations of a prepared folder; the first is the default, the last is there only where it is asked for."""
+"""Configurations of a prepared folder; the first is the default; see `configs_with`."""
+
+ROW_CONFIGS = ("spectra", "counts", "binned")
+"""Configurations with a row for each spectrum."""
+
+DEFAULT_BINS = 64
+"""Of config ``binned``, where the number is not said."""
+
+SEVERAL_SOURCES = "several_sources"
+"""The one column of a catalog that is not asked for."""
 
 RAGGED = -1
 """Length of a list that differs from row to row."""
@@ -46,8 +56,8 @@ class Column:
         For people: what it is, and the CSC column, file or formula that it comes from.
     unit : str
         As in FITS; empty for none.
-    length : int, optional
-        None for a scalar, `RAGGED`, or the fixed length of a list.
+    length : int or tuple of int, optional
+        None for a scalar, `RAGGED`, or the fixed length of a list, or of a list of lists.
     configs : tuple of str
         Configurations that have the column.
     hdf5 : str, optional
@@ -65,8 +75,8 @@ class Column:
     meaning: str
     source: str
     unit: str = ""
-    length: int | None = None
-    configs: tuple[str, ...] = ("spectra", "counts")
+    length: int | tuple[int, ...] | None = None
+    configs: tuple[str, ...] = ROW_CONFIGS
     hdf5: str = ""
     query: str = ""
     record: str = ""
@@ -92,10 +102,15 @@ class Column:
         """Give the value of a measured column."""
         return operator.attrgetter(self.record or self.name)(spectrum)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of lists, the outer ones first; empty for a scalar."""
+        return () if self.length is None else self.length if isinstance(self.length, tuple) else (self.length,)
+
     def _listed(self, value: pa.DataType) -> pa.DataType:
-        if self.length is None:
-            return value
-        return pa.list_(value, self.length)  # a length of -1 is pyarrow's own word for a ragged list
+        for length in reversed(self.shape):
+            value = pa.list_(value, length)  # a length of -1 is pyarrow's own word for a ragged list
+        return value
 
 
 def _value_type(dtype: str) -> pa.DataType:
@@ -108,15 +123,50 @@ def _catalog(table: str, name: str, dtype: str, meaning: str, unit: str = "", *,
     return Column(name, dtype, meaning, source, unit, query=f"{table}.{name}", nullable=nullable)
 
 
+def _limits(table: str, name: str, pattern: str, meaning: str, unit: str = "") -> tuple[Column, ...]:
+    """Declare the 68 per cent limits of a quantity of the catalog, named by `pattern`."""
+    return tuple(
+        _catalog(table, pattern.format(limit), "float32", f"{which} 68 % limit of {name}, the {meaning}", unit)
+        for limit, which in (("lolim", "lower"), ("hilim", "upper"))
+    )
+
+
+def _fit(name: str, meaning: str, unit: str = "") -> tuple[Column, ...]:
+    """Declare a parameter of the pipeline's fits, and its limits."""
+    return (
+        _catalog("o", name, "float32", f"{meaning}, as the catalog's pipeline fits it; null without a fit", unit),
+        *_limits("o", name, f"{name}_{{}}", meaning.partition(" of ")[0], unit),
+    )
+
+
+def _statistic(model: str, words: str) -> Column:
+    return _catalog(
+        "o",
+        f"{model}_stat",
+        "float32",
+        f"statistic of the fit of an absorbed {words}, by degree of freedom; null without a fit",
+    )
+
+
 def _spectrum(field: str, record: str, hdf5: str, meaning: str, source: str, unit: str) -> Column:
     return Column(
         f"spectrum.{field}", "float32", meaning, source, unit, RAGGED, ("spectra",), f"spectrum_{hdf5}", record=record
     )
 
 
-def _area(field: str, record: str, meaning: str, source: str, unit: str) -> Column:
-    source = f"{source} of the ARF file"
-    return Column(f"arf.{field}", "float32", meaning, source, unit, RAGGED, ("counts",), f"arf_{field}", record=record)
+def _area(field: str, record: str, meaning: str, source: str, unit: str, *, nullable: bool = False) -> Column:
+    return Column(
+        f"arf.{field}",
+        "float32",
+        meaning,
+        f"{source} of the ARF file",
+        unit,
+        RAGGED,
+        ("counts",),
+        f"arf_{field}",
+        record=record,
+        nullable=nullable,
+    )
 
 
 def _channels(name: str, meaning: str, source: str) -> Column:
@@ -142,6 +192,9 @@ COLUMNS: tuple[Column, ...] = (
            nullable=True),
     Column("split", "string", "train, validation or test: the same for all rows of a sky cell",
            "hash of healpix, see builder.splits"),
+    Column(SEVERAL_SOURCES, "bool",
+           "the catalog's answer lists the detection under another source, too: name is the first of them",
+           "rows of the catalog with the same obsid, obi, region_id"),
     # catalog
     _catalog("m", "significance", "float32", "highest flux significance of the master source, S/N"),
     _catalog("o", "src_cnts_aper_b", "float32", "net counts of the source, aperture-corrected, 0.5-7 keV", "count"),
@@ -172,11 +225,44 @@ COLUMNS: tuple[Column, ...] = (
              "so look for a bit only where it is above 0"),
     _catalog("o", "extent_code", "int32",
              "extent of the source, bit-coded by band: above 0 where it is extended in any"),
+    _catalog("m", "extent_flag", "bool", "the master source is extended in one observation and band or more"),
+    _catalog("m", "pileup_flag", "bool", "pile-up exceeds about 10 % in all observations of the master source"),
+    _catalog("m", "likelihood_class", "string", "class of the master source's highest detection likelihood: "
+             "TRUE, MARGINAL or FALSE"),
+    _catalog("m", "err_ellipse_r0", "float32", "major radius of the 95 % error ellipse of the position", "arcsec"),
+    _catalog("m", "err_ellipse_r1", "float32", "minor radius of the 95 % error ellipse of the position", "arcsec"),
+    _catalog("m", "err_ellipse_ang", "float32", "position angle of the error ellipse's major axis, from north", "deg"),
+    _catalog("m", "nh_gal", "float32", "Galactic column density of neutral hydrogen towards the master source, "
+             "in units of 10^20 atoms", "10**20 cm-2"),
+    _catalog("o", "gti_end", "string", "end of the good time, ISO 8601 (TT)"),
+    # labels
+    *_limits("o", "flux_aper_b", "flux_aper_{}_b", "net energy flux, 0.5-7 keV", "erg s-1 cm-2"),
+    *(_catalog("o", f"flux_aper_{band}", "float32", f"net energy flux, aperture-corrected, {energies} keV",
+               "erg s-1 cm-2")
+      for band, energies in (("s", "0.5-1.2"), ("m", "1.2-2"), ("h", "2-7"))),
+    *(column for pair in ("hm", "hs", "ms")
+      for column in _limits("o", f"hard_{pair}", f"hard_{pair}_{{}}", "hardness ratio")),
+    *_fit("powlaw_gamma", "photon index of an absorbed power law"),
+    *_fit("powlaw_nh", "column density of neutral hydrogen of an absorbed power law", "10**20 cm-2"),
+    *_fit("powlaw_ampl", "amplitude at 1 keV of an absorbed power law", "photon s-1 cm-2 keV-1"),
+    _statistic("powlaw", "power law"),
+    _catalog("o", "flux_powlaw", "float32", "energy flux of the absorbed power law, 0.5-7 keV; null without a fit",
+             "erg s-1 cm-2"),
+    *_fit("bb_kt", "temperature kT of an absorbed black body", "keV"),
+    _statistic("bb", "black body"),
+    *_fit("brems_kt", "temperature kT of an absorbed bremsstrahlung", "keV"),
+    _statistic("brems", "bremsstrahlung"),
+    *_fit("apec_kt", "temperature kT of an absorbed plasma (APEC)", "keV"),
+    _statistic("apec", "plasma (APEC)"),
     # measured
     Column("detnam", "string", "detector and the chips that were on, such as ACIS-012367", "DETNAM of the PHA file",
            nullable=True),
+    Column("ccds", "string", "chips whose good times the PHA file has, such as 2,3",
+           "CCD_ID of the GTI tables of the PHA file", nullable=True),
     Column("grating", "string", "NONE, HETG or LETG; with a grating in the beam the effective area is much smaller",
            "GRATING of the PHA file", nullable=True),
+    Column("caldb_version", "string", "version of the calibration database",
+           "CALDBVER of the ARF file", nullable=True),
     Column("exposure", "float64", "exposure of the source spectrum", "EXPOSURE of the PHA file", "s"),
     Column("background_scale", "float64", "factor from background counts to counts in the source region",
            "(EXPOSURE*BACKSCAL*AREASCAL) of the source / the same of the background"),
@@ -210,6 +296,8 @@ COLUMNS: tuple[Column, ...] = (
     _area("energy_lo", "arf_energy_lo", "low edge of the effective area's bin", "ENERG_LO", "keV"),
     _area("energy_hi", "arf_energy_hi", "high edge of the effective area's bin", "ENERG_HI", "keV"),
     _area("specresp", "specresp", "effective area, not aperture-corrected", "SPECRESP", "cm2"),
+    _area("psf_frac", "psf_frac", "fraction of the point-spread function in the region, which can exceed 1; "
+          "null where the file has none", "PSF_FRAC", "", nullable=True),
     Column("ebounds_id", "string", "channel energy grid: the key of config ebounds",
            "16 digits of the SHA-256 of E_MIN, E_MAX of the RMF file", configs=("counts",)),
 )  # fmt: skip
@@ -253,15 +341,57 @@ RESPONSES: tuple[Column, ...] = (
 )  # fmt: skip
 """The columns of config ``responses``."""
 
-CATALOG: tuple[Column, ...] = tuple(column for column in COLUMNS if column.query)
-"""The columns that the catalog gives."""
+ASKED: tuple[Column, ...] = tuple(column for column in COLUMNS if column.query)
+"""The columns that are asked for."""
+
+CATALOG: tuple[Column, ...] = tuple(column for column in COLUMNS if column.query or column.name == SEVERAL_SOURCES)
+"""The columns of a catalog: what was asked for, and what its rows together tell."""
 
 
-def columns_of(config: str) -> tuple[Column, ...]:
-    """Return the columns of one configuration; SettingError for an unknown one."""
+def compact_columns(bins: int) -> tuple[Column, ...]:
+    """Return the columns of config ``binned`` that are made of the response matrix, when a spectrum is reduced."""
+    return (
+        Column("response", "float32", "effective area times matrix: the counts in each bin are exposure times the sum "
+               "over the photon energies of photons cm-2 s-1 times this", "ARF and RMF file, see docs/recipe.md", "cm2",
+               (2 * bins, bins), ("binned",), nullable=True),
+        Column("response_fault", "string", "why there is no response: it is null then, and this else",
+               "what reading the RMF file met", configs=("binned",), nullable=True),
+    )  # fmt: skip
+
+
+def binned_columns(bins: int) -> tuple[Column, ...]:
+    """Return the columns of config ``binned`` beside the scalars, for a number of bins."""
+
+    def column(name: str, dtype: str, meaning: str, source: str, unit: str, length: int = bins) -> Column:
+        return Column(name, dtype, meaning, source, unit, length, ("binned",))
+
+    photons = "logarithmic, 0.3 to 9.3 keV"
+    return (
+        column("counts", "int32", "counts in the bin, source region", "COUNTS of the PHA file", "count"),
+        column("background_counts", "int32", "counts in the bin, background region, not scaled",
+               "COUNTS of the PHA file's background", "count"),
+        column("energy_lo", "float32", "low edge of the bin's first channel", "E_MIN of the RMF file", "keV"),
+        column("energy_hi", "float32", "high edge of the bin's last channel", "E_MAX of the RMF file", "keV"),
+        column("effective_area", "float32", "effective area, mean over the bin, not aperture-corrected",
+               "SPECRESP of the ARF file", "cm2"),
+        column("photon_energy_lo", "float32", "low edge of the photon energies of response", photons, "keV", 2 * bins),
+        column("photon_energy_hi", "float32", "high edge of the photon energies of response", photons, "keV", 2 * bins),
+        *compact_columns(bins),
+    )  # fmt: skip
+
+
+def columns_of(config: str, bins: int = DEFAULT_BINS) -> tuple[Column, ...]:
+    """Return the columns of one configuration; SettingError for an unknown one.
+
+    Parameters
+    ----------
+    bins : int
+        Number of bins of config ``binned``.
+    """
     if config not in CONFIGS:
         raise SettingError(f"unknown config {config!r}: choose one of {', '.join(CONFIGS)}")
-    return tuple(column for column in (*COLUMNS, *EBOUNDS, *RESPONSES) if config in column.configs)
+    every = (*COLUMNS, *binned_columns(bins), *EBOUNDS, *RESPONSES)
+    return tuple(column for column in every if config in column.configs)
 
 
 def columns_when(subtract: bool) -> tuple[Column, ...]:
@@ -276,20 +406,21 @@ def columns_when(subtract: bool) -> tuple[Column, ...]:
     )
 
 
-def configs_with(responses: bool) -> tuple[str, ...]:
-    """Return the configurations of a folder that has the responses, or has them not."""
-    return tuple(config for config in CONFIGS if responses or config != "responses")
+def configs_with(responses: bool, bins: int = 0) -> tuple[str, ...]:
+    """Return the configurations of a folder that has the responses, and so many bins, or has them not."""
+    there = {"responses": responses, "binned": bins > 0}
+    return tuple(config for config in CONFIGS if there.get(config, True))
 
 
-def features(config: str) -> Features:
-    """Return the `datasets.Features` of one configuration."""
+def features(config: str, bins: int = DEFAULT_BINS) -> Features:
+    """Return the `datasets.Features` of one configuration; `bins` as for `columns_of`."""
     from datasets import Features, Sequence, Value  # Sequence gives a List; datasets 3 has no other word for it
 
     tree: dict[str, Any] = {}
-    for column in columns_of(config):
+    for column in columns_of(config, bins):
         value: Any = Value(column.dtype)
-        if column.length is not None:
-            value = Sequence(value, length=column.length)
+        for length in reversed(column.shape):
+            value = Sequence(value, length=length)
         struct, _, field = column.name.rpartition(".")
         (tree.setdefault(struct, {}) if struct else tree)[field] = value
     return Features(tree)
@@ -304,7 +435,13 @@ def markdown(columns: tuple[Column, ...]) -> str:
     """Make a Markdown table of columns, for README and card."""
     lines = ["| column | type | unit | meaning | source |", "| --- | --- | --- | --- | --- |"]
     for column in columns:
-        shape = {None: "", RAGGED: "[n]"}.get(column.length, f"[{column.length}]")
-        cells = (f"`{column.name}`", column.dtype + shape, column.unit, column.meaning, column.source)
+        shape = f"[{', '.join('n' if length == RAGGED else str(length) for length in column.shape)}]"
+        cells = (
+            f"`{column.name}`",
+            column.dtype + shape.removesuffix("[]"),
+            column.unit,
+            column.meaning,
+            column.source,
+        )
         lines.append("| " + " | ".join(cells).replace("*", r"\*") + " |")  # a product, no emphasis
     return "\n".join(lines)

@@ -33,6 +33,9 @@ MAX_ENERGY = 100.0
 MAX_AREA = 1e4
 """cm2; Chandra's mirrors have 1145 (Chandra Proposers' Observatory Guide, chapter 4)."""
 
+MAX_FRACTION = 100.0
+"""Of the point-spread function; the catalog's exceed 1 by some ten per cent."""
+
 _SEAM = 0.01
 """Of a bin's width, by which the next may begin before or after its end: edges are rounded to single precision."""
 
@@ -126,6 +129,12 @@ def area_faults(low: Floats, high: Floats, area: Floats, row: Row = None) -> Ite
     yield from _found("not_finite", ~np.isfinite(area), "arf.specresp is {} cm2 at {} keV", area, low, row=row)
     bad = (area < 0) | (area > MAX_AREA)
     yield from _found("out_of_range", bad, "arf.specresp is {} cm2 at {} keV", area, low, row=row)
+
+
+def fraction_faults(low: Floats, fraction: Floats, row: Row = None) -> Iterator[Fault]:
+    """Demand fractions of the point-spread function that are finite and from 0 up; they can exceed 1."""
+    bad = ~((fraction >= 0) & (fraction <= MAX_FRACTION))  # as above
+    yield from _found("out_of_range", bad, "arf.psf_frac is {} at {} keV", fraction, low, row=row)
 
 
 def response_faults(

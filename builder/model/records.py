@@ -16,6 +16,7 @@ from builder.model.invariants import (
     count_faults,
     demand,
     energy_faults,
+    fraction_faults,
     response_faults,
     scalar_faults,
 )
@@ -23,13 +24,16 @@ from builder.model.invariants import (
 N_CHANNELS = 1024
 """PI channels of an ACIS spectrum (TLMIN1 = 1, TLMAX1 = 1024 in the catalog's PHA files)."""
 
+BROAD = slice(35, 479)
+"""The channels that lie within the catalog's broad band, 0.5-7 keV: 36 to 479, at their array positions."""
+
 ACIS_GRID = "cf51a61207d6f37e"
 """`ebounds_id` of the channel energies of all known ACIS products: 14.6 eV each, the first from 7.3 eV, as mkacisrmf
 makes them for the PI channels 1 to 1024."""
 
 REASONS = {
     "no_detection": "the catalog's row has ids that no detection can have",
-    "not_acis": "the instrument has no spectra in the catalog (HRC)",
+    "not_acis": "the instrument is HRC, which hardly resolves energy",
     "not_served": "the archive would not serve the package",
     "missing_pha": "the archive has no PHA file for the detection",
     "missing_arf": "the archive has no ARF file for the detection",
@@ -205,6 +209,10 @@ class Spectrum:
     ----------
     detnam, grating : str or None
         DETNAM and GRATING of the source spectrum; None where it does not say.
+    ccds : str or None
+        Chips of the GTI tables, such as ``2,3``; None where they name none.
+    caldb_version : str or None
+        CALDBVER of the ARF or the RMF; None where neither says.
     exposure : float
         EXPOSURE of the source spectrum, s.
     background_scale : float
@@ -219,6 +227,8 @@ class Spectrum:
         Counts in each PI channel, 1 to 1024.
     arf_energy_lo, arf_energy_hi, specresp : ndarray of float32, shape (n_energies,)
         Effective area in cm2 on its own grid in keV.
+    psf_frac : ndarray of float32, shape (n_energies,), optional
+        Fraction of the point-spread function in the region.
     ebounds_lo, ebounds_hi : ndarray of float64, shape (1024,)
         Nominal energy range of each channel, keV (EBOUNDS of the RMF).
     ebounds_from : DetectionId
@@ -227,6 +237,8 @@ class Spectrum:
         Names and SHA-256 (of the inflated bytes) of the PHA, ARF and RMF file.
     response : Response or str, optional
         The RMF's matrix where it was asked for, or why it cannot be kept.
+    compact : ndarray of float32, shape (photon energies, bins), or str, optional
+        Compact response of config ``binned`` where it was asked for, cm2, or why there is none.
 
     Raises
     ------
@@ -239,6 +251,8 @@ class Spectrum:
     detection: DetectionId
     detnam: str | None
     grating: str | None
+    ccds: str | None
+    caldb_version: str | None
     exposure: float
     background_scale: float
     source_counts: int
@@ -258,7 +272,9 @@ class Spectrum:
     ebounds_from: DetectionId
     files: Trio
     sha256: Trio
+    psf_frac: NDArray[np.float32] | None = None
     response: Response | str | None = None
+    compact: NDArray[np.float32] | str | None = None
 
     def __post_init__(self) -> None:
         bins = (self.energy, self.energy_lo, self.energy_hi, self.rate, self.rate_error)
@@ -268,13 +284,16 @@ class Spectrum:
             if array.shape != (N_CHANNELS,):
                 raise ValueError(f"{self.detection}: channel arrays must have shape ({N_CHANNELS},)")
         area = (self.arf_energy_lo, self.arf_energy_hi, self.specresp)
-        if len({array.shape for array in area}) != 1 or area[0].ndim != 1 or not area[0].size:
+        fraction = self.specresp if self.psf_frac is None else self.psf_frac
+        if len({array.shape for array in (*area, fraction)}) != 1 or area[0].ndim != 1 or not area[0].size:
             raise ValueError(f"{self.detection}: the effective area's arrays must share one shape (n_energies,)")
         pha, arf, rmf = self.files
         demand(scalar_faults(np.array([self.exposure]), np.array([self.background_scale])), pha)
         for name in ("counts", "background_counts"):
             demand(count_faults(name, np.array([getattr(self, name).min()])), pha)
         demand(area_faults(*area), arf)
+        if self.psf_frac is not None:
+            demand(fraction_faults(self.arf_energy_lo, self.psf_frac), arf)
         demand(energy_faults("ebounds", self.ebounds_lo, self.ebounds_hi), rmf or str(self.ebounds_from))
         demand(bin_faults(*bins), pha)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from builder.archive.packages import HARDLY
 from builder.archive.products import ProductName
 from builder.model.errors import ProductError
 from builder.model.ids import DetectionId
@@ -98,6 +99,8 @@ def check_words(table: Table, wanted: dict[str, str]) -> None:
     """Raise ProductError for a keyword that is there, but has another value than it must have."""
     for keyword, value in wanted.items():
         if (found := table.text(keyword, value)).upper() != value:
+            if keyword == "INSTRUME" and found.upper().startswith("HRC"):
+                raise ProductError("not_acis", f"{table.file}: INSTRUME is {found!r}, and HRC {HARDLY}")
             reason = "wrong_instrument" if keyword in ("TELESCOP", "INSTRUME") else "wrong_type"
             raise ProductError(reason, f"{table.file}: {keyword} is {found!r}, not {value}")
 

@@ -14,6 +14,7 @@ of background counts times it is the number of background counts expected in the
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from functools import lru_cache
@@ -24,8 +25,11 @@ from sherpa.astro.data import DataPHA, DataRMF
 from sherpa.stats import Chi2Gehrels
 from sherpa.utils.err import SherpaErr
 
+from builder.archive.packages import HARDLY
+from builder.archive.products import ProductName
 from builder.model.errors import ProductError
-from builder.model.invariants import Fault, channel_faults, demand
+from builder.model.folding import Bins, Matrix, bin_edges, photon_edges
+from builder.model.invariants import Fault, channel_faults, demand, fraction_faults
 from builder.model.records import Energies, ProductFile, Products, Rejection, Response, Spectrum, Stage, Trio
 from builder.model.settings import Recipe
 from builder.reduce.energies import (
@@ -48,7 +52,13 @@ _PER_CHANNEL = {"BACKSCAL", "AREASCAL", "BACKGROUND_UP", "BACKGROUND_DOWN"}  # c
 
 
 def reduce_products(
-    products: Products, recipe: Recipe, url: str = "", *, response: bool = False, energies: Energies | None = None
+    products: Products,
+    recipe: Recipe,
+    url: str = "",
+    *,
+    response: bool = False,
+    bins: int = 0,
+    energies: Energies | None = None,
 ) -> Spectrum | Rejection:
     """Reduce one detection.
 
@@ -60,6 +70,8 @@ def reduce_products(
         Where the files came from, for the rejection.
     response : bool
         Keep the RMF's matrix, too.
+    bins : int
+        Make the compact response for so many bins, too.
     energies : Energies, optional
         Channel energies from the RMF of another detection of the observation, in place of the detection's own.
 
@@ -70,7 +82,7 @@ def reduce_products(
     """
     try:
         with np.errstate(all="ignore"):  # what overflows or is divided by zero ends up not finite, and is checked
-            return _reduce(products, recipe, response, energies)
+            return _reduce(products, recipe, response, bins, energies)
     except ProductError as error:
         stage: Stage = "fetch" if error.reason.startswith("missing_") else "reduce"
         return Rejection(products.detection, stage, error.reason, str(error), url)
@@ -78,12 +90,16 @@ def reduce_products(
         return Rejection(products.detection, "reduce", "not_reducible", f"Sherpa: {error}", url)
 
 
-def _reduce(products: Products, recipe: Recipe, response: bool, shared: Energies | None) -> Spectrum:
+def _reduce(products: Products, recipe: Recipe, response: bool, bins: int, shared: Energies | None) -> Spectrum:
     detection = products.detection
+    for file in filter(None, (products.pha, products.arf, products.rmf)):
+        if (parsed := ProductName.parse(file.name)) and parsed.instrument == "hrc":
+            raise ProductError("not_acis", f"{file.name}: HRC {HARDLY}")
     pha, arf = (_present(products, kind) for kind in ("pha", "arf"))
     rmf = None if shared else _present(products, "rmf")
     inflated = [inflate(file) for file in (pha, arf, rmf) if file is not None]
-    source, background = _source_and_background(tables(inflated[0], pha.name, "pha"), pha)
+    pha_tables = tables(inflated[0], pha.name, "pha")
+    source, background = _source_and_background(pha_tables, pha)
     area = extension(tables(inflated[1], arf.name, "arf"), "SPECRESP", arf.name, "arf")
     rmf_tables = tables(inflated[2], rmf.name, "rmf") if rmf else []
     for table in (source, background, area, *rmf_tables):
@@ -98,6 +114,8 @@ def _reduce(products: Products, recipe: Recipe, response: bool, shared: Energies
     energies = shared or energies_of(detection, rmf.name if rmf else "", rmf_tables, inflated[-1])
     check_shared(source, energies, detection)
     arf_lo, arf_hi, specresp = (array.astype(np.float32) for array in area.columns("ENERG_LO", "ENERG_HI", "SPECRESP"))
+
+    psf_frac = _psf_frac(area, arf_lo)
 
     energy_scale = _channel_energies(energies.low.tobytes(), energies.high.tobytes())
     data = _data_pha(str(detection), source, counts, energy_scale)
@@ -117,12 +135,15 @@ def _reduce(products: Products, recipe: Recipe, response: bool, shared: Energies
         data.subtract()
     energy_lo = data.apply_filter(energies.low, data._min)
     energy_hi = data.apply_filter(energies.high, data._max)
+    matrix = _response(rmf_tables, energies.file) if response or bins else None
 
     own = energies.detection == detection
     spectrum = Spectrum(
         detection=detection,
         detnam=source.word("DETNAM"),
         grating=source.word("GRATING"),
+        ccds=_ccds(pha_tables),
+        caldb_version=area.word("CALDBVER"),
         exposure=float(data.exposure),
         background_scale=scale,
         source_counts=int(counts[kept].sum()),
@@ -137,12 +158,16 @@ def _reduce(products: Products, recipe: Recipe, response: bool, shared: Energies
         arf_energy_lo=arf_lo,
         arf_energy_hi=arf_hi,
         specresp=specresp,
+        psf_frac=psf_frac,
         ebounds_lo=energies.low,
         ebounds_hi=energies.high,
         ebounds_from=energies.detection,
         files=Trio(pha.name, arf.name, energies.file if own else None),
         sha256=Trio(sha256(inflated[0]), sha256(inflated[1]), energies.sha256 if own else None),
-        response=_response(rmf_tables, energies.file) if response else None,
+        response=matrix if response else None,
+        compact=_compact(matrix, (arf_lo, arf_hi, specresp), [energies.low, energies.high], recipe, bins)
+        if bins
+        else None,
     )
     demand(_channel_faults(spectrum, recipe), pha.name)
     return spectrum
@@ -165,6 +190,42 @@ def _response(found: list[Table], file: str) -> Response | str:
         return read_response(found, file)
     except ProductError as error:
         return str(error)
+
+
+def _compact(
+    response: Response | str | None,
+    arf: tuple[NDArray[np.float32], ...],
+    channels: list[Floats],
+    recipe: Recipe,
+    bins: int,
+) -> NDArray[np.float32] | str | None:
+    """Multiply area and matrix and sum them to fixed energies and bins, or say why not."""
+    if not isinstance(response, Response):
+        return response
+    matrix = Matrix.decode({name: getattr(response, name) for name in Response.__slots__})
+    low, high, area = (values.astype(np.float64) for values in arf)
+    if not matrix.has_energies_of((low, high)):
+        return "the energies of ARF and RMF differ"
+    return matrix.compact(area, Bins.of(channels[0], channels[1], bin_edges(recipe, bins)), photon_edges(bins))
+
+
+def _psf_frac(area: Table, energy_lo: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """Return the fractions of the point-spread function; None where they are not there or no such numbers.
+
+    The files of release 2 have none, and no other number of a row depends on them.
+    """
+    try:
+        (column,) = area.columns("PSF_FRAC")
+    except ProductError:
+        return None
+    fraction = column.astype(np.float32)
+    return None if any(fraction_faults(energy_lo, fraction)) else fraction
+
+
+def _ccds(found: list[Table]) -> str | None:
+    """Return the chips that the tables of good times are of, in rising order."""
+    chips = {table.text("CCD_ID", "") for table in found if content(table.text) == "GTI"}
+    return ",".join(sorted(filter(re.compile("[0-9]").fullmatch, chips))) or None
 
 
 def _present(products: Products, kind: str) -> ProductFile:

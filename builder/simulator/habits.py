@@ -42,7 +42,9 @@ HABITS = {
 }
 """What each habit is."""
 
-MISSING_COLUMNS = frozenset({"streak_src_flag", "conf_code", "significance"})
+MISSING_COLUMNS = frozenset(
+    {"streak_src_flag", "conf_code", "significance", "apec_kt_hilim", "nh_gal", "likelihood_class"}
+)
 """Columns that a catalog of ``fewer-columns`` does not have."""
 
 SILENT_ROWS = 50

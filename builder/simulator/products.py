@@ -11,7 +11,6 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
 from typing import Any
 
@@ -20,9 +19,10 @@ from numpy.typing import NDArray
 
 from builder.model.errors import ArchiveError
 from builder.model.ids import DetectionId
-from builder.model.records import N_CHANNELS, File
+from builder.model.records import BROAD, N_CHANNELS, File
+from builder.model.sky import source_name
 from builder.simulator.headers import Cards, header, padded, sum32, summed
-from builder.simulator.sky import catalog_rows, draw_detections, effective_area, photon_spectrum, source_name
+from builder.simulator.sky import DEAD_TIME, catalog_rows, draw_detections, effective_area, photon_spectrum, time_text
 
 Floats = NDArray[np.float64]
 
@@ -32,13 +32,9 @@ ENERGIES: Floats = 0.3 + 0.01 * np.arange(901, dtype=np.float64)
 CHANNELS: Floats = np.concatenate([[0.0073], 0.0146 * np.arange(1, N_CHANNELS + 1)])
 """Edges of the PI channels, keV: 14.6 eV each, the first half as wide (EBOUNDS of the catalog's files)."""
 
-BROAD = slice(35, 479)
-"""The channels that lie within the catalog's broad band, 0.5-7 keV: 36 to 479, at their array positions."""
-
 _CENTRES = (CHANNELS[:-1] + CHANNELS[1:]) / 2
 _MIDDLES = (ENERGIES[:-1] + ENERGIES[1:]) / 2
 _MISSION_MJD = 50814.0  # MJDREF of Chandra's clock, 1998-01-01 TT
-_DEAD_TIME = 0.987  # DTCOR of the two catalog files that come with Sherpa
 
 # The cards that all headers have alike.
 _CONSTANT: Cards = {
@@ -46,7 +42,7 @@ _CONSTANT: Cards = {
     "INSTRUME": "ACIS", "ORIGIN": "SIMULATED", "CREATOR": "chandra-spectra simulation", "TIMESYS": "TT",
     "MJDREF": _MISSION_MJD, "TIMEZERO": 0.0, "TIMEUNIT": "s", "GRATING": "NONE", "FILTER": "NONE", "READMODE": "TIMED",
     "DATAMODE": "FAINT", "OBS_MODE": "POINTING", "DATACLAS": "OBSERVED", "EQUINOX": 2000.0, "RADECSYS": "ICRS",
-    "DTCOR": _DEAD_TIME, "HDUCLASS": "OGIP", "CHANTYPE": "PI", "DETCHANS": N_CHANNELS, "TLMIN1": 1,
+    "DTCOR": DEAD_TIME, "HDUCLASS": "OGIP", "CHANTYPE": "PI", "DETCHANS": N_CHANNELS, "TLMIN1": 1,
     "TLMAX1": N_CHANNELS, "TLMIN4": 1, "TLMAX4": N_CHANNELS, "PIBINWID": 0.0146, "LO_THRES": 1e-6, "AREASCAL": 1.0,
     "CORRSCAL": 0.0, "POISSERR": True, "SYS_ERR": 0.0, "QUALITY": 0, "GROUPING": 0, "CORRFILE": "none",
     "RADESYS": "ICRS",
@@ -67,6 +63,9 @@ _PLACE_2 = (
 )
 """Cards of release 2, which gives the position of the pointing and of its target, and none of the source."""
 
+_PSF_FRAC = {1: [("psf_frac", ">f8")], 2: []}
+"""A column of the effective area in release 1 alone."""
+
 _EXTNAMES: dict[int, dict[str, str]] = {1: {}, 2: {"RSP_MATRIX": "MATRIX"}}
 _MASK_SIDE = 32
 _SPECTRUM = (
@@ -80,7 +79,7 @@ _TABLES = {
         {"HDUCLAS1": "SPECTRUM", "HDUVERS": "1.1.0", "HDUCLAS3": "COUNT"},
         f"{_CLASS} HDUCLAS3 TLMIN1 TLMAX1 {_IDS} {_PLACE} {_SPECTRUM}",
     ),
-    "GTI": ("START 1D s, STOP 1D s", {}, f"{_INSTRUMENT} MJDREF TIMESYS TIMEUNIT"),
+    "GTI": ("START 1D s, STOP 1D s", {}, f"{_INSTRUMENT} MJDREF TIMESYS TIMEUNIT CCD_ID"),
     "SPECRESP": (
         "ENERG_LO 1E keV, ENERG_HI 1E keV, SPECRESP 1E cm**2",
         {"HDUCLAS1": "RESPONSE", "HDUCLAS2": "SPECRESP", "HDUVERS": "1.1.0"},
@@ -189,6 +188,7 @@ def _background_shape(back_illuminated: int) -> Floats:
 def _table(name: str, values: Cards, data: bytes, rows: int, release: int) -> bytes:
     """Make a binary table of `_TABLES`; the data may be appended afterwards, ``PCOUNT`` bytes of heap among them."""
     columns, classes, cards = _TABLES[name]
+    columns += ", PSF_FRAC 1D" if name == "SPECRESP" and _PSF_FRAC[release] else ""
     head: Cards = {"XTENSION": "BINTABLE", "BITPIX": 8, "NAXIS": 2, "NAXIS1": 0, "NAXIS2": rows, "PCOUNT": 0}
     extname = _EXTNAMES[release].get(name, name)
     head |= {"GCOUNT": 1, "TFIELDS": columns.count(",") + 1, "EXTNAME": extname, "EXTVER": 1}
@@ -314,12 +314,9 @@ def _files(truth: NDArray[np.void], seed: int, cycle: str, share: float, release
     background_counts = rng.poisson(background * one["area_ratio"])
 
     exposure, mjd = float(one["exposure"]) * share, float(one["mjd"])
-    ontime, duration = exposure / _DEAD_TIME, float(one["exposure"]) / _DEAD_TIME
+    ontime, duration = exposure / DEAD_TIME, float(one["exposure"]) / DEAD_TIME
     start = (mjd - _MISSION_MJD) * 86400.0
-    begin, end = (
-        f"{datetime(1858, 11, 17, tzinfo=UTC) + timedelta(days=mjd, seconds=after):%Y-%m-%dT%H:%M:%S}"
-        for after in (0.0, duration)
-    )
+    begin, end = (time_text(mjd, after) for after in (0.0, duration))
     place = (
         ("RA", "ra"),
         ("DEC", "dec"),
@@ -340,6 +337,7 @@ def _files(truth: NDArray[np.void], seed: int, cycle: str, share: float, release
         "TSTART": start,
         "TSTOP": start + duration,
         "DETNAM": ("ACIS-0123", "ACIS-7")[back_illuminated],
+        "CCD_ID": (3, 7)[back_illuminated],
         "CYCLE": "S" if cycle == "e2" else "P",
         **{card: float(one[name]) for card, name in place},
         "ONTIME": ontime,
@@ -366,10 +364,14 @@ def _files(truth: NDArray[np.void], seed: int, cycle: str, share: float, release
         + spectrum("BKG", background_counts, scale * float(one["area_ratio"]), ["none"] * 3, 2)
         + masks[1]
     )
-    areas = np.stack([ENERGIES[:-1], ENERGIES[1:], area], axis=1).astype(">f4").tobytes()
+    # The source region holds all that is simulated: the fraction of the point-spread function within it is 1.
+    areas = np.zeros(area.size, [("low", ">f4"), ("high", ">f4"), ("area", ">f4"), *_PSF_FRAC[release]])
+    areas["low"], areas["high"], areas["area"] = ENERGIES[:-1], ENERGIES[1:], area
+    for name, _ in _PSF_FRAC[release]:
+        areas[name] = 1.0
     matrix = _table("RSP_MATRIX", values | response.cards, b"", area.size, release)
     return [
         File(f"{pha}.gz", _gzip(pha_data)),
-        File(f"{arf}.gz", _gzip(primary + _table("SPECRESP", values, areas, area.size, release))),
+        File(f"{arf}.gz", _gzip(primary + _table("SPECRESP", values, areas.tobytes(), area.size, release))),
         File(f"{rmf}.gz", _gzip(primary + matrix, response)),
     ]

@@ -6,14 +6,28 @@ on top of a background. `builder.simulator.products` makes the product files.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.model.columns import CATALOG
+from builder.model.columns import ASKED
+from builder.model.sky import source_name
 
 Floats = NDArray[np.float64]
 
 _MAX_REGIONS = 30
+
+_ERG = 1.602176634e-9
+"""In a keV."""
+
+DEAD_TIME = 0.987
+"""Live time of a second (DTCOR of the two catalog files that come with Sherpa)."""
+
+_FITTED = 150
+"""Net counts from which on the catalog's pipeline fits a spectrum."""
+
+_PAIRS = ("hm", "hs", "ms")
 
 # What is drawn for each detection. Angles in deg, theta in arcmin, exposure in s, nh in cm-2, temperature and iron
 # (equivalent width) in keV; counts and background are those expected in the source region in 0.5-7 keV, and area is
@@ -47,14 +61,6 @@ _CROSS_SECTION = np.array(
      (0.867, 120.6, 169.3, -47.7), (1.303, 141.3, 146.8, -31.5), (1.840, 202.7, 104.7, -17.0), (2.471, 342.7, 18.7, 0),
      (3.210, 352.2, 18.7, 0), (4.038, 433.9, -2.4, 0.75), (7.111, 629.0, 30.9, 0), (8.331, 701.2, 25.2, 0)]
 )  # fmt: skip
-
-
-def source_name(prefix: str, ra: float, dec: float) -> str:
-    """Write the catalog's name of a position in deg: ``<prefix> JHHMMSS.s±DDMMSS``, truncated and not rounded."""
-    tenths = int(ra % 360.0 * 2400.0)
-    seconds = int(abs(dec) * 3600.0)
-    hms = f"{tenths // 36000:02d}{tenths // 600 % 60:02d}{tenths // 10 % 60:02d}.{tenths % 10}"
-    return f"{prefix} J{hms}{'-' if dec < 0 else '+'}{seconds // 3600:02d}{seconds // 60 % 60:02d}{seconds % 60:02d}"
 
 
 def absorption_cross_section(energy: Floats) -> Floats:
@@ -176,16 +182,18 @@ def catalog_rows(truth: NDArray[np.void], n: int, seed: int) -> list[dict[str, o
     energy = (edges[:-1] + edges[1:]) / 2
     soft, medium, hard = slice(2, 9), slice(9, 17), slice(17, 67)  # the catalog's 0.5-1.2, 1.2-2 and 2-7 keV
     broad = slice(2, 67)
-    flux = np.empty(len(truth))
-    bands = np.empty((3, len(truth)))
+    flux, ampl = np.empty((2, len(truth)))
+    bands, fluxes = np.empty((2, 3, len(truth)))
     for start in range(0, len(truth), 8192):  # in pieces, to bound the memory
         part = slice(start, start + 8192)
         photons = photon_spectrum(truth[part], edges)
         detected = (photons * effective_area(truth[part], energy))[:, broad].sum(axis=1) * truth["exposure"][part]
-        photons *= (truth["counts"][part] / detected)[:, None]
-        # No matrix product: its rounding would depend on the number of rows. 1.602e-9 erg are a keV.
-        flux[part] = (photons * energy)[:, broad].sum(axis=1) * 1.602176634e-9
+        ampl[part] = truth["counts"][part] / detected  # of a power law of 1 photon/s/cm2/keV at 1 keV
+        photons *= ampl[part, None]
+        # No matrix product: its rounding would depend on the number of rows.
+        flux[part] = (photons * energy)[:, broad].sum(axis=1) * _ERG
         bands[:, part] = [photons[:, band].sum(axis=1) for band in (soft, medium, hard)]
+        fluxes[:, part] = [(photons * energy)[:, band].sum(axis=1) * _ERG for band in (soft, medium, hard)]
 
     def ratio(harder: int, softer: int) -> Floats:
         value: Floats = (bands[harder] - bands[softer]) / (bands[harder] + bands[softer])
@@ -219,6 +227,7 @@ def catalog_rows(truth: NDArray[np.void], n: int, seed: int) -> list[dict[str, o
         "conf_code": np.where(u[4] < 0.05, 4, 0).tolist(),
         "extent_code": np.where(u[5] < 0.05, 16, 0).tolist(),
         **{name: truth[name].tolist() for name in ("ra", "dec", "obsid", "obi", "region_id", "theta")},
+        "gti_end": list(map(time_text, truth["mjd"].tolist(), (truth["exposure"] / DEAD_TIME).tolist())),
     }
     # What is said of the source is null in all of its rows or in none.
     _, first, source = np.unique(truth["source"], return_index=True, return_inverse=True)
@@ -227,5 +236,74 @@ def catalog_rows(truth: NDArray[np.void], n: int, seed: int) -> list[dict[str, o
         column = values.astype(object)
         column[chance < 0.04] = None
         columns[name] = column.tolist()
-    names = [column.name for column in CATALOG]
+    known = {
+        name: np.array(columns[name], dtype=float) for name in ("flux_aper_b", *(f"hard_{pair}" for pair in _PAIRS))
+    }
+    labels = _labels(truth, significance, flux, fluxes, ampl, known)
+    for name, values in (labels | _of_source(truth, first, source, columns["extent_code"], seed)).items():
+        column = values.astype(object)
+        column[values != values] = None
+        columns[name] = column.tolist()
+    names = [column.name for column in ASKED]
     return [dict(zip(names, row, strict=True)) for row in zip(*(columns[name][:n] for name in names), strict=True)]
+
+
+def _labels(
+    truth: NDArray[np.void], significance: Floats, flux: Floats, fluxes: Floats, ampl: Floats, known: dict[str, Floats]
+) -> dict[str, Floats]:
+    """Say what each row was simulated with in the columns of fits and limits; NaN where there is none.
+
+    The values are the truth, not fits to the files. The limits lie as far from it as about 1 sigma of a fit to as
+    many counts: of a flux 1 / S/N of it, of a photon index 3 / sqrt(counts). A plasma's temperature is that of its
+    continuum, too; no source is a black body. What the catalog does not give has no limits.
+    """
+    counts = truth["counts"]
+    fitted = counts >= _FITTED
+    power_law, plasma = (fitted & (truth["family"] != _PLASMA), fitted & (truth["family"] == _PLASMA))
+    relative = 1.0 / np.sqrt(counts)
+    named = {
+        "powlaw_gamma": (truth["photon_index"], 3.0 * relative, power_law),
+        "powlaw_nh": (truth["nh"] / 1e20, (truth["nh"] / 1e20 + 5.0) * 3.0 * relative, power_law),
+        "powlaw_ampl": (ampl, ampl * 3.0 * relative, power_law),
+        "bb_kt": (truth["temperature"], truth["temperature"], np.zeros_like(fitted)),
+        "brems_kt": (truth["temperature"], truth["temperature"] * 4.0 * relative, plasma),
+        "apec_kt": (truth["temperature"], truth["temperature"] * 4.0 * relative, plasma),
+    }
+    labels: dict[str, Floats] = {}
+    for name, (value, error, there) in named.items():
+        limits = ("", value), ("_lolim", np.maximum(value - error, 0.0)), ("_hilim", value + error)
+        labels |= {name + limit: np.where(there, number, np.nan) for limit, number in limits}
+    for model, there in (("powlaw", power_law), ("bb", named["bb_kt"][2]), ("brems", plasma), ("apec", plasma)):
+        labels[f"{model}_stat"] = np.where(there, 1.0, np.nan)
+    labels["flux_powlaw"] = np.where(power_law, flux, np.nan)
+    labels |= {f"flux_aper_{band}": values for band, values in zip("smh", fluxes, strict=True)}
+    for limit, sign in (("lolim", -1.0), ("hilim", 1.0)):
+        labels[f"flux_aper_{limit}_b"] = known["flux_aper_b"] * (1.0 + sign / significance)
+        for pair in _PAIRS:
+            labels[f"hard_{pair}_{limit}"] = np.clip(known[f"hard_{pair}"] + sign * relative, -1.0, 1.0)
+    return labels
+
+
+def _of_source(
+    truth: NDArray[np.void], first: NDArray[np.intp], source: NDArray[np.intp], extent: list[object], seed: int
+) -> dict[str, NDArray[np.generic]]:
+    """Say the same of a source in all of its rows."""
+    u = np.random.default_rng((seed, 5)).random((len(truth), 4)).T[:, first]
+    extended = np.zeros(len(first), dtype=bool)
+    np.logical_or.at(extended, source, np.array(extent) != 0)
+    radius = 0.3 + 0.05 * truth["theta"][first] ** 1.5 + 5.0 / truth["counts"][first]
+    values: dict[str, NDArray[np.generic]] = {
+        "err_ellipse_r0": radius,
+        "err_ellipse_r1": radius * (0.7 + 0.3 * u[0]),
+        "err_ellipse_ang": 180.0 * u[1],
+        "nh_gal": np.minimum(truth["nh"][first] / 1e20, 100.0) * u[2],  # not more than there is in all
+        "pileup_flag": u[3] < 0.01,
+        "extent_flag": extended,
+        "likelihood_class": np.array(["TRUE"] * len(first), dtype=object),
+    }
+    return {name: value[source] for name, value in values.items()}
+
+
+def time_text(mjd: float, after: float = 0.0) -> str:
+    """Write the time some seconds after a modified Julian date, ISO 8601."""
+    return f"{datetime(1858, 11, 17, tzinfo=UTC) + timedelta(days=mjd, seconds=after):%Y-%m-%dT%H:%M:%S}"

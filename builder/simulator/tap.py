@@ -9,7 +9,7 @@ from http import HTTPStatus
 from xml.sax.saxutils import escape
 
 from builder.archive.votable import write_votable
-from builder.model.columns import CATALOG
+from builder.model.columns import ASKED
 from builder.model.errors import SettingError
 from builder.model.releases import Release
 from builder.simulator.adql import Catalog
@@ -44,7 +44,7 @@ class TapService:
         lacking = MISSING_COLUMNS if {"fewer-columns", "no-tables"} & habits else frozenset[str]()
         self._columns = [
             (f"{release.schema}.{_TABLES[column.query[0]]}", column.name)
-            for column in CATALOG
+            for column in ASKED
             if column.name not in lacking
         ]
         words = "|".join(lacking) or "(?!)"

@@ -70,7 +70,14 @@ def reduce_package(package: Package, fetched: Fetched, store: Store, energies: d
             continue
         served.add(detection)
         outcomes.append(
-            reduce_products(products, store.recipe, fetched.urls[detection], response=store.responses, energies=shared)
+            reduce_products(
+                products,
+                store.recipe,
+                fetched.urls[detection],
+                response=store.responses,
+                bins=store.bins,
+                energies=shared,
+            )
         )
     if any(isinstance(outcome, Rejection) for outcome in outcomes):  # to look always would cost a twentieth more
         fetched.check()
@@ -79,7 +86,7 @@ def reduce_package(package: Package, fetched: Fetched, store: Store, energies: d
         for detection, message in fetched.unserved.items()
         if detection not in served
     ]
-    store.write(package, package_result(package.detections, outcomes))
+    store.write(package, package_result(package.detections, outcomes, store.bins))
 
 
 def make(

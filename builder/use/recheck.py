@@ -18,6 +18,7 @@ from builder.dataset.rows import examples
 from builder.model.columns import COLUMNS
 from builder.model.ids import DetectionId
 from builder.model.settings import RMFS, Settings
+from builder.model.splits import SPLITS
 from builder.model.text import Progress
 from builder.store.fill import make
 from builder.store.packages import SPECTRA_SCHEMA, Store
@@ -51,7 +52,7 @@ def check_again(
         if column.name in SPECTRA_SCHEMA.names and not (shared and column.name in _ABOUT_THE_RMF)
     ]
     with h5py.File(folder / HDF5_FILE) as file, temporary() as root:
-        store = Store(root, settings.release, settings.recipe, settings.responses)
+        store = Store(root, settings.release, settings.recipe, settings.responses, settings.bins)
         for start in range(0, len(chosen), PACKAGE_SIZE):
             rows = {row: DetectionId.parse(file["detection_id"].asstr()[row]) for row in chosen[start:][:PACKAGE_SIZE]}
             package = Package(0, tuple(dict.fromkeys(detection.catalog for detection in rows.values())))
@@ -74,6 +75,11 @@ def check_again(
                         check.fail(*place, column.hdf5_name + difference)
             if settings.responses:
                 _check_responses_again(check, folder, list(manifest.shards("responses", "train")), result.responses)
+            if settings.bins:
+                numbers = {detection.object_id for detection in rows.values()}
+                _check_compact_again(
+                    check, folder, manifest, {number: measured[number] for number in numbers & measured.keys()}
+                )
             progress("recheck", start + len(rows), len(chosen))
     check.scope = f"{len(chosen) - lacking:,} of {total:,} rows, from {settings.archive}"
     if lacking:
@@ -92,12 +98,30 @@ def _check_responses_again(check: Check, folder: Path, files: list[str], again: 
                             check.fail(path, stored["rmf_sha256"], name + difference)
 
 
+def _check_compact_again(check: Check, folder: Path, manifest: Manifest, again: dict[int, dict[str, Any]]) -> None:
+    """Compare compact responses that were made again, by object_id, with those of the folder."""
+    names = ["object_id", "response", "response_fault"]
+    for split in SPLITS:
+        for path in manifest.shards("binned", split):
+            found = pq.read_table(folder / path, columns=names, filters=[("object_id", "in", list(again))])
+            for stored in found.to_pylist():
+                number = stored["object_id"]
+                for name in names[1:]:
+                    one, other = (np.ravel(each[name]) for each in (stored, again[number]))
+                    if difference := _difference(*(each if each.size > 1 else each.item() for each in (one, other))):
+                        check.fail(path, f"object_id {number}", name + difference)
+
+
 def _difference(stored: Any, again: Any) -> str:
     """Describe how a stored value differs from the one that came out again; empty where it does not."""
     if isinstance(stored, bytes):
         stored = stored.decode()
-    if again is None:  # in HDF5 a text that is null is empty
-        return "" if stored is None or np.array_equal(stored, "") else f" is {stored}, the archive's files give none"
+    if again is None:  # in HDF5 a text or a list that is null is empty
+        return (
+            ""
+            if stored is None or not np.size(stored) or np.array_equal(stored, "")
+            else f" is {stored}, the archive's files give none"
+        )
     if np.array_equal(stored, again):
         return ""
     if np.shape(stored) != np.shape(again):
