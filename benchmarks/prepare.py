@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--detections", type=int, action="append", help="catalog rows; may be repeated")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--bandwidth", type=float, help="of the server, MB/s")
+    parser.add_argument("--latency", type=float, default=0.0, help="of the server, s")
     parser.add_argument("--real", action="store_true", help="serve the two real detections' files under other ids")
     parser.add_argument("--rmf", choices=RMFS, default=RMFS[0], help="this beside 'each', where it is another")
     options = parser.parse_args()
@@ -54,7 +55,7 @@ def main() -> None:
     for number in options.detections or [1000, 4000]:
         for rmf in dict.fromkeys((RMFS[0], options.rmf)):
             with tempfile.TemporaryDirectory() as folder:
-                runs.append(measure(number, options.workers, options.bandwidth, options.real, rmf, Path(folder)))
+                runs.append(measure(number, options, rmf, Path(folder)))
     report(runs, options.workers, options.bandwidth)
 
 
@@ -112,12 +113,12 @@ def holdings(number: int, real: bool) -> Holdings:
     return RealHoldings(number) if real else SimulatedArchive(number)
 
 
-def serve(number: int, real: bool, bandwidth: float | None, pipe: Connection) -> None:
+def serve(number: int, real: bool, bandwidth: float | None, latency: float, pipe: Connection) -> None:
     """Serve until told to stop; says its address first and the bytes served last."""
     from builder.simulator.server import ArchiveServer
 
     limit = bandwidth and bandwidth * 1e6
-    with ArchiveServer(holdings(number, real), bytes_per_second=limit) as server:
+    with ArchiveServer(holdings(number, real), bytes_per_second=limit, latency=latency) as server:
         pipe.send(server.url)
         pipe.recv()
         pipe.send(sum(request.size for request in server.log))
@@ -148,10 +149,11 @@ class Run:
         return self.fetch + self.reduce + self.assemble
 
 
-def measure(number: int, workers: int, bandwidth: float | None, real: bool, rmf: str, folder: Path) -> Run:
+def measure(number: int, options: argparse.Namespace, rmf: str, folder: Path) -> Run:
+    workers, real = options.workers, options.real
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    server = context.Process(target=serve, args=(number, real, bandwidth, there))
+    server = context.Process(target=serve, args=(number, real, options.bandwidth, options.latency, there))
     server.start()
     run = Run(rmf)
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import requests
 
-from builder.archive.connections import Slots, one_session
+from builder.archive.connections import Slots
 from builder.archive.csccli import Collector, Facts, PackageService
 from builder.archive.http import Client
 from builder.archive.interface import Answer, Archive, Choose, Fetched, Record, choose_all, forget
@@ -47,6 +47,7 @@ class HttpArchive(Archive):
     folder: Path
     client: Client
     connections: int = DEFAULT_CONNECTIONS
+    remote: bool = True
     _facts: Facts = field(default_factory=lambda: Facts(uuid.uuid4().hex))
     _others: tuple[DetectionId, ...] = ()
 
@@ -66,7 +67,7 @@ class HttpArchive(Archive):
     @contextlib.contextmanager
     def slot(self) -> Iterator[tuple[Path, requests.Session]]:
         """Give a folder and a session with one connection: they last as long as the place in the budget."""
-        with Slots(self.folder, self.connections).take() as folder, one_session() as session:
+        with Slots(self.folder, self.connections).take() as (folder, session):
             yield folder, session
 
     @property

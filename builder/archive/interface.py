@@ -81,6 +81,8 @@ class Archive(ABC):
     """A source of the catalog and of packages."""
 
     release: str
+    remote: bool = False
+    """Whether packages come over connections, of which there are few."""
     nulls: bool = False
     """Let a detection pass a cut on a quantity that the catalog does not give."""
 

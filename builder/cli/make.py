@@ -329,6 +329,9 @@ def serve_archive(
     seed: Annotated[int, typer.Option(help="Seed of the simulation and of the faults.")] = 0,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Row limit of the catalog.")] = None,
     bandwidth: Annotated[float | None, typer.Option(min=0.001, help="Bandwidth of all answers together, MB/s.")] = None,
+    latency: Annotated[
+        float, typer.Option(min=0, help="Round-trip time of each connection and each request, s.")
+    ] = 0.0,
     cache: Cache = None,
 ) -> None:
     """Serve an archive on this machine, with the addresses and the habits of the real services, to try things on."""
@@ -343,6 +346,7 @@ def serve_archive(
         habits=habit or [],
         max_rows=max_rows,
         bytes_per_second=bandwidth and bandwidth * 1e6,
+        latency=latency,
     )
     print(f"serving on {server.url}   (Ctrl-C ends it)")
     print(f"try:  chandra-spectra prepare --archive {server.url}", flush=True)

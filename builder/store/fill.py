@@ -185,7 +185,8 @@ def fill(
         task = functools.partial(
             make, archive=archive, store=store, reduce=functools.partial(_reduce_in, reducer), mirror=mirror
         )
-        _each(missing, task, max(connections, workers), done)
+        # Threads that wait for a slot would make those that have one close their connection.
+        _each(missing, task, connections if archive.remote else max(connections, workers), done)
     finally:
         # The interpreter waits for the workers in any case, but may trip over a pool that closes at that moment.
         reducer.shutdown(wait=True, cancel_futures=True)
