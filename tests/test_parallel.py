@@ -247,6 +247,16 @@ def test_workers_find_a_mirror_and_a_store_that_are_named_from_the_folder_of_the
     assert list((tmp_path / "store").rglob("*.arrows")) and not list(cluster.folder.rglob("*.arrows"))
 
 
+def test_a_dask_cluster_gives_the_same_bytes_with_one_rmf_an_observation(
+    cluster: Cluster, mirror: Path, tmp_path: Path
+) -> None:
+    words = ("--archive", mirror, "--rmf", "observation", "--min-cnts", 0, "--min-sig", 0, "--max-theta", 60)
+    for name, more in (("alone", ()), ("dask", ("--dask", cluster.address))):
+        result = command("prepare", tmp_path / name, *words, "--cache", tmp_path / f"{name}-cache", *more)
+        assert (result.returncode, result.stderr) == (0, "")
+    assert data_of(tmp_path / "dask") == data_of(tmp_path / "alone")
+
+
 def test_workers_that_write_to_a_store_of_their_own_end_the_run(cluster: Cluster, mirror: Path, tmp_path: Path) -> None:
     """Each process has a memory:// of its own."""
     from distributed import Client
