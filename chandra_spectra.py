@@ -100,8 +100,8 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
         Whose RMF is asked for: that of each detection, or of one of each observation, whose channel energies then serve
         the others.
     splits : str
-        ``none``: all rows are `train`; ``source``, or with other shares ``source:70/20/10``: train, validation and
-        test, see `builder.model.splits`.
+        ``source``, or with other shares ``source:70/20/10``: train, validation and test, see `builder.model.splits`;
+        ``none``: all rows are `train`.
     bins : int
         Number of bins, of config ``binned`` only.
 
@@ -119,7 +119,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     archive: str = DEFAULT_ARCHIVE
     release: str = "rel2.1"
     recipe: Recipe | dict[str, Any] = field(default_factory=Recipe)
-    splits: str = "none"
+    splits: str = "source"
     bins: int = DEFAULT_BINS
     rmf: str = RMFS[0]
 

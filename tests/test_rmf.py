@@ -99,7 +99,9 @@ def change_rmf(files: Files, detection: DetectionId, change: Callable[[File], Fi
 
 
 def table(folder: Path, name: str = "data") -> pa.Table:
-    return pq.read_table(folder / name)
+    """The rows of all splits, in the order of the catalog."""
+    rows = pq.read_table(folder / name)
+    return rows.sort_by("object_id") if "object_id" in rows.column_names else rows
 
 
 def both(archive: Path | str, tmp_path: Path, **options: Any) -> tuple[Path, Path]:

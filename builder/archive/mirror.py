@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from builder.archive.catalog import read_votable, write_votable
+from builder.archive.catalog import NAMES, read_votable, write_votable
 from builder.archive.interface import Answer, Archive, Choose, Fetched, Record, choose_all, forget
 from builder.archive.packages import Package, Plan, plan
 from builder.archive.products import members, write_tar
@@ -91,7 +91,8 @@ class MirrorArchive(Archive):
         """See `Archive.catalog`."""
         path = self.folder / CATALOG_FILE
         try:
-            table, overflow = read_votable(path, str(path))
+            # One of an older version, or of another program, has not all columns.
+            table, overflow = read_votable(path, str(path), needed=selection.columns)
             record(str(path), path)
         except OSError as error:
             raise CatalogError(f"cannot read {path}: {error.strerror}") from error
@@ -223,7 +224,7 @@ class Mirror:
         catalog, path = planned.catalog, self.folder / CATALOG_FILE
         with write_whole(path, StoreError) as partial:
             if path.exists():
-                held, _ = read_votable(path, str(path))
+                held, _ = read_votable(path, str(path), needed=NAMES)
                 catalog = plan(pa.concat_tables([catalog, held])).catalog
             partial.write_bytes(write_votable(catalog.to_pylist()))
 
