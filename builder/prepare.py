@@ -8,13 +8,13 @@ import functools
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from builder.archive.mirror import open_mirror
-from builder.archive.packages import Package, Plan
+from builder.archive.packages import Package
 from builder.dataset.layout import (
     CARD_FILE,
     DATA_FILES,
@@ -133,25 +133,29 @@ def prepare(
         with workplace(folder) as place:
             planned = make_plan(workspace, settings)
             _check_room(place, folder, len(planned.catalog))
-            done = counter(progress, "reduce", len(planned.catalog))
-            again = _rejected(planned, workspace) if retry_rejected else frozenset()
             with contextlib.ExitStack() as stack:
-                archive, finished_in = workspace.archive, workspace.store
                 if dask:
-                    make_all = functools.partial(fill_by, stack.enter_context(dask_executor(dask)))
+                    make_missing = functools.partial(fill_by, stack.enter_context(dask_executor(dask)))
                 else:
                     mirror = stack.enter_context(open_mirror(keep_downloads)) if keep_downloads else None
                     if mirror:
                         mirror.write_catalog(planned)
-                    make_all = functools.partial(fill, workers=workers, connections=connections, mirror=mirror)
-                make_all(planned.packages, archive=archive, store=finished_in, again=again, done=done)
-                packages = [*map(agree(planned.packages, archive, finished_in).settle, planned.packages)]
+                    make_missing = functools.partial(fill, workers=workers, connections=connections, mirror=mirror)
+
+                def make_all(packages: Sequence[Package], step: str) -> None:
+                    total = sum(len(package.detections) for package in packages)
+                    again = _rejected(packages, workspace) if retry_rejected else frozenset[Package]()
+                    done = counter(progress, step, total)
+                    make_missing(packages, workspace.archive, workspace.store, again=again, done=done)
+
+                make_all(planned.packages, "reduce")
+                agreement = agree(planned.packages, workspace.archive, workspace.store)
+                packages = [agreement.settle(package) for package in planned.packages]
                 if left := [package for package in packages if package.own]:
-                    done = counter(progress, "fetch RMFs", sum(len(package.detections) for package in left))
-                    make_all(left, archive=archive, store=finished_in, done=done)
+                    make_all(left, "fetch each RMF")
             with staging_folder(folder, place) as staging:
-                finished_packages = results(packages, workspace.archive, workspace.store)
-                manifest = write_folder(staging, settings, described, planned, finished_packages, progress)
+                made = results(packages, workspace.archive, workspace.store)
+                manifest = write_folder(staging, settings, described, planned, made, progress)
                 manifest = replace(
                     manifest,
                     created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -257,10 +261,10 @@ def _place(there: Folder, cache: Path) -> Iterator[Path]:
             yield place / "chandra_spectra"
 
 
-def _rejected(planned: Plan, workspace: Workspace) -> frozenset[Package]:
+def _rejected(packages: Iterable[Package], workspace: Workspace) -> frozenset[Package]:
     """Return the finished packages that hold rejections which other files may change."""
     found = set()
-    for package in workspace.store.finished(planned.packages):
+    for package in workspace.store.finished(packages):
         with contextlib.suppress(StoreError):  # one that is damaged is made anyway
             if {*workspace.store.read(package).rejections["reason"].to_pylist()} - _LASTING:
                 found.add(package)
