@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import functools
 import hashlib
+import logging
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,12 +33,15 @@ from builder.dataset.write import upload_folder, write_folder
 from builder.files import Folder, check_place, open_url, recover_folder, staging_folder, workplace
 from builder.model.errors import OutputError, SettingError, StoreError
 from builder.model.settings import DEFAULT_CONNECTIONS, Settings
-from builder.model.text import Progress, silent, size_text
+from builder.model.text import Progress, several, silent, size_text
 from builder.store.fill import agree, counter, dask_executor, fill, fill_by, results
 from builder.workspace import Workspace, default_cache, describe, make_plan, open_workspace
 
 if TYPE_CHECKING:
     from builder.archive.http import Patience
+
+
+logger = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
@@ -152,6 +156,12 @@ def prepare(
                 agreement = agree(planned.packages, workspace.archive, workspace.store)
                 packages = [agreement.settle(package) for package in planned.packages]
                 if left := [package for package in packages if package.own]:
+                    number = len({name for package in left for name in package.own})
+                    logger.warning(
+                        "in %s an RMF has other channel energies than all known ACIS products: there each detection's "
+                        "own RMF is fetched",
+                        several(number, "observation"),
+                    )
                     make_all(left, "fetch each RMF")
             with staging_folder(folder, place) as staging:
                 made = results(packages, workspace.archive, workspace.store)
