@@ -136,6 +136,9 @@ class Manifest:
         the embedded sample a ``remark``.
     files : tuple of Entry
         All files but the manifest.
+    own_rmfs : tuple of str
+        With ``rmf`` of the settings ``observation``, the observations of which an RMF was read that has other channel
+        energies than all known ACIS products: there each detection's own RMF was asked for.
     created : str
         When, in ISO 8601, UTC.
     seconds : float
@@ -150,6 +153,7 @@ class Manifest:
     catalog: dict[str, Any]
     counts: Counts
     files: tuple[Entry, ...]
+    own_rmfs: tuple[str, ...] = ()
     created: str = ""
     seconds: float = 0.0
     sha256: str = ""
@@ -167,6 +171,7 @@ class Manifest:
                 raise OutputError(f"{path} is not the manifest of a prepared folder")
             content["counts"] = _pick(Counts, content["counts"])
             content["files"] = tuple(_pick(Entry, file) for file in content["files"])
+            content["own_rmfs"] = tuple(content.get("own_rmfs", ()))
             manifest: Manifest = _pick(cls, content)
             _ = manifest.parts, manifest.recipe  # refuses wrong values now rather than when they are used
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -279,6 +284,7 @@ class Manifest:
                 self.splits,
                 own["responses"],
                 self.bins,
+                own["rmf"],
             )
         except (KeyError, TypeError) as error:
             raise SettingError(

@@ -84,6 +84,7 @@ def write_folder(
     attributes = {**described, "dataset": "chandra_spectra", "builder": __version__, "versions": versions}
     rejections = [rejections_table(planned.rejections)]
     grids = EBOUNDS_SCHEMA.empty_table()
+    own: set[str] = set()
     rows, selected = 0, len(planned.rejections)
     shards = {
         (config, split): ShardWriter(folder / DATA_FILES[config], features(config, settings.bins).arrow_schema, split)
@@ -96,6 +97,7 @@ def write_folder(
         hdf5 = stack.enter_context(HDF5Writer(folder / HDF5_FILE, attributes, columns_when(settings.recipe.subtract)))
         for package, result in results:
             selected += _complete(package, result)
+            own.update(package.own)
             table = join(planned.catalog, package, result, settings.splits)
             rows_of = {"spectra": table, "counts": table}
             if settings.bins:
@@ -140,6 +142,7 @@ def write_folder(
         | _matched(planned),
         Counts(detections, planned.duplicates, selected, rows, len(rejected), reasons),
         tuple(files),
+        tuple(sorted(own)),
     )
     files += [Entry.of(folder / HDF5_FILE, folder, rows), Entry.of(folder / REJECTIONS_FILE, folder, len(rejected))]
     if planned.matches:
