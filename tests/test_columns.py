@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from builder.dataset.rows import FULL_SCHEMA, public
+from builder.dataset.rows import public
 from builder.model.columns import (
     ASKED,
     CATALOG,
@@ -242,7 +242,7 @@ def test_the_catalog_columns_are_those_of_the_query() -> None:
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_the_features_are_the_schema_of_the_public_rows(config: str) -> None:
-    schema = {"ebounds": arrow_schema(EBOUNDS), "responses": arrow_schema(RESPONSES)}.get(config, FULL_SCHEMA)
+    schema = {"ebounds": arrow_schema(EBOUNDS), "responses": arrow_schema(RESPONSES)}.get(config, arrow_schema(COLUMNS))
     table = public(schema.empty_table(), config)
     declared = features(config).arrow_schema
     assert declared.names == table.schema.names

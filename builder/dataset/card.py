@@ -19,7 +19,7 @@ from builder.dataset.layout import CARD_FILE, DATA_FILES, DETECTIONS_FILE, Count
 from builder.dataset.pictures import Picture, draw_pictures
 from builder.dataset.read import read_scalars
 from builder.dataset.summary import SCALARS
-from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, columns_when, features, markdown
+from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, Column, columns_when, features, markdown
 from builder.model.errors import MissingExtraError
 from builder.model.records import REASONS
 from builder.model.settings import EMBEDDED, Recipe, Settings, last_part
@@ -101,9 +101,9 @@ def _render(
     recipe, counts = settings.recipe, manifest.counts
     names = Counter(scalars["name"].drop_null().to_pylist())
     repeated = [number for number in names.values() if number > 1]
-    columns, (subtracted, grouped) = columns_when(recipe.subtract), reduction_words(recipe)
+    columns, (subtracted, grouped) = (*columns_when(recipe.subtract), *manifest.own), reduction_words(recipe)
     words = {
-        "front_matter": _front_matter(sizes),
+        "front_matter": _front_matter(sizes, manifest.own),
         "spectra": "1 X-ray spectrum" if counts.rows == 1 else f"{counts.rows:,} X-ray spectra",
         "sources": several(len(names), "source"),
         "release": settings.release.removeprefix("rel"),
@@ -297,6 +297,7 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
         "name": selection.names,
         "obsid": selection.obsids,
         "detections": DETECTIONS_FILE if selection.detections else None,
+        "columns": ",".join(settings.columns) or None,
         "limit": selection.limit,
         "energy-min": recipe.energy_min,
         "energy-max": recipe.energy_max,
@@ -314,7 +315,7 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
     return " \\\n  ".join(words)
 
 
-def _front_matter(sizes: dict[str, dict[str, _Size]]) -> str:
+def _front_matter(sizes: dict[str, dict[str, _Size]], own: tuple[Column, ...]) -> str:
     from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs
@@ -327,7 +328,7 @@ def _front_matter(sizes: dict[str, dict[str, _Size]]) -> str:
             for split, size in splits.items()
         }
         infos[config] = DatasetInfo(
-            features=features(config),
+            features=features(config, own),
             splits=SplitDict(known),
             config_name=config,
             download_size=_sum(splits).parquet,

@@ -13,8 +13,9 @@ from typing import Any
 
 from builder.dataset.catalog_file import read_detections
 from builder.files import Folder, file_sha256
-from builder.model.columns import CONFIGS, configs_with
+from builder.model.columns import CONFIGS, Column, configs_with
 from builder.model.errors import OutputError, SettingError
+from builder.model.own import own_of_dicts
 from builder.model.selection import Cone, Selection
 from builder.model.settings import Recipe, Settings
 from builder.model.splits import SPLITS, Splits
@@ -129,6 +130,8 @@ class Manifest:
         ``schema`` and ``version``, the date when it was ``retrieved``, and the columns that are ``missing``.
     files : tuple of Entry
         All files but the manifest.
+    columns : tuple of dict
+        Columns besides those of every dataset, as `builder.model.own.own_dicts` gives them.
     created : str
         When, in ISO 8601, UTC.
     seconds : float
@@ -143,6 +146,7 @@ class Manifest:
     catalog: dict[str, Any]
     counts: Counts
     files: tuple[Entry, ...]
+    columns: tuple[dict[str, str], ...] = ()
     created: str = ""
     seconds: float = 0.0
     sha256: str = ""
@@ -160,8 +164,9 @@ class Manifest:
                 raise OutputError(f"{path} is not the manifest of a prepared folder")
             content["counts"] = _pick(Counts, content["counts"])
             content["files"] = tuple(_pick(Entry, file) for file in content["files"])
+            content["columns"] = tuple(content.get("columns", ()))
             manifest: Manifest = _pick(cls, content)
-            _ = manifest.parts, manifest.recipe  # refuses wrong values now rather than when they are used
+            _ = manifest.parts, manifest.recipe, manifest.own  # refuses wrong values now rather than when they are used
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else error
             raise OutputError(
@@ -207,6 +212,11 @@ class Manifest:
     def recipe(self) -> Recipe:
         """How the spectra were reduced."""
         return Recipe.from_dict(self.settings["recipe"])
+
+    @property
+    def own(self) -> tuple[Column, ...]:
+        """Columns besides those of every dataset."""
+        return own_of_dicts(self.columns)
 
     def file(self, path: str) -> Entry | None:
         """Find a file by its path in the folder."""
@@ -264,6 +274,7 @@ class Manifest:
                 self.recipe,
                 self.splits,
                 own["responses"],
+                tuple(filter(None, own.get("columns", "").split(","))),
             )
         except (KeyError, TypeError) as error:
             raise SettingError(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from builder.dataset.layout import HDF5_FILE, Manifest
+from builder.model.columns import Column
 from builder.model.splits import SPLITS
 
 SLICE_ROWS = 500
@@ -35,6 +36,8 @@ class Rows:
         Number of each row in its split.
     files : dict of (str, str) to list of (int, str)
         For each config and split the first row and the name of every shard; for ``hdf5`` the one file.
+    own : tuple of Column
+        Columns besides those of every dataset.
     """
 
     start: int
@@ -43,6 +46,7 @@ class Rows:
     split: list[str]
     position: NDArray[np.int64]
     files: dict[tuple[str, str], list[tuple[int, str]]]
+    own: tuple[Column, ...] = ()
 
     def __len__(self) -> int:
         return len(self.spectra)
@@ -109,7 +113,7 @@ def slices(folder: Path, manifest: Manifest, order: NDArray[np.int64], size: int
             done[split] += number
         place = pa.array(np.argsort(sorted_rows))
         spectra, counts = (pa.concat_tables(found).take(place) for found in tables.values())
-        yield Rows(start, spectra, counts, [SPLITS[code] for code in codes], position, begins)
+        yield Rows(start, spectra, counts, [SPLITS[code] for code in codes], position, begins, manifest.own)
 
 
 def order_of(folder: Path, manifest: Manifest) -> NDArray[np.int64]:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from builder import __version__
 from builder.archive.packages import Package, Plan
 from builder.dataset.card import write_card
+from builder.dataset.describe import parquet_schema
 from builder.dataset.hdf5 import HDF5Writer
 from builder.dataset.layout import (
     DATA_FILES,
@@ -36,8 +37,9 @@ from builder.dataset.layout import (
 from builder.dataset.rows import join, public
 from builder.dataset.shards import ShardWriter
 from builder.files import Folder, reported
-from builder.model.columns import columns_when, features
+from builder.model.columns import columns_when
 from builder.model.errors import OutputError
+from builder.model.own import own_columns, own_dicts
 from builder.model.settings import Settings
 from builder.model.splits import SPLITS
 from builder.model.text import Progress
@@ -82,22 +84,24 @@ def write_folder(
     rejections = [rejections_table(planned.rejections)]
     grids = EBOUNDS_SCHEMA.empty_table()
     rows, selected = 0, len(planned.rejections)
+    own = own_columns(planned.catalog.schema)
     shards = {
-        (config, split): ShardWriter(folder / DATA_FILES[config], features(config).arrow_schema, split)
+        (config, split): ShardWriter(folder / DATA_FILES[config], parquet_schema(config, own), split)
         for config, split in parts(settings.splits, settings.responses)
     }
     known: set[str] = set()  # responses that are written
     with contextlib.ExitStack() as stack:
         for writer in shards.values():
             stack.enter_context(writer)
-        hdf5 = stack.enter_context(HDF5Writer(folder / HDF5_FILE, attributes, columns_when(settings.recipe.subtract)))
+        columns = (*columns_when(settings.recipe.subtract), *own)
+        hdf5 = stack.enter_context(HDF5Writer(folder / HDF5_FILE, attributes, columns))
         for package, result in results:
             selected += _complete(package, result)
             table = join(planned.catalog, package, result, settings.splits)
             for split in settings.splits.names:
                 part = table.filter(pc.equal(table["split"], split)) if settings.splits.divided else table
                 for config in ("spectra", "counts"):
-                    shards[config, split].append(public(part, config))
+                    shards[config, split].append(public(part, config, own))
             hdf5.append(table)
             for number, key in enumerate(result.responses["rmf_sha256"].to_pylist()):
                 if key not in known:  # one by one: a package's together take 70 MB, and as much again
@@ -132,6 +136,7 @@ def write_folder(
         {"detections": detections, "sha256": _sha256_of_table(planned.catalog)} | _origin(planned),
         Counts(detections, planned.duplicates, selected, rows, len(rejected), reasons),
         tuple(files),
+        tuple(own_dicts(own)),
     )
     files += [Entry.of(folder / HDF5_FILE, folder, rows), Entry.of(folder / REJECTIONS_FILE, folder, len(rejected))]
     files += [Entry.of(path, folder) for path in write_card(folder, settings, manifest)]

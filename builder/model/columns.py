@@ -61,6 +61,10 @@ class Column:
         Attribute of `builder.model.records.Spectrum` that holds it, where it is not `name`.
     nullable : bool
         Whether a row may lack it.
+    ucd : str
+        What kind of quantity it is, in the words of the Virtual Observatory (UCD1+); empty for none.
+    own : bool
+        Whether it is a column of a catalog beside the declared ones, see `builder.model.own`.
     """
 
     name: str
@@ -74,6 +78,13 @@ class Column:
     query: str = ""
     record: str = ""
     nullable: bool = False
+    ucd: str = ""
+    own: bool = False
+
+    @property
+    def stand_in(self) -> int:
+        """Value that stands for a null in HDF5, where the type has no NaN."""
+        return -(2**63) if self.own and self.dtype == "int64" else -1
 
     @property
     def hdf5_name(self) -> str:
@@ -333,11 +344,11 @@ CATALOG: tuple[Column, ...] = tuple(column for column in COLUMNS if column.query
 """The columns of a catalog: what was asked for, and what its rows together tell."""
 
 
-def columns_of(config: str) -> tuple[Column, ...]:
-    """Return the columns of one configuration; SettingError for an unknown one."""
+def columns_of(config: str, own: tuple[Column, ...] = ()) -> tuple[Column, ...]:
+    """Return the columns of one configuration, own columns last; SettingError for an unknown one."""
     if config not in CONFIGS:
         raise SettingError(f"unknown config {config!r}: choose one of {', '.join(CONFIGS)}")
-    return tuple(column for column in (*COLUMNS, *EBOUNDS, *RESPONSES) if config in column.configs)
+    return tuple(column for column in (*COLUMNS, *own, *EBOUNDS, *RESPONSES) if config in column.configs)
 
 
 def columns_when(subtract: bool) -> tuple[Column, ...]:
@@ -357,12 +368,12 @@ def configs_with(responses: bool) -> tuple[str, ...]:
     return tuple(config for config in CONFIGS if responses or config != "responses")
 
 
-def features(config: str) -> Features:
+def features(config: str, own: tuple[Column, ...] = ()) -> Features:
     """Return the `datasets.Features` of one configuration."""
     from datasets import Features, Sequence, Value  # Sequence gives a List; datasets 3 has no other word for it
 
     tree: dict[str, Any] = {}
-    for column in columns_of(config):
+    for column in columns_of(config, own):
         value: Any = Value(column.dtype)
         if column.length is not None:
             value = Sequence(value, length=column.length)

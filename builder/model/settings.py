@@ -111,11 +111,14 @@ class Settings:
     release : str
         Version word of the catalog.
     catalog : str
-        A catalog file (VOTable, Parquet or HDF5) in place of the archive's own catalog.
+        A catalog file (any table that astropy reads) in place of the archive's own catalog.
     selection : Selection
         A cut that is not given is that of `DEFAULT_CUTS`, and none for the embedded sample and a catalog file.
     responses : bool
         Keep the response matrices, for config ``responses``.
+    columns : tuple of str
+        Columns of the catalog besides those of the dataset, such as ``m.gal_l`` (of its sources) and ``o.apec_z`` (of
+        its detections).
 
     Raises
     ------
@@ -130,6 +133,7 @@ class Settings:
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
     splits: Splits = dataclasses.field(default_factory=Splits)
     responses: bool = False
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.archive, str) or not self.archive:
@@ -149,6 +153,9 @@ class Settings:
         if "://" in self.archive:
             object.__setattr__(self, "archive", _address(self.archive))
         release_of(self.release)  # refuses one that cannot be
+        object.__setattr__(self, "columns", tuple(dict.fromkeys(self.columns)))
+        if self.columns and (self.catalog or self.archive == EMBEDDED):
+            raise SettingError("columns are asked of a service or taken from a mirror; a catalog file brings its own")
         if self.archive != EMBEDDED and not self.catalog:
             left: dict[str, Any] = {
                 name: cut for name, cut in DEFAULT_CUTS.items() if getattr(self.selection, name) is None
@@ -179,6 +186,7 @@ class Settings:
             "recipe": self.recipe.as_dict(),
             "splits": str(self.splits),
             "responses": self.responses,
+            **({"columns": ",".join(self.columns)} if self.columns else {}),
         }
 
 
