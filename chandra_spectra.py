@@ -32,7 +32,7 @@ from builder import __version__
 from builder.archive.interface import Answer, Archive, Fetched, Record, forget
 from builder.archive.packages import Package
 from builder.dataset.layout import parts
-from builder.model.columns import CONFIGS, features
+from builder.model.columns import CONFIGS, DEFAULT_BINS, features
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
 from builder.model.selection import Selection
@@ -85,7 +85,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
 
     Attributes
     ----------
-    table : {'spectra', 'counts', 'ebounds', 'responses'}
+    table : {'spectra', 'counts', 'binned', 'ebounds', 'responses'}
         Which columns; by default the first word of the config's name.
     min_cnts, min_sig, max_theta : float, optional
         Cuts, see `builder.model.selection.Selection`; by default 40, 4 and 10, and none for the embedded sample.
@@ -98,6 +98,8 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     splits : str
         ``none``: all rows are `train`; ``source``, or with other shares ``source:70/20/10``: train, validation and
         test, see `builder.model.splits`.
+    bins : int
+        Number of bins, of config ``binned`` only.
 
     Raises
     ------
@@ -114,6 +116,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     release: str = "rel2.1"
     recipe: Recipe | dict[str, Any] = field(default_factory=Recipe)
     splits: str = "none"
+    bins: int = DEFAULT_BINS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,7 +131,8 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
         selection = Selection(self.min_cnts, self.min_sig, self.max_theta)
         recipe = Recipe.from_dict(self.recipe) if isinstance(self.recipe, dict) else self.recipe
         return Settings(self.archive, self.release, selection=selection, recipe=recipe,
-                        splits=Splits.parse(self.splits), responses=self.table == "responses")  # fmt: skip
+                        splits=Splits.parse(self.splits), responses=self.table == "responses",
+                        bins=self.bins if self.table == "binned" else 0)  # fmt: skip
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
         """Name what is cached by the settings and by the content of the archive and the catalog, not by their names."""
@@ -200,7 +204,7 @@ class ArchiveDownloadManager(datasets.DownloadManager, Archive):
 class ChandraSpectra(datasets.GeneratorBasedBuilder):
     """The builder: asks the catalog, fetches, reduces and yields one row a spectrum.
 
-    Configs ``spectra`` (default), ``counts``, ``ebounds`` and ``responses`` hold the columns of
+    Configs ``spectra`` (default), ``counts``, ``binned``, ``ebounds`` and ``responses`` hold the columns of
     `builder.model.columns`; ``spectra_short`` and so on take only the brightest detections (more than 4000 counts,
     significance above 80, within 1 arcmin), for a quick try.
     """
@@ -222,7 +226,7 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         _ = self.config.settings  # keyword arguments reach a named config past its own checks
         return datasets.DatasetInfo(
             description="X-ray spectra of detections in the Chandra Source Catalog.",
-            features=features(self.config.table),
+            features=features(self.config.table, self.config.bins),
             citation=CITATION,
             homepage="https://cxc.cfa.harvard.edu/csc/",
         )
@@ -252,7 +256,9 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         # datasets shares lists out among its processes, but what is distinct must be met by one process
         packages = tuple(plan.packages) if self.config.table in _DISTINCT else list(plan.packages)
         found = {"packages": packages, "catalog": plan.catalog, "workspace": workspace}
-        names = [split for config, split in parts(settings.splits, True) if config == self.config.table]
+        names = [
+            split for config, split in parts(settings.splits, True, self.config.bins) if config == self.config.table
+        ]
         if len(names) > 1:  # datasets refuses a split without rows
             there: set[str] = set()
             for package, result in results(packages, workspace.archive, workspace.store):
@@ -266,10 +272,12 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
     def _generate_examples(
         self, packages: list[Package], catalog: pa.Table, workspace: Workspace, split: str, warn: bool
     ) -> Iterator[tuple[int | str, dict[str, Any]]]:
+        from builder.dataset.binned import binned
         from builder.dataset.rows import examples, join, public
         from builder.store.fill import results
 
-        table, splits = self.config.table, self.config.settings.splits
+        table, settings = self.config.table, self.config.settings
+        splits, bins = settings.splits, settings.bins
         rejected, known = 0, set()
         for package, result in results(packages, workspace.archive, workspace.store):
             rejected += len(result.rejections)
@@ -279,7 +287,9 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
                         known.add(row[key])
                         yield row[key], row
             else:
-                for row in examples(public(join(catalog, package, result, splits), table)):
+                rows = join(catalog, package, result, splits)
+                rows = binned(rows, result, settings.recipe, bins) if bins else rows
+                for row in examples(public(rows, table, bins)):
                     if row["split"] == split or not splits.divided:
                         yield row["object_id"], row
         if rejected and warn:  # each split goes through all packages

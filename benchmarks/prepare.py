@@ -75,10 +75,12 @@ class _Product:
     """A file with its ids left open; what follows the last of them is deflated once."""
 
     _ID = re.compile(rb"(OBS_ID  |OBI_NUM |REGIONID)= .{70}")
+    _CHECKSUM = re.compile(rb"(?<=CHECKSUM= ')[^']{16}")
 
     def __init__(self, file: File) -> None:
         name, data = ProductName.parse(file.name), inflate(file)
         assert name is not None
+        data = self._CHECKSUM.sub(b" " * 16, data)  # it would tell of the other ids
         end = max(match.end() for match in self._ID.finditer(data))
         self._kind, self._head, self._tail = name.kind, data[:end], data[end:]
         deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)

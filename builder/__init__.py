@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from builder.dataset.read import find_detections, overview, read_rows
     from builder.model.errors import ChandraSpectraError
     from builder.model.ids import DetectionId
-    from builder.model.selection import Cone, Selection
+    from builder.model.selection import Selection
     from builder.model.settings import Recipe, Settings
+    from builder.model.sky import Cone
     from builder.model.splits import Splits
     from builder.prepare import Prepared, prepare
     from builder.simulator.server import ArchiveServer
@@ -57,8 +58,9 @@ _HOMES = {
     "dataset.read": ("find_detections", "overview", "read_rows"),
     "model.errors": ("ChandraSpectraError",),
     "model.ids": ("DetectionId",),
-    "model.selection": ("Cone", "Selection"),
+    "model.selection": ("Selection",),
     "model.settings": ("Recipe", "Settings"),
+    "model.sky": ("Cone",),
     "model.splits": ("Splits",),
     "prepare": ("Prepared", "prepare"),
     "simulator.server": ("ArchiveServer",),

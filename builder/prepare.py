@@ -20,6 +20,7 @@ from builder.dataset.layout import (
     DETECTIONS_FILE,
     HDF5_FILE,
     MANIFEST_FILE,
+    POSITIONS_FILE,
     REJECTIONS_FILE,
     UPLOADING_FILE,
     Manifest,
@@ -45,7 +46,7 @@ class Prepared(NamedTuple):
     fresh: bool
 
 
-_LASTING = frozenset({"no_background", "no_counts"})
+_LASTING = frozenset({"no_background", "no_counts", "not_acis"})
 """Reasons of rejections that come of good files, which the archive would serve as they were."""
 
 
@@ -83,8 +84,8 @@ def prepare(
     force : bool
         Replace a prepared folder that has other settings.
     retry_rejected : bool
-        Make again the packages with rejections that other files may change: all but ``no_background`` and
-        ``no_counts``.
+        Make again the packages with rejections that other files may change: all but ``no_background``,
+        ``no_counts`` and ``not_acis``.
     keep_downloads : Path, optional
         A mirror folder in which to keep what is downloaded; not with `dask`.
     store : str, optional
@@ -291,7 +292,8 @@ def _check_own(folder: Path) -> None:
     try:
         own = {MANIFEST_FILE, *(file.path for file in Manifest.read(folder).files)}
     except OutputError:  # damaged: what has the places of its own files is taken for them
-        own = {MANIFEST_FILE, HDF5_FILE, REJECTIONS_FILE, CARD_FILE, DETECTIONS_FILE, "images", *DATA_FILES.values()}
+        own = {MANIFEST_FILE, HDF5_FILE, REJECTIONS_FILE, CARD_FILE, DETECTIONS_FILE, POSITIONS_FILE}
+        own |= {"images", *DATA_FILES.values()}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if (path.is_symlink() or not path.is_dir()) and not own & {str(name), name.parts[0]}:

@@ -7,21 +7,24 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from builder.archive.interface import Archive
+from builder.archive.matching import Match, counted, match_positions, source_of
 from builder.archive.mirror import CATALOG_FILE, INDEX_FILE, MirrorArchive
 from builder.archive.packages import Plan, plan
 from builder.archive.values import tidy
 from builder.files import check_place, file_sha256, open_url
 from builder.model.errors import OutputError, SettingError
 from builder.model.own import check_asked, own_columns
+from builder.model.selection import Selection
 from builder.model.settings import DEFAULT_CONNECTIONS, EMBEDDED, Settings
-from builder.model.text import is_url
+from builder.model.text import is_url, several
 from builder.store.packages import Store
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ _EXPECTED = 20
 """Detections, from all over the plan, that the archive hears of."""
 
 _NAMED = 5
-"""Detections that a warning names."""
+"""Detections or positions that a warning names."""
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +95,7 @@ def open_workspace(
         raise OutputError(f"cannot use the cache {cache}: {error.strerror}; choose another with --cache") from error
     # Two archives may hold different files under the same ids.
     identity = hashlib.sha256(archive.identity.encode()).hexdigest()[:16]
-    kept = (settings.release, settings.recipe, settings.responses)
+    kept = (settings.release, settings.recipe, settings.responses, settings.bins)
     if store and "://" in store:
         open_url(store, SettingError)
         return Workspace(archive, Store(f"{store.rstrip('/')}/{identity}", *kept))
@@ -142,17 +145,22 @@ def make_plan(workspace: Workspace, settings: Settings) -> Plan:
         logger.warning("the catalog at %s does not give %s: null in every row", origin.service, lacking)
     answer, notes = tidy(answer)
     nulls = workspace.archive.nulls or bool(settings.catalog)
-    batches = answer.to_batches(max_chunksize=1000)  # all rows as dicts at once would take gigabytes
-    keep = [settings.selection.keeps(row, nulls=nulls) for batch in batches for row in batch.to_pylist()]
-    kept = answer.filter(pa.array(keep, pa.bool_()))
     where = settings.catalog or settings.archive
     if own := own_columns(answer.schema):
         logger.warning("%s: columns of its own are kept: %s", where, ", ".join(column.name for column in own))
     for note in notes:
         logger.warning("%s: %s", where, note)
+    matches = _matches(answer, settings.selection, where)
+    near = {match.source for match in matches if match.source}
+    keep = [
+        settings.selection.keeps(row, nulls=nulls) and (not matches or source_of(row) in near) for row in _rows(answer)
+    ]
+    kept = answer.filter(pa.array(keep, pa.bool_()))
     if not len(kept):
-        hint = "look for slips in the names, such as '2CXO J004248.5+411521'" if settings.selection.names else ""
-        raise SettingError(f"no detection of {where} passes all cuts: widen them{hint and ', and '}{hint}")
+        hint = settings.selection.name_hint()
+        if settings.from_mirror and not settings.catalog and answer["flux_bb_aper_b"].null_count == len(answer):
+            hint = f"its rows have no fluxes, so give {Path(settings.archive) / CATALOG_FILE} as --cat-file, too"
+        raise SettingError(f"no detection of {where} passes all cuts: widen them{hint and '; '}{hint}")
     if missing := settings.selection.not_in(kept):
         logger.warning(
             "%s asked for, but unknown to %s or cut away: %s%s",
@@ -161,10 +169,41 @@ def make_plan(workspace: Workspace, settings: Settings) -> Plan:
             ", ".join(missing[:_NAMED]),
             ", ..." if len(missing) > _NAMED else "",
         )
-    planned = plan(kept, limit=settings.selection.limit, origin=origin)
+    if matches:
+        matches = counted(matches, _rows(kept))
+        if cut := [match.label for match in matches if match.source and not match.detections]:
+            logger.warning("no detection passes all cuts of the source of %s", _list(cut, "position"))
+    planned = replace(plan(kept, limit=settings.selection.limit, origin=origin), matches=matches)
     ids = [detection for package in planned.packages for detection in package.detections]
     workspace.archive.expect(ids[:: max(1, len(ids) // _EXPECTED)])
     return planned
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    for batch in table.to_batches(max_chunksize=1000):  # all rows as dicts at once would take gigabytes
+        yield from batch.to_pylist()
+
+
+def _matches(catalog: pa.Table, selection: Selection, where: str) -> tuple[Match, ...]:
+    """Match the positions that are asked for, and tell of those without a source; SettingError where none has one."""
+    if not selection.positions:
+        return ()
+    sources = (source for row in _rows(catalog.select(["name", "ra", "dec"])) if (source := source_of(row)))
+    matches = tuple(match_positions(selection.positions, selection.radius or 0, sources))
+    lone = [match.label for match in matches if match.source is None]
+    within = f"{3600 * (selection.radius or 0):g} arcsec"
+    if len(lone) == len(matches):
+        raise SettingError(f"{where} has no source within {within} of {_list(lone, 'position')}")
+    if lone:
+        logger.warning("%s has no source within %s of %s", where, within, _list(lone, "position"))
+    if more := [match.label for match in matches if match.others]:
+        logger.warning("more than one source, of which the nearest is taken, of %s", _list(more, "position"))
+    return matches
+
+
+def _list(names: list[str], what: str) -> str:
+    """Count things, and name the first of them."""
+    return f"{several(len(names), what)}: {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}"
 
 
 def describe(settings: Settings) -> dict[str, Any]:

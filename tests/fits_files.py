@@ -332,3 +332,15 @@ def _encoded(value: int) -> str:
         columns.append(letters)
     text = "".join(chr(columns[byte][letter]) for letter in range(4) for byte in range(4))
     return text[-1] + text[:-1]
+
+
+def damaged_matrix(*, summed: bool) -> Products:
+    """A real detection whose first N_GRP is 32767, with the checksum of before, or one that fits."""
+    products = real_products(DetectionId(4938, 0, 43))
+    assert products.rmf is not None
+    data, layout = bytearray(products.rmf.data), spans(products.rmf.data)
+    groups = layout[1][1] + 8
+    data[groups : groups + 2] = b"\x7f\xff"
+    if summed:
+        set_sums(data, layout)
+    return with_file(products, "rmf", File(products.rmf.name, bytes(data)))

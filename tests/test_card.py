@@ -37,8 +37,9 @@ from builder.dataset.summary import SCALARS
 from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, configs_with, features, markdown
 from builder.model.ids import DetectionId
 from builder.model.records import REASONS
-from builder.model.selection import Cone, Selection
+from builder.model.selection import Selection
 from builder.model.settings import Recipe, Settings
+from builder.model.sky import Cone
 from builder.model.splits import Splits
 from builder.model.text import size_text
 from builder.prepare import prepare
@@ -182,6 +183,7 @@ def test_the_card_of_a_folder_with_splits_and_responses_says_so(full_sample: Pat
     assert files == {
         "spectra": ["train", "validation", "test"],
         "counts": ["train", "validation", "test"],
+        "binned": ["train", "validation", "test"],
         "ebounds": ["train"],
         "responses": ["train"],
     }
@@ -191,7 +193,7 @@ def test_it_says_what_it_must(text: str) -> None:
     words = prose(text)
     assert "@" not in text.replace("@article{", "")
     for said in (
-        "only two of its rows are real",
+        "Two of its rows are real: 4938.0.43",
         "not an energy flux",
         "`arf` is not corrected for the aperture",
         "`PSF_FRAC`",

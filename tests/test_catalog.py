@@ -404,6 +404,7 @@ def test_a_plan_covers_every_detection_once_and_knows_no_order(
     assert [one for package in made.packages for one in package.detections] == [DetectionId(*key) for key in acis]
     assert [one.detection for one in made.rejections] == [DetectionId(*key) for key in hrc]
     assert {(one.stage, one.reason) for one in made.rejections} <= {("select", "not_acis")}
+    assert all(re.match("HRC.* hardly resolves energy", one.message) for one in made.rejections)
     assert made.duplicates == len(rows) - len(keys)
     assert made.catalog.schema.equals(SCHEMA)
     listed = Counter(tuple(one[key] for key in KEYS) for one in rows)

@@ -167,7 +167,7 @@ def test_a_selection_of_nothing_is_refused_in_one_line(options: list[str], tmp_p
     result = command("prepare", tmp_path / "out", "--archive", "embedded", *options)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert "no detection of embedded passes all cuts" in result.stderr
-    assert ("slips in the names" in result.stderr) == (options[0] == "--name")
+    assert ("look for slips in it" in result.stderr) == (options[0] == "--name")
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(

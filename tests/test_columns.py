@@ -14,8 +14,10 @@ from builder.model.columns import (
     EBOUNDS,
     RAGGED,
     RESPONSES,
+    ROW_CONFIGS,
     Column,
     arrow_schema,
+    binned_columns,
     columns_of,
     features,
     markdown,
@@ -23,7 +25,7 @@ from builder.model.columns import (
 from builder.model.errors import SettingError
 from tests.goldens import CATALOG_DATASETS
 
-EVERY = (*COLUMNS, *EBOUNDS, *RESPONSES)
+EVERY = (*COLUMNS, *binned_columns(64), *EBOUNDS, *RESPONSES)
 
 
 @pytest.mark.parametrize("column", EVERY, ids=lambda column: column.name)
@@ -38,6 +40,7 @@ def test_every_column_says_what_it_is_and_where_it_comes_from(column: Column) ->
 
 
 UNITLESS = {
+    "response_fault",
     "name",
     "detection_id",
     "object_id",
@@ -242,24 +245,29 @@ def test_the_catalog_columns_are_those_of_the_query() -> None:
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_the_features_are_the_schema_of_the_public_rows(config: str) -> None:
-    schema = {"ebounds": arrow_schema(EBOUNDS), "responses": arrow_schema(RESPONSES)}.get(config, arrow_schema(COLUMNS))
-    table = public(schema.empty_table(), config)
-    declared = features(config).arrow_schema
+    scalars = tuple(column for column in COLUMNS if column.length is None)
+    schema = {
+        "binned": arrow_schema((*scalars, *binned_columns(3))),
+        "ebounds": arrow_schema(EBOUNDS),
+        "responses": arrow_schema(RESPONSES),
+    }.get(config, arrow_schema(COLUMNS))
+    table = public(schema.empty_table(), config, 3)
+    declared = features(config, 3).arrow_schema
     assert declared.names == table.schema.names
     for field in table.schema:
         assert declared.field(field.name).type == field.type, field.name
     assert table.cast(declared).schema.equals(declared)
 
 
-def test_every_column_is_in_a_config_and_the_scalars_in_both() -> None:
-    both = {column.name for column in columns_of("spectra")} & {column.name for column in columns_of("counts")}
-    assert both == {column.name for column in COLUMNS if column.length is None and column.name != "ebounds_id"}
+def test_every_column_is_in_a_config_and_the_scalars_in_all_of_rows() -> None:
+    common = set.intersection(*({column.name for column in columns_of(config)} for config in ROW_CONFIGS))
+    assert common == {column.name for column in COLUMNS if column.length is None and column.name != "ebounds_id"}
     names = {column.name for config in CONFIGS for column in columns_of(config)}
     assert names == {column.name for column in EVERY}
 
 
 def test_an_unknown_config_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"'images'.*spectra, counts, ebounds"):
+    with pytest.raises(SettingError, match=r"'images'.*spectra, counts, binned, ebounds"):
         columns_of("images")
 
 
@@ -278,7 +286,7 @@ def test_lists_have_their_declared_length() -> None:
         if column.length == RAGGED:
             assert pa.types.is_list(column.full_type)
         elif column.length is not None:
-            assert column.full_type.list_size == column.public_type.list_size == 1024
+            assert column.full_type.list_size == column.public_type.list_size == column.shape[0]
 
 
 def test_the_markdown_table_has_a_line_a_column() -> None:
@@ -288,5 +296,5 @@ def test_the_markdown_table_has_a_line_a_column() -> None:
     for line, column in zip(lines[2:], EVERY, strict=True):
         assert line.count("*") == line.count(r"\*")  # else two factors are an emphasis
         cells = [cell.strip().replace(r"\*", "*") for cell in line.strip("|").split("|")]
-        shape = {None: "", RAGGED: "[n]"}.get(column.length, "[1024]")
+        shape = "".join(f"[{', '.join(map(str, column.shape))}]" for _ in column.shape[:1]).replace(str(RAGGED), "n")
         assert cells == [f"`{column.name}`", column.dtype + shape, column.unit, column.meaning, column.source]

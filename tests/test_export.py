@@ -21,8 +21,9 @@ from astropy.io import fits
 from builder.archive.products import members
 from builder.model.columns import COLUMNS
 from builder.model.errors import ArchiveError, MissingExtraError, OutputError, SettingError
-from builder.model.selection import Cone, Selection
+from builder.model.selection import Selection
 from builder.model.settings import Settings
+from builder.model.sky import Cone
 from builder.prepare import prepare
 from builder.use import export_hats
 from builder.use.export import Exported, export, write_healpix

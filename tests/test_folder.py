@@ -15,8 +15,9 @@ from builder.dataset.layout import Manifest
 from builder.dataset.read import find_detections, overview, read_rows, read_scalars
 from builder.model.errors import OutputError, SettingError
 from builder.model.ids import DetectionId
-from builder.model.selection import Cone, Selection
+from builder.model.selection import Selection
 from builder.model.settings import Settings
+from builder.model.sky import Cone
 from builder.prepare import prepare
 
 REAL = "4938.0.43"
@@ -28,6 +29,7 @@ def test_all_detections_of_a_source_are_found_and_each_once(full_sample: Path) -
     ids = {row["detection_id"] for row in table if row["name"] == name}
     assert len(ids) >= 2
     assert set(find_detections(full_sample, names=[name])) == ids
+    assert set(find_detections(full_sample, names=[name.lower().replace(" ", "")])) == ids
     both = find_detections(full_sample, detections=[REAL, min(ids)], names=[name])
     assert both[:2] == [REAL, min(ids)]
     assert sorted(both) == sorted({REAL, *ids})

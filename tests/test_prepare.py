@@ -273,7 +273,7 @@ def test_only_what_other_files_may_change_is_tried_again(tmp_path: Path) -> None
         source.store.write(packages[reason], package_result((detection,), [Rejection(detection, "reduce", reason, "")]))
     missing = Package(0, (DetectionId(1, 2, 3),))
     planned = replace(make_plan(source, EMBEDDED), packages=(*packages.values(), missing))
-    kept = {packages[reason] for reason in ("no_background", "no_counts")}
+    kept = {packages[reason] for reason in ("no_background", "no_counts", "not_acis")}
     assert _rejected(planned, source) == {*packages.values()} - kept
 
 

@@ -382,7 +382,8 @@ def test_columns_that_would_change_the_numbers_or_what_they_mean(name: str, kind
 # docs/recipe.md has the same table: what must have a value where it is there, and what is harmless.
 DEMANDED = [
     ("TELESCOP", "CHANDRA", "XMM", "wrong_instrument", "source background arf matrix ebounds"),
-    ("INSTRUME", "ACIS", "HRC", "wrong_instrument", "source background arf matrix ebounds"),
+    ("INSTRUME", "ACIS", "HRC", "not_acis", "source background arf matrix ebounds"),
+    ("INSTRUME", "ACIS", "EPN", "wrong_instrument", "source background arf matrix ebounds"),
     ("CHANTYPE", "PI", "PHA", "wrong_type", "source background matrix ebounds"),
     ("HDUCLAS3", "COUNT", "RATE", "wrong_type", "source background"),
     ("HDUCLAS4", "TYPE:I", "TYPE:II", "wrong_type", "source background"),
@@ -491,11 +492,21 @@ def test_many_spectra_make_a_short_message() -> None:
     assert len(rejected(products(pha=content), "wrong_type").message) < 300
 
 
-def test_a_product_of_another_instrument_with_the_name_of_one_of_acis() -> None:
+@pytest.mark.parametrize("kind", ["pha", "arf", "rmf"])
+def test_a_file_of_hrc_is_told_by_its_name_whatever_it_holds_or_lacks(kind: str) -> None:
+    files = products()
+    name = getattr(files, kind).name.replace("acisf", "hrcf", 1)
+    whole: dict[str, Any] = {kind: File(name, getattr(files, kind).data)}
+    assert "hardly resolves energy" in rejected(replace(files, **whole), "not_acis", name).message
+    others: dict[str, Any] = {"pha": None, "arf": None, "rmf": None, kind: File(name, b"")}
+    rejected(replace(files, **others), "not_acis", name)
+
+
+def test_a_product_of_hrc_with_the_name_of_one_of_acis() -> None:
     content = ff.pha(
         poisson(5.0), poisson(3.0), source_cards={"INSTRUME": "HRC-I"}, background_cards={"INSTRUME": "HRC-I"}
     )
-    rejected(products(pha=content), "wrong_instrument", "HRC-I")
+    assert "hardly resolves energy" in rejected(products(pha=content), "not_acis", "HRC-I").message
 
 
 # --- what a file says of its own damage ---

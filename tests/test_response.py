@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from builder.model.errors import ProductError, SettingError
 from builder.model.ids import DetectionId
-from builder.model.records import File, Products, Response, Spectrum
+from builder.model.records import Response, Spectrum
 from builder.model.selection import Selection
 from builder.model.settings import Recipe, Settings
 from builder.prepare import prepare
@@ -160,21 +160,9 @@ def test_a_reduction_that_keeps_the_response_gives_the_same_spectrum() -> None:
             assert np.array_equal(getattr(plain, name), getattr(full, name)), name
 
 
-def damaged_matrix(*, summed: bool) -> Products:
-    """A real detection whose first N_GRP is 32767, with the checksum of before, or one that fits."""
-    products = ff.real_products(DetectionId(4938, 0, 43))
-    assert products.rmf is not None
-    data, layout = bytearray(products.rmf.data), ff.spans(products.rmf.data)
-    groups = layout[1][1] + 8
-    data[groups : groups + 2] = b"\x7f\xff"
-    if summed:
-        ff.set_sums(data, layout)
-    return ff.with_file(products, "rmf", File(products.rmf.name, bytes(data)))
-
-
 @pytest.mark.parametrize(("summed", "words"), [(False, "DATASUM of RSP_MATRIX"), (True, "F_CHAN is cut short")])
 def test_a_matrix_that_cannot_be_kept_changes_nothing_but_itself(summed: bool, words: str) -> None:
-    damaged = damaged_matrix(summed=summed)
+    damaged = ff.damaged_matrix(summed=summed)
     plain, full = (reduce_products(damaged, Recipe(), response=keep) for keep in (False, True))
     assert isinstance(plain, Spectrum)
     assert isinstance(full, Spectrum)
@@ -190,7 +178,7 @@ def test_a_matrix_that_cannot_be_kept_changes_nothing_but_itself(summed: bool, w
 def test_rows_are_the_same_with_and_without_responses_that_cannot_be_kept(tmp_path: Path) -> None:
     """Such a response is null and says why, from the store to `verify`, the builder and `fold`."""
     detection = DetectionId(4938, 0, 43)
-    files = damaged_matrix(summed=True)
+    files = ff.damaged_matrix(summed=True)
     archive = ff.mirror(tmp_path / "mirror", {detection: [files.pha, files.arf, files.rmf]})
     found = {}
     for keep in (False, True):

@@ -17,8 +17,9 @@ from builder.archive.catalog import from_rows
 from builder.dataset.catalog_file import read_detections
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
-from builder.model.selection import Cone, Selection
+from builder.model.selection import Selection
 from builder.model.settings import DEFAULT_CUTS, Settings
+from builder.model.sky import Cone
 from tests.fits_files import stable
 
 # The way from a source to its detections, and the fixed part of the dataset's definition: CSC 2.1 TAP, the form of
@@ -99,6 +100,31 @@ def test_a_cut_that_is_no_number_from_0_up_is_refused(cut: str, value: Any) -> N
 def test_a_name_that_could_end_its_quotes_is_refused(name: str) -> None:
     with pytest.raises(SettingError, match="is not a source's name"):
         Selection(names=("2CXO J004248.5+411521", name))
+
+
+@pytest.mark.parametrize("blanks", ["", " ", "\t  "])
+@pytest.mark.parametrize("change", [str.lower, str.upper, str.title])
+def test_a_designation_is_one_name_in_any_case_and_with_any_blanks(change: Any, blanks: str) -> None:
+    selection = Selection(names=(f" {change('2CXO')}{blanks}{change('j004248.5+411521x')}",))
+    assert selection.names == ("2CXO J004248.5+411521X",)
+    assert selection.keeps(ROW | {"name": "2CXO J004248.5+411521X"})
+    assert not selection.keeps(ROW | {"name": "2CXO J004248.5+411521"})
+    assert not selection.keeps(ROW | {"name": None})
+    assert "m.name IN ('2CXO J004248.5+411521X')" in query(selection)
+
+
+def test_a_dash_of_print_is_the_sign_of_a_declination() -> None:
+    assert Selection(names=("2CXO J000000.0\N{MINUS SIGN}000000",)).names == ("2CXO J000000.0-000000",)
+
+
+@pytest.mark.parametrize("name", ["NGC 1365", "Sgr A*"])
+def test_a_name_that_is_none_is_refused_before_anything_is_asked(name: str) -> None:
+    with pytest.raises(SettingError, match="is not a source's name") as refused:
+        Settings(selection=Selection(names=("2CXO J004248.5+411521", name)))
+    assert f"SkyCoord.from_name({name!r})" in str(refused.value)
+    assert "--cone" in str(refused.value) and "\n" not in str(refused.value)
+    own = Settings(catalog="own.vot", selection=Selection(names=("NGC  1365",))).selection
+    assert own.keeps(ROW | {"name": "NGC 1365"})
 
 
 @pytest.mark.parametrize("obsid", [-1, 10**6])
@@ -248,15 +274,40 @@ def test_a_row_without_a_position_is_in_no_cone(missing: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "cone"), [("83.82,-5.39,0.2", Cone(83.82, -5.39, 0.2)), ("0, +90, 1e-3", Cone(0, 90, 1e-3))]
+    ("text", "cone"),
+    [
+        ("83.82,-5.39,0.2", Cone(83.82, -5.39, 0.2)),
+        ("0, +90, 1e-3", Cone(0, 90, 1e-3)),
+        ("23:19:29.3,+00:35:57,1arcmin", Cone(15 * (23 + 19 / 60 + 29.3 / 3600), 35.95 / 60, 1 / 60)),
+        ("23h19m29.3s, -0d35m57s, 30 arcsec", Cone(15 * (23 + 19 / 60 + 29.3 / 3600), -35.95 / 60, 30 / 3600)),
+        ("01 00 00, -10:30:00, 0.5deg", Cone(15, -10.5, 0.5)),
+        ("15deg,10.5,1'", Cone(15, 10.5, 1 / 60)),
+    ],
 )
 def test_a_cone_is_read_from_text(text: str, cone: Cone) -> None:
-    assert Cone.parse(text) == cone
+    found = Cone.parse(text)
+    assert (found.ra, found.dec, found.radius) == pytest.approx((cone.ra, cone.dec, cone.radius), rel=1e-12)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1,2", "1,2,3,4", "a,b,c", "360,0,1", "-1,0,1", "0,91,1", "0,0,0", "0,0,-1", "0,0,181", "nan,0,1", "0,0,inf"],
+    [
+        "",
+        "1,2",
+        "1,2,3,4",
+        "a,b,c",
+        "360,0,1",
+        "-1,0,1",
+        "0,91,1",
+        "0,0,0",
+        "0,0,-1",
+        "0,0,181",
+        "nan,0,1",
+        "0,0,inf",
+        "24:10:00,0,1",
+        "1:70:00,0,1",
+        "0,0,1kpc",
+    ],
 )
 def test_what_is_no_cone_is_refused(text: str) -> None:
     with pytest.raises(SettingError, match="cone"):

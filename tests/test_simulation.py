@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from builder.archive.products import ProductName, group_products
 from builder.model.errors import ArchiveError
 from builder.model.ids import DetectionId
-from builder.model.records import File
-from builder.simulator.products import BROAD, CHANNELS, SimulatedArchive
-from builder.simulator.sky import SERVED, absorption_cross_section, draw_detections, photon_spectrum, source_name
+from builder.model.records import BROAD, File
+from builder.model.sky import source_name
+from builder.simulator.products import CHANNELS, SimulatedArchive
+from builder.simulator.sky import SERVED, absorption_cross_section, draw_detections, photon_spectrum
 from tests.fits_files import detection, stable
 
 NEVER_NULL = ("name", "ra", "dec", "src_cnts_aper_b", "flux_significance_b", "theta", "flux_bb_aper_b", "obsid", "obi")
@@ -75,7 +76,7 @@ def ui():
 
 
 def test_a_row_has_the_catalogs_columns_with_python_values(archive):
-    kinds = {"string": str, "int32": int, "bool": bool, "float32": float, "float64": float}
+    kinds = {"string": str, "int32": int, "int64": int, "bool": bool, "float32": float, "float64": float}
     for row in archive.rows:
         assert list(row) == [column.name for column in SERVED]
         for column in SERVED:
@@ -86,7 +87,7 @@ def test_nulls_occur_but_never_where_the_selection_looks():
     rows = SimulatedArchive(2000).rows
     null = {name for row in rows for name, value in row.items() if value is None}
     floats = {column.name for column in SERVED if column.dtype.startswith("float")}
-    assert null == floats - {*NEVER_NULL, *(f"flux_aper_{band}" for band in "smh"), "nh_gal"} - {
+    assert null == floats - {*NEVER_NULL, *(f"flux_aper_{band}" for band in "smh"), "nh_gal", "gal_l", "gal_b"} - {
         f"err_ellipse_{name}" for name in ("r0", "r1", "ang")
     }
 

@@ -208,7 +208,7 @@ def test_a_split_whose_detections_are_all_rejected_is_left_out_by_the_builder(mi
     """90018.1.25 has no RMF file in the sample, and of these three it alone lies in a cell of the test split."""
     chosen = {DetectionId(4938, 0, 43), DetectionId(7867, 0, 2), DetectionId(90018, 1, 25)}
     rows = [row for row in read_catalog(mirror / "catalog.vot").to_pylist() if detection(row) in chosen]
-    known = {"theta": 1, "flux_significance_b": 9, "flux_bb_aper_b": 1e-13}
+    known = {"src_cnts_aper_b": 100, "theta": 1, "flux_significance_b": 9, "flux_bb_aper_b": 1e-13}
     write_catalog(mirror / "catalog.vot", from_rows(row | known for row in rows))
     builder = ChandraSpectra(archive=str(mirror), min_cnts=0, splits="source", cache_dir=str(tmp_path / "cache"))
     builder.download_and_prepare()

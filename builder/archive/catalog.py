@@ -19,6 +19,7 @@ from builder.archive.votable import Field, StreamError, VotableReader
 from builder.archive.votable import write_votable as write
 from builder.model.columns import ASKED, CATALOG, Column
 from builder.model.errors import CatalogError, QueryError
+from builder.model.own import described
 from builder.model.text import text_of
 
 ALL = frozenset(column.name for column in ASKED)
@@ -147,9 +148,10 @@ def _read_binary(file: IO[bytes], fields: list[Field]) -> pa.Table:
     return pa.table(columns)
 
 
-def from_rows(rows: Iterable[dict[str, object]]) -> pa.Table:
-    """Return rows as dicts to a catalog table; what a row lacks is null."""
-    return pa.Table.from_pylist(list(rows), schema=SCHEMA)
+def from_rows(rows: Iterable[dict[str, object]], own: tuple[Column, ...] = ()) -> pa.Table:
+    """Return rows as dicts to a catalog table, with own columns; what a row lacks is null."""
+    fields = [described(pa.field(column.name, column.full_type), column) for column in own]
+    return pa.Table.from_pylist(list(rows), schema=pa.schema([*SCHEMA, *fields]))
 
 
 def write_votable(rows: list[dict[str, object]], own: tuple[Column, ...] = ()) -> bytes:

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 
 import requests
 
-from builder.archive.answers import Contents, Product, check_listing, check_product, judge_tar
+from builder.archive.answers import Contents, Product, ProductCheck, check_listing, judge_tar
 from builder.archive.http import Client, Request
 from builder.archive.interface import Record
 from builder.archive.products import KINDS, MAX_DETECTION_BYTES, MAX_MEMBER_BYTES, ProductName
@@ -139,11 +139,11 @@ class PackageService:
         """Ask which files there are of one kind."""
         return Request(self._url("browse", [product], band), check_listing, MAX_MEMBER_BYTES)
 
-    def single(self, filename: str, kind: str) -> Request:
+    def single(self, filename: str, kind: str, check: ProductCheck) -> Request:
         """Ask for one file."""
         form = {"filename": filename, "filetype": FILETYPES[kind], "version": self.version}
         query = urlencode(form, errors="replace")  # JSON may hold characters that no address can
-        return Request(f"{self.base}/csccli/retrieveFile?{query}", check_product, MAX_MEMBER_BYTES)
+        return Request(f"{self.base}/csccli/retrieveFile?{query}", check, MAX_MEMBER_BYTES)
 
 
 def _check_witness(path: Path, framed: bool, wanted: set[DetectionId], limit: int, max_bytes: int) -> None:
@@ -347,7 +347,8 @@ class Collector:
         service = self.service
         name = filename.replace("\\", "/").rpartition("/")[2]  # parsed as a product's, so no path hides in it
         path = self.folder / name
-        request = service.single(filename, product[1])
+        check = ProductCheck()
+        request = service.single(filename, product[1], check)
         alive = functools.partial(self.alive, {product[0].catalog})
         try:
             service.client.download(self.session, request, path, alive)
@@ -357,7 +358,7 @@ class Collector:
             raise
         self.record(request.url, path)
         self.parts.append(path)
-        self._have.add(product)
+        (self._damaged if check.damaged else self._have).add(product)
         service.facts.proof = service.facts.proof or request
 
     def alive(self, asked: Iterable[DetectionId] = ()) -> bool:

@@ -12,10 +12,11 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -30,6 +31,7 @@ from builder.model.columns import ASKED
 from builder.model.errors import ArchiveError, CatalogError, SettingError, StoreError
 from builder.model.ids import DetectionId
 from builder.model.own import own_columns
+from builder.model.records import ProductFile
 from builder.model.selection import Selection
 
 logger = logging.getLogger(__name__)
@@ -192,7 +194,11 @@ class Mirror:
         return {detection for line in whole for detection in line["detections"] if detection not in _refused(line)}
 
     def __contains__(self, package: Package) -> bool:
-        return all(str(detection) in self._held for detection in package.detections)
+        return all(map(self.holds, package.detections))
+
+    def holds(self, detection: DetectionId) -> bool:
+        """Tell whether the mirror has the files of a detection."""
+        return str(detection) in self._held
 
     def write_catalog(self, planned: Plan) -> None:
         """Add the selection's rows to the mirror's catalog."""
@@ -204,23 +210,33 @@ class Mirror:
             partial.write_bytes(write_votable(catalog.to_pylist(), own_columns(catalog.schema)))
 
     def add(self, package: Package, fetched: Fetched) -> None:
-        """Keep the files of a package: one tar, flushed and renamed, then its line in the index.
+        """Keep the files of a package, as `keep` does."""
+        files = (product for part in fetched.parts for product in members(part))
+        self.keep(package.detections, files, fetched.unserved)
+
+    def keep(
+        self,
+        detections: Sequence[DetectionId],
+        files: Iterable[ProductFile],
+        unserved: Mapping[DetectionId, str] = MappingProxyType({}),
+    ) -> None:
+        """Keep the files of some detections: one tar, flushed and renamed, then its line in the index.
 
         Raises
         ------
         StoreError
             If it cannot be written; what was there before stays.
         """
-        ids = [str(detection) for detection in package.detections]
+        ids = [str(detection) for detection in detections]
         name = f"packages/{hashlib.sha256(' '.join(ids).encode()).hexdigest()[:16]}.tar"
         path = self.folder / name
         with write_whole(path, StoreError, advice="; what was finished is kept") as partial:
             with partial.open("wb") as file:
-                write_tar(file, (product for part in fetched.parts for product in members(part)))
+                write_tar(file, files)
             size, digest = partial.stat().st_size, file_sha256(partial)
         line: dict[str, Any] = {"file": name, "bytes": size, "sha256": digest, "detections": ids}
-        if fetched.unserved:
-            line["unserved"] = {str(detection): words for detection, words in fetched.unserved.items()}
+        if unserved:
+            line["unserved"] = {str(detection): words for detection, words in unserved.items()}
         path = self.folder / INDEX_FILE
         try:
             with self._lock, path.open("a", encoding="utf-8") as index:

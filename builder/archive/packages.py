@@ -10,6 +10,7 @@ from itertools import pairwise
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from builder.archive.matching import Match
 from builder.archive.values import IDS
 from builder.model.columns import SEVERAL_SOURCES
 from builder.model.ids import DetectionId
@@ -22,6 +23,10 @@ PACKAGE_SIZE = 50
 
 DETECTION_BYTES = 1_100_000
 """Size of the files of one detection, nearly all of it the RMF, which hardly compresses."""
+
+
+HARDLY = "hardly resolves energy: no spectrum of it is taken"
+"""What is said of HRC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +83,13 @@ class Plan:
     packages : tuple of Package
         All rows of `catalog`, in its order.
     rejections : tuple of Rejection
-        Rows that have no spectra to fetch, or name no detection.
+        Rows of HRC, or that name no detection.
     duplicates : int
         Rows of the answer that repeat a detection (one detection under two sources); the first is kept.
     origin : Origin, optional
         Where the catalog was asked for, where it was.
+    matches : tuple of Match
+        The source of each position that was asked for.
     """
 
     catalog: pa.Table
@@ -90,6 +97,7 @@ class Plan:
     rejections: tuple[Rejection, ...]
     duplicates: int
     origin: Origin | None = None
+    matches: tuple[Match, ...] = ()
 
 
 def plan(answer: pa.Table, size: int = PACKAGE_SIZE, limit: int | None = None, origin: Origin | None = None) -> Plan:
@@ -115,9 +123,7 @@ def plan(answer: pa.Table, size: int = PACKAGE_SIZE, limit: int | None = None, o
             words = "obsid has up to 6 digits, obi 3, region_id 4"
             rejections.append(Rejection(texts[index], "select", "no_detection", f"{texts[index]}: {words}"))
         elif not (instrument or "ACIS").upper().startswith("ACIS"):
-            rejections.append(
-                Rejection(detection, "select", "not_acis", f"{one_line(instrument)} has no spectra in the catalog")
-            )
+            rejections.append(Rejection(detection, "select", "not_acis", f"{one_line(instrument)} {HARDLY}"))
         else:
             detections.append(detection)
             places.append(index)

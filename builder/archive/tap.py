@@ -112,6 +112,9 @@ class CatalogService:
         missing = tuple(column.name for column in ASKED if column not in self.columns)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         origin = Origin(self.address, self.release.schema, self.release.version, today, missing)
+        if selection.positions:  # the boxes of two queries may overlap
+            described = rows.schema
+            rows = rows.group_by(rows.column_names, use_threads=False).aggregate([]).cast(described)
         return rows, origin
 
     def _whole(self, query: str, record: Record) -> list[pa.Table]:

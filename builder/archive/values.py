@@ -172,10 +172,9 @@ def _typed(found: Found, kind: pa.DataType) -> pa.ChunkedArray:
                 [[None if text is None else float(text) for text in values.to_pylist()]], pa.float64()
             )
     if pa.types.is_floating(values.type):
-        if found.kind == pa.float32():
-            values = values.cast(found.kind)
-        if values.type != pa.float64():  # 0.1 as another file has it, in decimals
-            values = values.cast(pa.float32()).cast(pa.string()).cast(pa.float64())
+        if found.kind == pa.float32():  # as in a file that holds such numbers rather than their decimals
+            values = values.cast(pa.float32())
+        values = values.cast(pa.float64())
         values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, pa.float64()))
     if pa.types.is_boolean(kind) and pa.types.is_floating(values.type):
         values = values.cast(pa.int64())

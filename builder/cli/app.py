@@ -14,8 +14,9 @@ import typer
 from builder import __version__
 from builder.model.errors import SettingError
 from builder.model.releases import RELEASES
-from builder.model.selection import Cone, Selection
+from builder.model.selection import Selection
 from builder.model.settings import DEFAULT_CUTS
+from builder.model.sky import Cone, radius_of
 from builder.model.text import is_url
 
 app = typer.Typer(
@@ -106,7 +107,12 @@ def selection_of(
     min_sig: Annotated[float | None, _cut("min_sig", "Lower limit of the flux significance (S/N), 0.5-7 keV.")] = None,
     max_theta: Annotated[float | None, _cut("max_theta", "Upper limit of the off-axis angle, arcmin.")] = None,
     cone: Annotated[
-        str | None, typer.Option(rich_help_panel=CUTS, metavar="RA,DEC,RADIUS", help="Circle on the sky, degrees.")
+        str | None,
+        typer.Option(
+            rich_help_panel=CUTS,
+            metavar="RA,DEC,RADIUS",
+            help="Circle on the sky: degrees, or as 23:19:29.3,+00:35:57,1arcmin.",
+        ),
     ] = None,
     name: Annotated[
         list[str] | None, typer.Option(rich_help_panel=CUTS, help="Name of a source; may be repeated.")
@@ -120,6 +126,23 @@ def selection_of(
             callback=local, rich_help_panel=CUTS, help="File with a list of detections, one obsid.obi.region_id a line."
         ),
     ] = None,
+    positions: Annotated[
+        Path | None,
+        typer.Option(
+            callback=local,
+            rich_help_panel=CUTS,
+            help="File with positions, whose nearest sources are taken: a table with ra and dec, or RA DEC a line.",
+        ),
+    ] = None,
+    radius: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=CUTS,
+            metavar="ANGLE",
+            help="Greatest separation of a source from its position, with a unit.",
+            show_default="2arcsec",
+        ),
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(rich_help_panel=CUTS, help="Maximum number of detections, the first by obsid, obi and region_id."),
@@ -127,10 +150,14 @@ def selection_of(
 ) -> Selection:
     """Make a selection of its options; SettingError for a wrong one."""
     from builder.dataset.catalog_file import read_detections
+    from builder.dataset.positions import read_positions
 
     circle = Cone.parse(cone) if cone else None
     listed = read_detections(detections) if detections else frozenset()
-    return Selection(min_cnts, min_sig, max_theta, circle, tuple(name or ()), tuple(obsid or ()), listed, limit)
+    places = read_positions(positions) if positions else ()
+    within = radius_of(radius) if radius else None
+    names, obsids = tuple(name or ()), tuple(obsid or ())
+    return Selection(min_cnts, min_sig, max_theta, circle, names, obsids, listed, limit, places, within)
 
 
 def asked(columns: str | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Commands that make something of an archive: prepare, catalog, download, serve-archive."""
+"""Commands that make something of an archive: prepare, catalog, download, index, serve-archive."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from builder.cli.app import (
     local,
     selects,
 )
-from builder.cli.terminal import bars, shell_path, show_estimate, show_summary, show_uploaded, waiting
+from builder.cli.terminal import bars, shell_path, show_estimate, show_indexed, show_summary, show_uploaded, waiting
 from builder.model.settings import DEFAULT_ARCHIVE, DEFAULT_CONNECTIONS, DEFAULT_RELEASE, Recipe
 from builder.simulator.habits import HABITS
 
@@ -73,6 +73,9 @@ def prepare(
     with_responses: Annotated[
         bool, typer.Option("--with-responses", help="Response matrices as config responses, 1 MB a row.")
     ] = False,
+    bins: Annotated[
+        int, typer.Option(min=0, help="Number of bins of config binned, such as 64; 0 for no such config.")
+    ] = 0,
     workers: Annotated[
         int,
         typer.Option(
@@ -86,7 +89,7 @@ def prepare(
     retry_rejected: Annotated[
         bool,
         typer.Option(
-            "--retry-rejected", help="New try of rejected detections, other than for no_background and no_counts."
+            "--retry-rejected", help="New try of rejected detections, but for no_background, no_counts and not_acis."
         ),
     ] = False,
     max_rejected: Annotated[
@@ -137,6 +140,7 @@ def prepare(
         recipe,
         Splits.parse(splits),
         with_responses,
+        bins,
         asked(columns),
     )
     means: dict[str, Any] = {"cache": cache, "workers": workers, "connections": connections, "store": store}
@@ -285,6 +289,28 @@ def download(
             download(planned.packages, source.archive, target, connections=connections, done=done)
     print(f"{len(planned.catalog):,} detections in {folder}")
     print(f"Next:  chandra-spectra prepare --archive {shell_path(folder)}   (with the same cuts)")
+
+
+@app.command(epilog="Example:  chandra-spectra index downloads mirror")
+def index(
+    folder: Annotated[Path, typer.Argument(callback=local, help="Folder with PHA, ARF and RMF files or tars of them.")],
+    mirror: Annotated[Path, typer.Argument(callback=local, help="Mirror folder to write or to complete.")],
+    cat_file: Annotated[
+        Path | None, typer.Option(callback=local, help="Catalog file with rows of the detections, as for prepare.")
+    ] = None,
+) -> None:
+    """Make a mirror of product files that are here already; its catalog comes from their headers, or from a file.
+
+    Folders in FOLDER are looked through as well. Files are known by the archive's names for them, gzipped or not.
+    """
+    with bars() as progress:
+        from builder.archive.mirror import CATALOG_FILE
+        from builder.use.index import index
+
+        done = index(folder, mirror, cat_file, progress)
+    show_indexed(done)
+    words = f"--archive {shell_path(mirror)} --cat-file {shell_path(mirror / CATALOG_FILE)}"
+    print(f"\nNext:  chandra-spectra prepare {words}")
 
 
 @app.command("serve-archive", epilog="Example:  chandra-spectra serve-archive --simulated 1000 --port 8000")

@@ -8,7 +8,7 @@ import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,20 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from builder.archive.matching import Match
     from builder.archive.packages import Plan
     from builder.dataset.layout import Entry, Manifest
     from builder.model.columns import Column
     from builder.model.text import Progress
     from builder.use.checks import Check
     from builder.use.contact import Finding
+    from builder.use.index import Indexed
 
 _CLAIM = 39
 """Letters of the longest claim of a check."""
+
+_LINES = 50
+"""Positions or damaged files that are shown one by one."""
 
 _PAUSE = 60.0
 """Seconds between two lines of progress."""
@@ -125,6 +130,7 @@ def show_summary(folder: Path, manifest: Manifest, fresh: bool | None) -> None:
     """
     from rich.console import Console
 
+    from builder.dataset.layout import POSITIONS_FILE
     from builder.dataset.read import overview
     from builder.model.records import REASONS
 
@@ -145,6 +151,9 @@ def show_summary(folder: Path, manifest: Manifest, fresh: bool | None) -> None:
     table.add_row("exposure", *exposure_text(seen.exposure).split(), "all rows together")
     table.add_row("counts", f"{seen.counts:,}", "", "all rows together, kept energies")
     table.add_row("rejected", f"{counts.rejected:,}", "", f"of {counts.selected:,} selected")
+    if places := manifest.catalog.get("positions"):
+        remark = f"of {places['number']:,} with detections; {places['matched']:,} with a source: {POSITIONS_FILE}"
+        table.add_row("positions", f"{places['selected']:,}", "", remark)
     for reason, rejected in sorted(counts.reasons.items(), key=lambda item: -item[1]):
         table.add_row(f"  {reason}", f"{rejected:,}", "", REASONS.get(reason, ""))
     for name, parts in files.items():
@@ -166,6 +175,33 @@ def show_summary(folder: Path, manifest: Manifest, fresh: bool | None) -> None:
         load = load_command(_not_bare(folder), then=f'["{split}"][0]')
         console.print(f"\nNext:  {load}", soft_wrap=True)
         console.print(f"       chandra-spectra info {shell_path(folder)}", soft_wrap=True)
+
+
+def show_indexed(done: Indexed) -> None:
+    """Show what became of the files of a folder, the damaged ones by name."""
+    from rich.console import Console
+
+    table = _table()
+    table.add_row("detections", f"{done.detections:,}", "", f"{done.held:,} of them were there" if done.held else "")
+    if done.listed:
+        table.add_row("  listed", f"{done.listed:,}", "", "with a row of the catalog file")
+    table.add_row("product files", f"{done.files:,}", "", "")
+    for kind, number in done.lacking.items():
+        if number:
+            table.add_row(f"  no {kind.upper()}", f"{number:,}", "", "detections that prepare will reject")
+    for name, number, remark in (
+        ("  damaged", len(done.damaged), "kept where a part of them is there"),
+        ("  passed over", done.copies, "there is a later version or another copy"),
+        ("  HRC", done.hrc, "left out: HRC hardly resolves energy"),
+        ("no products", done.others, "files of another name, left out"),
+    ):
+        if number:
+            table.add_row(name, f"{number:,}", "", remark)
+    _show(table, Console(highlight=False, markup=False))
+    for words in done.damaged[:_LINES]:
+        print(f"damaged: {one_line(words)}")
+    if len(done.damaged) > _LINES:
+        print(f"... and {len(done.damaged) - _LINES:,} more")
 
 
 def show_uploaded(url: str, manifest: Manifest, fresh: bool) -> None:
@@ -206,7 +242,7 @@ def show_row(row: dict[str, Any], own: tuple[Column, ...] = ()) -> None:
     texts = ("name", "detection_id", "obsid", "obi", "region_id", "cycle", "instrument")  # said in the title
     table = _table()
     missing = []
-    for column in columns_of("spectra", own):
+    for column in columns_of("spectra", own=own):
         if column.length is not None or column.name in texts or column.name.endswith(("_file", "_sha256")):
             continue
         value = row.get(column.name)  # a folder of another version may lack one
@@ -309,3 +345,25 @@ def show_estimate(planned: Plan, bandwidth: float) -> None:
         "time", f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(hours * 60))} min", f"at {bandwidth:g} MB/s"
     )
     _show(table, Console(highlight=False))
+    _show_matches(planned.matches)
+
+
+def _show_matches(matches: Sequence[Match]) -> None:
+    """Show positions with the source of each."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not matches:
+        return
+    table = Table("position", "nearest source", "arcsec", "detections", box=None, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for match in matches[:_LINES]:
+        name = one_line((match.source and match.source[0]) or "") or "without a name"
+        distance = "" if match.separation is None else f"{3600 * match.separation:.2f}"
+        cells = (name, distance, f"{match.detections:,}") if match.source else ("none", "", "")
+        table.add_row(one_line(match.label), *cells)
+    print()
+    _show(table, Console(highlight=False, markup=False))
+    if len(matches) > _LINES:
+        print(f"... and {len(matches) - _LINES:,} more: a prepared folder lists all in positions.csv")

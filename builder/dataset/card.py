@@ -15,14 +15,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from builder import __version__
-from builder.dataset.layout import CARD_FILE, DATA_FILES, DETECTIONS_FILE, Counts, Manifest
+from builder.dataset.layout import CARD_FILE, DATA_FILES, DETECTIONS_FILE, POSITIONS_FILE, Counts, Manifest
 from builder.dataset.pictures import Picture, draw_pictures
 from builder.dataset.read import read_scalars
 from builder.dataset.summary import SCALARS
-from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, Column, columns_when, features, markdown
+from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, Column, binned_columns, columns_when, features, markdown
 from builder.model.errors import MissingExtraError
+from builder.model.folding import PHOTON_ENERGIES
 from builder.model.records import REASONS
-from builder.model.settings import EMBEDDED, Recipe, Settings, last_part
+from builder.model.selection import Selection
+from builder.model.settings import EMBEDDED, EMBEDDED_REMARK, Recipe, Settings, last_part
+from builder.model.sky import radius_of
 from builder.model.splits import SPLITS, Splits
 from builder.model.text import several, size_text
 
@@ -45,6 +48,24 @@ class _Size:
 
 def _sum(splits: dict[str, _Size]) -> _Size:
     return _Size(*(sum(getattr(size, name) for size in splits.values()) for name in _Size.__slots__))
+
+
+def _responses(settings: Settings) -> str:
+    return f"\nConfig `responses`, one row an RMF file:\n\n{markdown(RESPONSES)}\n" if settings.responses else ""
+
+
+def _binned(settings: Settings) -> str:
+    """Describe config ``binned``, where there is one."""
+    if not (bins := settings.bins):
+        return ""
+    photons = f"{PHOTON_ENERGIES[0]:g}-{PHOTON_ENERGIES[1]:g} keV"
+    recipe = settings.recipe
+    return (
+        f"\nConfig `binned` has the scalars, the channels summed to {bins} logarithmic bins of "
+        f"{recipe.energy_min:g}-{recipe.energy_max:g} keV, and the\ncompact response: the counts in each bin that a "
+        f"model predicts are `exposure * photons @ response`, with its photons cm-2 s-1 in\neach of {2 * bins} "
+        f"logarithmic bins of {photons}.\n\n{markdown(binned_columns(bins))}\n"
+    )
 
 
 def write_card(folder: Path, settings: Settings, manifest: Manifest) -> list[Path]:
@@ -103,12 +124,12 @@ def _render(
     repeated = [number for number in names.values() if number > 1]
     columns, (subtracted, grouped) = (*columns_when(recipe.subtract), *manifest.own), reduction_words(recipe)
     words = {
-        "front_matter": _front_matter(sizes, manifest.own),
+        "front_matter": _front_matter(sizes, settings.bins, manifest.own),
         "spectra": "1 X-ray spectrum" if counts.rows == 1 else f"{counts.rows:,} X-ray spectra",
         "sources": several(len(names), "source"),
-        "release": settings.release.removeprefix("rel"),
+        "release": release_words(settings),
         "version": __version__,
-        "embedded": _EMBEDDED if settings.archive == EMBEDDED else _origin(manifest.catalog),
+        "origin": _origin(settings, manifest.catalog),
         "pictures": "".join(f"\n![{picture.title}]({picture.path})\n\n{picture.caption}\n" for picture in pictures),
         "configs": "\n".join(
             f"| `{config}` | {CONFIGS[config].removeprefix('one row ')} | {_sum(splits).rows:,} | "
@@ -129,9 +150,8 @@ def _render(
         "rate": f"{'background-subtracted ' if recipe.subtract else ''}count rate density",
         "columns": markdown(columns),
         "ebounds": markdown(EBOUNDS),
-        "responses": (
-            f"\nConfig `responses`, one row an RMF file:\n\n{markdown(RESPONSES)}\n" if settings.responses else ""
-        ),
+        "binned": _binned(settings),
+        "responses": _responses(settings),
         "matrix": (
             "The redistribution matrix is in config `responses`, under `rmf_sha256`."
             if settings.responses
@@ -146,8 +166,10 @@ def _render(
     return re.sub(r"@(\w+)@", lambda match: words[match[1]], TEMPLATE.read_text(encoding="utf-8"))
 
 
-def _origin(catalog: dict[str, Any]) -> str:
-    """Say where and when the catalog was asked for, and what it does not give."""
+def _origin(settings: Settings, catalog: dict[str, Any]) -> str:
+    """Say where the rows are from: where and when the catalog was asked for, and what it does not give."""
+    if settings.archive == EMBEDDED:
+        return f"\n**This is the embedded sample, for trying the code.** {EMBEDDED_REMARK}\n"
     if "service" not in catalog:
         return ""
     asked = (
@@ -158,12 +180,6 @@ def _origin(catalog: dict[str, Any]) -> str:
         return asked
     names = ", ".join(f"`{name}`" for name in catalog["missing"])
     return f"{asked}It does not give {names}, null in every row.\n"
-
-
-_EMBEDDED = """
-**This is the embedded sample, for trying the code: only two of its rows are real** (4938.0.43 and 7867.0.2, whose files
-come with Sherpa). The rest, named `SIM J…`, are simulated; some are damaged on purpose, and rejected.
-"""
 
 
 _UNDIVIDED = """\
@@ -188,6 +204,11 @@ from datasets import load_dataset
 print(load_dataset("chandra_spectra"))
 ```
 """
+
+
+def release_words(settings: Settings) -> str:
+    """Name the release of the catalog that the files are of."""
+    return "1, and simulated" if settings.archive == EMBEDDED else settings.release.removeprefix("rel")
 
 
 def _splits(settings: Settings, scalars: pa.Table) -> str:
@@ -244,6 +265,11 @@ def selection_words(settings: Settings) -> str:
             parts.append(f"of {len(chosen):,} {what}{several} ({listed})")
     if selection.detections:
         parts.append(f"among the {len(selection.detections):,} in [{DETECTIONS_FILE}]({DETECTIONS_FILE})")
+    if selection.positions:
+        parts.append(
+            f"of the sources nearest to the {len(selection.positions):,} positions in "
+            f"[{POSITIONS_FILE}]({POSITIONS_FILE}), within {3600 * (selection.radius or 0):g} arcsec"
+        )
     if selection.limit:
         first = "first" if selection.limit == 1 else f"first {selection.limit:,}"
         parts.append(f"of these the {first} by obsid, obi and region_id")
@@ -280,6 +306,8 @@ def _inputs(settings: Settings) -> str:
         lines.append(f"`{last_part(settings.catalog)}` is the catalog file {made} catalog` writes it.\n")
     if settings.selection.detections:
         lines.append(f"`{DETECTIONS_FILE}` is the file beside this card.\n")
+    if settings.selection.positions:
+        lines.append(f"`{POSITIONS_FILE}` is the file beside this card.\n")
     return "".join(lines)
 
 
@@ -298,6 +326,8 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
         "obsid": selection.obsids,
         "detections": DETECTIONS_FILE if selection.detections else None,
         "columns": ",".join(settings.columns) or None,
+        "positions": POSITIONS_FILE if selection.positions else None,
+        "radius": _radius(selection) if selection.positions else None,
         "limit": selection.limit,
         "energy-min": recipe.energy_min,
         "energy-max": recipe.energy_max,
@@ -312,10 +342,17 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
     words += [] if recipe.group else ["--no-group"]
     words += [] if settings.splits == Splits() else [f"--splits {settings.splits}"]
     words += ["--with-responses"] if settings.responses else []
+    words += [f"--bins {settings.bins}"] if settings.bins else []
     return " \\\n  ".join(words)
 
 
-def _front_matter(sizes: dict[str, dict[str, _Size]], own: tuple[Column, ...]) -> str:
+def _radius(selection: Selection) -> str:
+    """Write the radius of a match so that it is read back as the same number."""
+    text = f"{3600 * (selection.radius or 0):g}arcsec"
+    return text if radius_of(text) == selection.radius else f"{selection.radius!r}deg"
+
+
+def _front_matter(sizes: dict[str, dict[str, _Size]], bins: int, own: tuple[Column, ...]) -> str:
     from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs
@@ -328,7 +365,7 @@ def _front_matter(sizes: dict[str, dict[str, _Size]], own: tuple[Column, ...]) -
             for split, size in splits.items()
         }
         infos[config] = DatasetInfo(
-            features=features(config, own),
+            features=features(config, bins, own),
             splits=SplitDict(known),
             config_name=config,
             download_size=_sum(splits).parquet,

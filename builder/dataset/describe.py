@@ -7,15 +7,21 @@ import json
 import pyarrow as pa
 
 from builder.archive.votable import Field, declaration, field_of
-from builder.model.columns import RAGGED, Column, columns_of, features
-from builder.model.own import described
+from builder.model.columns import DEFAULT_BINS, RAGGED, Column, columns_of, features
+from builder.model.own import described, ucd_of
 
 _DATATYPES = {"float32": "float", "float64": "double", "int32": "int", "int64": "long", "bool": "boolean"}
 
 
-def parquet_schema(config: str, own: tuple[Column, ...] = ()) -> pa.Schema:
-    """Return the schema of a config's shards: the `datasets` features, and what is known of every column."""
-    return with_descriptions(features(config, own).arrow_schema, columns_of(config, own))
+def parquet_schema(config: str, bins: int = DEFAULT_BINS, own: tuple[Column, ...] = ()) -> pa.Schema:
+    """Return the schema of a config's shards: the `datasets` features, and what is known of every column.
+
+    Parameters
+    ----------
+    bins, own
+        As for `builder.model.columns.columns_of`.
+    """
+    return with_descriptions(features(config, bins, own).arrow_schema, columns_of(config, bins, own))
 
 
 def with_descriptions(schema: pa.Schema, columns: tuple[Column, ...]) -> pa.Schema:
@@ -61,6 +67,8 @@ def _described(field: pa.Field, known: dict[str, Column], struct: str = "") -> p
 
 def _field(column: Column) -> Field:
     datatype = _DATATYPES.get(column.dtype, "char")
-    size = {None: "", RAGGED: "*"}.get(column.length, str(column.length))
+    size = "x".join("*" if length == RAGGED else str(length) for length in reversed(column.shape))
     field = field_of(column)
-    return field._replace(datatype=datatype, arraysize="*" if datatype == "char" else size, description=column.meaning)
+    return field._replace(
+        datatype=datatype, arraysize="*" if datatype == "char" else size, ucd=ucd_of(column), description=column.meaning
+    )

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from builder.dataset.catalog_file import read_detections
+from builder.dataset.positions import read_positions
 from builder.files import Folder, file_sha256
-from builder.model.columns import CONFIGS, Column, configs_with
+from builder.model.columns import CONFIGS, ROW_CONFIGS, Column, configs_with
 from builder.model.errors import OutputError, SettingError
 from builder.model.own import own_of_dicts
-from builder.model.selection import Cone, Selection
+from builder.model.selection import Selection
 from builder.model.settings import Recipe, Settings
+from builder.model.sky import Cone
 from builder.model.splits import SPLITS, Splits
 
 HDF5_FILE = "chandra_spectra.hdf5"
@@ -26,6 +28,9 @@ REJECTIONS_FILE = "rejections.parquet"
 CARD_FILE = "README.md"
 DETECTIONS_FILE = "detections.txt"
 """The list of detections of a selection by list, so that the folder can be made again."""
+
+POSITIONS_FILE = "positions.csv"
+"""The positions of a selection by positions, and the source of each."""
 
 UPLOADING_FILE = "uploading.json"
 """At a URL while files are uploaded: names all that may be there, of the old folder and the new one."""
@@ -65,12 +70,12 @@ def unreadable(path: Path, error: Exception) -> OutputError:
     return OutputError(f"cannot read {path}: {reason}; prepare the folder again with --force")
 
 
-def parts(splits: Splits, responses: bool) -> list[tuple[str, str]]:
+def parts(splits: Splits, responses: bool, bins: int) -> list[tuple[str, str]]:
     """Return the config and split of every set of shards: only rows of a source are divided."""
     return [
         (config, split)
-        for config in configs_with(responses)
-        for split in (splits.names if config in ("spectra", "counts") else SPLITS[:1])
+        for config in configs_with(responses, bins)
+        for split in (splits.names if config in ROW_CONFIGS else SPLITS[:1])
     ]
 
 
@@ -127,7 +132,9 @@ class Manifest:
         Versions of Python and of the packages that the content depends on.
     catalog : dict
         Number of the ``detections``, and ``sha256`` of their rows; of a catalog over HTTP also its ``service``,
-        ``schema`` and ``version``, the date when it was ``retrieved``, and the columns that are ``missing``.
+        ``schema`` and ``version``, the date when it was ``retrieved``, and the columns that are ``missing``; of a
+        selection by ``positions`` their number, and how many have a source (``matched``) and rows (``selected``); of
+        the embedded sample a ``remark``.
     files : tuple of Entry
         All files but the manifest.
     columns : tuple of dict
@@ -201,7 +208,12 @@ class Manifest:
     @property
     def parts(self) -> list[tuple[str, str]]:
         """The configs and splits that the folder has."""
-        return parts(self.splits, bool(self.settings["responses"]))
+        return parts(self.splits, bool(self.settings["responses"]), self.bins)
+
+    @property
+    def bins(self) -> int:
+        """Number of bins of config ``binned``, 0 where there is none."""
+        return int(self.settings.get("bins", 0))
 
     @property
     def splits(self) -> Splits:
@@ -250,7 +262,7 @@ class Manifest:
         Parameters
         ----------
         folder : Path
-            Holds the list of detections, where they were selected by a list.
+            Holds the list of detections or positions, where they were selected by one.
 
         Raises
         ------
@@ -266,6 +278,8 @@ class Manifest:
                 cuts["cone"] = Cone(**cuts["cone"])
             if "detections" in cuts:
                 cuts["detections"] = read_detections(folder / DETECTIONS_FILE)
+            if "positions" in cuts:
+                cuts["positions"] = read_positions(folder / POSITIONS_FILE)
             return Settings(
                 own["archive"],
                 own["release"],
@@ -274,6 +288,7 @@ class Manifest:
                 self.recipe,
                 self.splits,
                 own["responses"],
+                self.bins,
                 tuple(filter(None, own.get("columns", "").split(","))),
             )
         except (KeyError, TypeError) as error:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from builder.dataset.layout import DATA_FILES, unreadable
 from builder.dataset.rows import examples
 from builder.model.errors import OutputError, SettingError
-from builder.model.ids import DetectionId
+from builder.model.ids import DetectionId, designation
 
 _MJD_EPOCH = datetime.date(1858, 11, 17)
 """Day 0 of the modified Julian date."""
@@ -112,7 +112,7 @@ def find_detections(folder: Path, detections: Iterable[str] = (), names: Iterabl
     detections : iterable of str
         As in column ``detection_id``; without the cycle it stands for both cycles of an interleaved observation.
     names : iterable of str
-        As in column ``name``.
+        As in column ``name``, in any case and with any blanks.
 
     Returns
     -------
@@ -137,7 +137,7 @@ def find_detections(folder: Path, detections: Iterable[str] = (), names: Iterabl
             raise SettingError(f"{folder} has no row {detection}: see rejections.parquet, or the column detection_id")
         found.update(dict.fromkeys(rows))
     for name in names:
-        rows = ids.filter(pc.equal(sources, name.strip())).to_pylist()
+        rows = ids.filter(pc.equal(sources, designation(name) or name.strip())).to_pylist()
         if not rows:
             raise SettingError(f"{folder} has no source {name.strip()!r}; {_hint(folder, name)}")
         found.update(dict.fromkeys(rows))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from builder.archive.packages import Package
 from builder.model.columns import COLUMNS, Column, arrow_schema, columns_of
@@ -63,11 +64,19 @@ def join(catalog: pa.Table, package: Package, result: PackageResult, splits: Spl
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def public(rows: pa.Table, config: str, own: tuple[Column, ...] = ()) -> pa.Table:
-    """Return the columns of one config in their public types, with `struct.field` columns gathered into structs."""
+def public(rows: pa.Table, config: str, bins: int = 0, own: tuple[Column, ...] = ()) -> pa.Table:
+    """Return the columns of one config in their public types, with `struct.field` columns gathered into structs.
+
+    Parameters
+    ----------
+    bins : int
+        Number of bins, for config ``binned``.
+    own : tuple of Column
+        Columns besides those of every dataset.
+    """
     arrays: dict[str, pa.Array] = {}
     structs: dict[str, dict[str, pa.Array]] = {}
-    for column in columns_of(config, own):
+    for column in columns_of(config, bins, own):
         array = rows[column.name].cast(column.public_type).combine_chunks()
         struct, _, name = column.name.rpartition(".")
         if struct:
@@ -93,5 +102,12 @@ def _values(array: pa.Array) -> Any:
         names = [field.name for field in array.type]
         return (dict(zip(names, values, strict=True)) for values in zip(*fields, strict=True))
     if pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type):
-        return (item.values.to_numpy() if item.is_valid else None for item in array)
+        return (_block(item.values) if item.is_valid else None for item in array)
     return array.to_pylist()
+
+
+def _block(values: pa.Array) -> NDArray[Any]:
+    """Return a list, or a list of lists of one length, as an array."""
+    if pa.types.is_fixed_size_list(values.type):
+        return _block(values.flatten()).reshape(len(values), -1)
+    return values.to_numpy()  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from builder.dataset.layout import HDF5_FILE, Manifest
-from builder.model.columns import Column
+from builder.model.columns import ROW_CONFIGS, Column
 from builder.model.splits import SPLITS
 
 SLICE_ROWS = 500
@@ -22,7 +22,7 @@ SLICE_ROWS = 500
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A slice of the rows of both configs, and where they stand.
+    """A slice of the rows of all configs that have them, and where they stand.
 
     Attributes
     ----------
@@ -30,6 +30,8 @@ class Rows:
         Number of the first row in the whole dataset.
     spectra, counts : pyarrow.Table
         The same rows of either config, structs flattened to ``struct.field``.
+    binned : pyarrow.Table, optional
+        The same of config ``binned``, where the folder has it.
     split : list of str
         The split in whose files each row stands.
     position : ndarray of int64
@@ -43,6 +45,7 @@ class Rows:
     start: int
     spectra: pa.Table
     counts: pa.Table
+    binned: pa.Table | None
     split: list[str]
     position: NDArray[np.int64]
     files: dict[tuple[str, str], list[tuple[int, str]]]
@@ -51,13 +54,19 @@ class Rows:
     def __len__(self) -> int:
         return len(self.spectra)
 
+    @property
+    def tables(self) -> dict[str, pa.Table]:
+        """The same rows of each config that the folder has."""
+        found = {config: getattr(self, config) for config in ROW_CONFIGS}
+        return {config: table for config, table in found.items() if table is not None}
+
     def place(self, config: str, index: int) -> tuple[str, str]:
         """Return the file that holds a row of the slice, and what the row is called."""
         whole = config == "hdf5"
         files = self.files[config, "" if whole else self.split[index]]
         number = self.start + index if whole else int(self.position[index])
         file = files[bisect.bisect_right(files, number, key=lambda item: item[0]) - 1][1]
-        table = self.counts if config == "counts" else self.spectra
+        table = getattr(self, config, self.spectra)
         return file, f"{table['detection_id'][index].as_py()} (row {number})"
 
 
@@ -85,7 +94,7 @@ class _Reader:
 
 
 def slices(folder: Path, manifest: Manifest, order: NDArray[np.int64], size: int = SLICE_ROWS) -> Iterator[Rows]:
-    """Return the rows of both configs, `size` at a time, in the catalog's order.
+    """Return the rows of all configs that have them, `size` at a time, in the catalog's order.
 
     Parameters
     ----------
@@ -103,7 +112,7 @@ def slices(folder: Path, manifest: Manifest, order: NDArray[np.int64], size: int
     for start in range(0, len(order), size):
         codes = order[start : start + size]
         sorted_rows = np.argsort(codes, kind="stable")  # as they come from the files, one split after the other
-        tables: dict[str, list[pa.Table]] = {"spectra": [], "counts": []}
+        tables: dict[str, list[pa.Table]] = {config: [] for config in ROW_CONFIGS if (config, SPLITS[0]) in begins}
         position = np.empty(len(codes), dtype=np.int64)
         for code in np.unique(codes):
             split, number = SPLITS[code], int(np.count_nonzero(codes == code))
@@ -112,8 +121,9 @@ def slices(folder: Path, manifest: Manifest, order: NDArray[np.int64], size: int
             position[codes == code] = np.arange(done[split], done[split] + number)
             done[split] += number
         place = pa.array(np.argsort(sorted_rows))
-        spectra, counts = (pa.concat_tables(found).take(place) for found in tables.values())
-        yield Rows(start, spectra, counts, [SPLITS[code] for code in codes], position, begins, manifest.own)
+        rows = {config: pa.concat_tables(found).take(place) for config, found in tables.items()}
+        spectra, counts, binned = (rows.get(config) for config in ROW_CONFIGS)
+        yield Rows(start, spectra, counts, binned, [SPLITS[code] for code in codes], position, begins, manifest.own)
 
 
 def order_of(folder: Path, manifest: Manifest) -> NDArray[np.int64]:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from builder import __version__
 from builder.archive.packages import Package, Plan
+from builder.dataset.binned import binned
 from builder.dataset.card import write_card
 from builder.dataset.describe import parquet_schema
 from builder.dataset.hdf5 import HDF5Writer
@@ -26,6 +27,7 @@ from builder.dataset.layout import (
     DATA_FILES,
     HDF5_FILE,
     MANIFEST_FILE,
+    POSITIONS_FILE,
     REJECTIONS_FILE,
     UPLOADING_FILE,
     Counts,
@@ -34,13 +36,14 @@ from builder.dataset.layout import (
     named_files,
     parts,
 )
+from builder.dataset.positions import write_matches
 from builder.dataset.rows import join, public
 from builder.dataset.shards import ShardWriter
 from builder.files import Folder, reported
 from builder.model.columns import columns_when
 from builder.model.errors import OutputError
 from builder.model.own import own_columns, own_dicts
-from builder.model.settings import Settings
+from builder.model.settings import EMBEDDED, EMBEDDED_REMARK, Settings
 from builder.model.splits import SPLITS
 from builder.model.text import Progress
 from builder.store.packages import EBOUNDS_SCHEMA, PackageResult, rejections_table
@@ -86,8 +89,8 @@ def write_folder(
     rows, selected = 0, len(planned.rejections)
     own = own_columns(planned.catalog.schema)
     shards = {
-        (config, split): ShardWriter(folder / DATA_FILES[config], parquet_schema(config, own), split)
-        for config, split in parts(settings.splits, settings.responses)
+        (config, split): ShardWriter(folder / DATA_FILES[config], parquet_schema(config, settings.bins, own), split)
+        for config, split in parts(settings.splits, settings.responses, settings.bins)
     }
     known: set[str] = set()  # responses that are written
     with contextlib.ExitStack() as stack:
@@ -98,10 +101,13 @@ def write_folder(
         for package, result in results:
             selected += _complete(package, result)
             table = join(planned.catalog, package, result, settings.splits)
-            for split in settings.splits.names:
-                part = table.filter(pc.equal(table["split"], split)) if settings.splits.divided else table
-                for config in ("spectra", "counts"):
-                    shards[config, split].append(public(part, config, own))
+            rows_of = {"spectra": table, "counts": table}
+            if settings.bins:
+                rows_of["binned"] = binned(table, result, settings.recipe, settings.bins)
+            for config, whole in rows_of.items():
+                for split in settings.splits.names:
+                    part = whole.filter(pc.equal(whole["split"], split)) if settings.splits.divided else whole
+                    shards[config, split].append(public(part, config, settings.bins, own))
             hdf5.append(table)
             for number, key in enumerate(result.responses["rmf_sha256"].to_pylist()):
                 if key not in known:  # one by one: a package's together take 70 MB, and as much again
@@ -133,12 +139,17 @@ def write_folder(
         __version__,
         described,
         versions,
-        {"detections": detections, "sha256": _sha256_of_table(planned.catalog)} | _origin(planned),
+        {"detections": detections, "sha256": _sha256_of_table(planned.catalog)}
+        | _origin(planned, settings)
+        | _matched(planned),
         Counts(detections, planned.duplicates, selected, rows, len(rejected), reasons),
         tuple(files),
         tuple(own_dicts(own)),
     )
     files += [Entry.of(folder / HDF5_FILE, folder, rows), Entry.of(folder / REJECTIONS_FILE, folder, len(rejected))]
+    if planned.matches:
+        write_matches(folder / POSITIONS_FILE, planned.matches)
+        files.append(Entry.of(folder / POSITIONS_FILE, folder))
     files += [Entry.of(path, folder) for path in write_card(folder, settings, manifest)]
     return dataclasses.replace(manifest, files=tuple(files))
 
@@ -159,10 +170,23 @@ def _distinct(grids: pa.Table) -> pa.Table:
     return grids.take(pa.array([first[name] for name in sorted(first)], pa.int64()))
 
 
-def _origin(planned: Plan) -> dict[str, Any]:
-    """Say where the catalog was asked for, where it was."""
+def _origin(planned: Plan, settings: Settings) -> dict[str, Any]:
+    """Say where the catalog was asked for, where it was, or what the embedded sample is."""
+    if settings.archive == EMBEDDED:
+        return {"remark": EMBEDDED_REMARK}
     said = dataclasses.asdict(planned.origin) if planned.origin is not None else {}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in said.items()}
+
+
+def _matched(planned: Plan) -> dict[str, Any]:
+    """Count the positions that were asked for, where there are any."""
+    matches = planned.matches
+    counts = {
+        "number": len(matches),
+        "matched": sum(match.source is not None for match in matches),
+        "selected": sum(match.detections > 0 for match in matches),
+    }
+    return {"positions": counts} if matches else {}
 
 
 def _sha256_of_table(table: pa.Table) -> str:

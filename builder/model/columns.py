@@ -22,10 +22,17 @@ if TYPE_CHECKING:
 CONFIGS = {
     "spectra": "one row a spectrum: all scalars and the reduced spectrum",
     "counts": "one row a spectrum: all scalars, the counts in each channel and the effective area",
+    "binned": "one row a spectrum: all scalars, the counts in fixed bins, and the response by fixed photon energies",
     "ebounds": "one row a channel energy grid",
     "responses": "one row a response matrix (RMF), sparse",
 }
-"""Configurations of a prepared folder; the first is the default, the last is there only where it is asked for."""
+"""Configurations of a prepared folder; the first is the default; see `configs_with`."""
+
+ROW_CONFIGS = ("spectra", "counts", "binned")
+"""Configurations with a row for each spectrum."""
+
+DEFAULT_BINS = 64
+"""Of config ``binned``, where the number is not said."""
 
 SEVERAL_SOURCES = "several_sources"
 """The one column of a catalog that is not asked for."""
@@ -49,8 +56,8 @@ class Column:
         For people: what it is, and the CSC column, file or formula that it comes from.
     unit : str
         As in FITS; empty for none.
-    length : int, optional
-        None for a scalar, `RAGGED`, or the fixed length of a list.
+    length : int or tuple of int, optional
+        None for a scalar, `RAGGED`, or the fixed length of a list, or of a list of lists.
     configs : tuple of str
         Configurations that have the column.
     hdf5 : str, optional
@@ -62,7 +69,7 @@ class Column:
     nullable : bool
         Whether a row may lack it.
     ucd : str
-        What kind of quantity it is, in the words of the Virtual Observatory (UCD1+); empty for none.
+        Kind of quantity of an own column in the words of the Virtual Observatory (UCD1+), where it is said.
     own : bool
         Whether it is a column of a catalog beside the declared ones, see `builder.model.own`.
     """
@@ -72,8 +79,8 @@ class Column:
     meaning: str
     source: str
     unit: str = ""
-    length: int | None = None
-    configs: tuple[str, ...] = ("spectra", "counts")
+    length: int | tuple[int, ...] | None = None
+    configs: tuple[str, ...] = ROW_CONFIGS
     hdf5: str = ""
     query: str = ""
     record: str = ""
@@ -106,10 +113,15 @@ class Column:
         """Give the value of a measured column."""
         return operator.attrgetter(self.record or self.name)(spectrum)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of lists, the outer ones first; empty for a scalar."""
+        return () if self.length is None else self.length if isinstance(self.length, tuple) else (self.length,)
+
     def _listed(self, value: pa.DataType) -> pa.DataType:
-        if self.length is None:
-            return value
-        return pa.list_(value, self.length)  # a length of -1 is pyarrow's own word for a ragged list
+        for length in reversed(self.shape):
+            value = pa.list_(value, length)  # a length of -1 is pyarrow's own word for a ragged list
+        return value
 
 
 def _value_type(dtype: str) -> pa.DataType:
@@ -231,8 +243,7 @@ COLUMNS: tuple[Column, ...] = (
     _catalog("m", "err_ellipse_r0", "float32", "major radius of the 95 % error ellipse of the position", "arcsec"),
     _catalog("m", "err_ellipse_r1", "float32", "minor radius of the 95 % error ellipse of the position", "arcsec"),
     _catalog("m", "err_ellipse_ang", "float32", "position angle of the error ellipse's major axis, from north", "deg"),
-    _catalog("m", "nh_gal", "float32", "Galactic column density of neutral hydrogen towards the master source, "
-             "in units of 10^20 atoms", "10**20 cm-2"),
+    _catalog("m", "nh_gal", "float32", "Galactic column density of neutral hydrogen", "10**20 cm-2"),
     _catalog("o", "gti_end", "string", "end of the good time, ISO 8601 (TT)"),
     # labels
     *_limits("o", "flux_aper_b", "flux_aper_{}_b", "net energy flux, 0.5-7 keV", "erg s-1 cm-2"),
@@ -344,11 +355,52 @@ CATALOG: tuple[Column, ...] = tuple(column for column in COLUMNS if column.query
 """The columns of a catalog: what was asked for, and what its rows together tell."""
 
 
-def columns_of(config: str, own: tuple[Column, ...] = ()) -> tuple[Column, ...]:
-    """Return the columns of one configuration, own columns last; SettingError for an unknown one."""
+def compact_columns(bins: int) -> tuple[Column, ...]:
+    """Return the columns of config ``binned`` that are made of the response matrix, when a spectrum is reduced."""
+    return (
+        Column("response", "float32", "effective area times matrix: the counts in each bin are exposure times the sum "
+               "over the photon energies of photons cm-2 s-1 times this", "ARF and RMF file, see docs/recipe.md", "cm2",
+               (2 * bins, bins), ("binned",), nullable=True),
+        Column("response_fault", "string", "why there is no response: it is null then, and this else",
+               "what reading the RMF file met", configs=("binned",), nullable=True),
+    )  # fmt: skip
+
+
+def binned_columns(bins: int) -> tuple[Column, ...]:
+    """Return the columns of config ``binned`` beside the scalars, for a number of bins."""
+
+    def column(name: str, dtype: str, meaning: str, source: str, unit: str, length: int = bins) -> Column:
+        return Column(name, dtype, meaning, source, unit, length, ("binned",))
+
+    photons = "logarithmic, 0.3 to 9.3 keV"
+    return (
+        column("counts", "int32", "counts in the bin, source region", "COUNTS of the PHA file", "count"),
+        column("background_counts", "int32", "counts in the bin, background region, not scaled",
+               "COUNTS of the PHA file's background", "count"),
+        column("energy_lo", "float32", "low edge of the bin's first channel", "E_MIN of the RMF file", "keV"),
+        column("energy_hi", "float32", "high edge of the bin's last channel", "E_MAX of the RMF file", "keV"),
+        column("effective_area", "float32", "effective area, mean over the bin, not aperture-corrected",
+               "SPECRESP of the ARF file", "cm2"),
+        column("photon_energy_lo", "float32", "low edge of the photon energies of response", photons, "keV", 2 * bins),
+        column("photon_energy_hi", "float32", "high edge of the photon energies of response", photons, "keV", 2 * bins),
+        *compact_columns(bins),
+    )  # fmt: skip
+
+
+def columns_of(config: str, bins: int = DEFAULT_BINS, own: tuple[Column, ...] = ()) -> tuple[Column, ...]:
+    """Return the columns of one configuration; SettingError for an unknown one.
+
+    Parameters
+    ----------
+    bins : int
+        Number of bins of config ``binned``.
+    own : tuple of Column
+        Columns besides those of every dataset, see `builder.model.own`; they come last.
+    """
     if config not in CONFIGS:
         raise SettingError(f"unknown config {config!r}: choose one of {', '.join(CONFIGS)}")
-    return tuple(column for column in (*COLUMNS, *own, *EBOUNDS, *RESPONSES) if config in column.configs)
+    every = (*COLUMNS, *binned_columns(bins), *EBOUNDS, *RESPONSES, *own)
+    return tuple(column for column in every if config in column.configs)
 
 
 def columns_when(subtract: bool) -> tuple[Column, ...]:
@@ -363,20 +415,21 @@ def columns_when(subtract: bool) -> tuple[Column, ...]:
     )
 
 
-def configs_with(responses: bool) -> tuple[str, ...]:
-    """Return the configurations of a folder that has the responses, or has them not."""
-    return tuple(config for config in CONFIGS if responses or config != "responses")
+def configs_with(responses: bool, bins: int = 0) -> tuple[str, ...]:
+    """Return the configurations of a folder that has the responses, and so many bins, or has them not."""
+    there = {"responses": responses, "binned": bins > 0}
+    return tuple(config for config in CONFIGS if there.get(config, True))
 
 
-def features(config: str, own: tuple[Column, ...] = ()) -> Features:
-    """Return the `datasets.Features` of one configuration."""
+def features(config: str, bins: int = DEFAULT_BINS, own: tuple[Column, ...] = ()) -> Features:
+    """Return the `datasets.Features` of one configuration; `bins` and `own` as for `columns_of`."""
     from datasets import Features, Sequence, Value  # Sequence gives a List; datasets 3 has no other word for it
 
     tree: dict[str, Any] = {}
-    for column in columns_of(config, own):
+    for column in columns_of(config, bins, own):
         value: Any = Value(column.dtype)
-        if column.length is not None:
-            value = Sequence(value, length=column.length)
+        for length in reversed(column.shape):
+            value = Sequence(value, length=length)
         struct, _, field = column.name.rpartition(".")
         (tree.setdefault(struct, {}) if struct else tree)[field] = value
     return Features(tree)
@@ -391,7 +444,13 @@ def markdown(columns: tuple[Column, ...]) -> str:
     """Make a Markdown table of columns, for README and card."""
     lines = ["| column | type | unit | meaning | source |", "| --- | --- | --- | --- | --- |"]
     for column in columns:
-        shape = {None: "", RAGGED: "[n]"}.get(column.length, f"[{column.length}]")
-        cells = (f"`{column.name}`", column.dtype + shape, column.unit, column.meaning, column.source)
+        shape = f"[{', '.join('n' if length == RAGGED else str(length) for length in column.shape)}]"
+        cells = (
+            f"`{column.name}`",
+            column.dtype + shape.removesuffix("[]"),
+            column.unit,
+            column.meaning,
+            column.source,
+        )
         lines.append("| " + " | ".join(cells).replace("*", r"\*") + " |")  # a product, no emphasis
     return "\n".join(lines)

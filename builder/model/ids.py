@@ -14,6 +14,19 @@ CYCLES = ("", "e1", "e2")
 
 _DETECTION_ID = re.compile(r"(\d{1,6})\.(\d{1,3})\.(\d{1,4})(?:\.(e[12]))?", re.ASCII)
 
+_DESIGNATION = re.compile(r"(\d?[A-Z]+)(J\d{6}(?:\.\d+)?[+-]\d{6}[A-Z]?)", re.ASCII)
+"""Name of a source by its position (IAU), upper case and without blanks; ``X`` at the end is of an extended one."""
+
+
+def designation(text: str) -> str | None:
+    """Write a source's name as the catalog does, in whatever case and with whatever blanks; None if it is no such name.
+
+    >>> designation("2cxoj004248.5+411521")
+    '2CXO J004248.5+411521'
+    """
+    match = _DESIGNATION.fullmatch("".join(text.split()).upper().replace("\N{MINUS SIGN}", "-"))
+    return match and f"{match[1]} {match[2]}"
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class DetectionId:

@@ -12,8 +12,34 @@ from typing import Any
 
 import pyarrow as pa
 
-from builder.model.columns import CATALOG, COLUMNS, EBOUNDS, Column
+from builder.model.columns import CATALOG, COLUMNS, EBOUNDS, Column, binned_columns
 from builder.model.errors import SettingError
+
+_FLUX, _ENERGY, _FLAG = "phot.flux;em.X-ray", "em.energy", "meta.code"
+UCDS = {
+    "name": "meta.id;meta.main", "detection_id": "meta.id;src", "object_id": "meta.id;src", "obsid": "meta.id;obs",
+    "instrument": "meta.id;instr", "ra": "pos.eq.ra;meta.main", "dec": "pos.eq.dec;meta.main", "healpix": "pos.healpix",
+    "significance": "stat.snr", "flux_significance_b": "stat.snr", "src_cnts_aper_b": "phot.count;em.X-ray",
+    "theta": "pos.angDistance;instr.det", "phi": "pos.posAng;instr.det", "livetime": "time.duration;obs.exposure",
+    "exposure": "time.duration;obs.exposure", "gti_mjd_obs": "time.start;obs.exposure",
+    "gti_end": "time.end;obs.exposure", "var_prob_b": "stat.probability;src.var", "var_index_b": "src.var.index",
+    "err_ellipse_r0": "phys.angSize.smajAxis;pos.errorEllipse", "nh_gal": "phys.columnDensity",
+    "err_ellipse_r1": "phys.angSize.sminAxis;pos.errorEllipse", "err_ellipse_ang": "pos.posAng;pos.errorEllipse",
+    **{f"hard_{pair}": "phot.color;em.X-ray" for pair in ("hm", "hs", "ms")},
+    **{f"flux_{what}": _FLUX for what in ("aper_b", "bb_aper_b", "powlaw", "aper_s", "aper_m", "aper_h")},
+    **{f"{what}_flag": _FLAG for what in ("sat_src", "streak_src", "extent", "pileup")},
+    **{f"{what}_code": _FLAG for what in ("conf", "extent")},
+    "powlaw_gamma": "spect.index;em.X-ray", "powlaw_nh": "phys.columnDensity",
+    "powlaw_ampl": "phot.flux.density;em.X-ray",
+    **{f"{model}_kt": "phys.temperature" for model in ("bb", "brems", "apec")},
+    **{f"{model}_stat": "stat.fit.goodness" for model in ("powlaw", "bb", "brems", "apec")},
+    "source_counts": "phot.count;em.X-ray", "background_counts_total": "phot.count;instr.background",
+    "counts": "phot.count;em.X-ray", "background_counts": "phot.count;instr.background",
+    **dict.fromkeys(("energy_lo", "energy_hi", "arf.energy_lo", "arf.energy_hi"), _ENERGY),
+    **{f"spectrum.ene_{part}_bin": _ENERGY for part in ("center", "low", "high")},
+    "arf.specresp": "phys.area;instr", "effective_area": "phys.area;instr",
+}  # fmt: skip
+"""Kinds of quantities in the words of the Virtual Observatory (UCD1+), by column; limits are those of their values."""
 
 _TYPES = {"string": pa.string(), "bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64()}
 """Types of own columns."""
@@ -25,7 +51,7 @@ _KNOWN = frozenset(column.name for column in CATALOG)
 
 MADE = (
     frozenset(word for column in COLUMNS for word in (column.name, column.hdf5_name, column.name.partition(".")[0]))
-    | frozenset(column.name for column in EBOUNDS)
+    | frozenset(column.name for column in (*binned_columns(1), *EBOUNDS))
     | {"ebounds"}
 ) - _KNOWN
 """Names of what the dataset makes itself, which no own column can have."""
@@ -52,9 +78,19 @@ def own_column(name: str, kind: pa.DataType, said: Mapping[str, str]) -> Column:
     return Column(name, dtype, **known, nullable=True, own=True)
 
 
+def ucd_of(column: Column) -> str:
+    """Return what kind of quantity a column is, empty where no word fits."""
+    if column.own:
+        return column.ucd
+    for limit, word in (("_lolim", "stat.min"), ("_hilim", "stat.max")):
+        if limit in column.name:
+            return f"{UCDS[column.name.replace(limit, '')]};{word}"
+    return UCDS.get(column.name, "")
+
+
 def described(field: pa.Field, column: Column) -> pa.Field:
     """Give a field what is known of its column."""
-    known = {key: getattr(column, attribute) for key, attribute in _SAID.items()}
+    known = {key: getattr(column, attribute) for key, attribute in _SAID.items()} | {"ucd": ucd_of(column)}
     return field.with_metadata({key: text for key, text in known.items() if text})
 
 

@@ -24,9 +24,12 @@ from builder.model.invariants import (
 N_CHANNELS = 1024
 """PI channels of an ACIS spectrum (TLMIN1 = 1, TLMAX1 = 1024 in the catalog's PHA files)."""
 
+BROAD = slice(35, 479)
+"""The channels that lie within the catalog's broad band, 0.5-7 keV: 36 to 479, at their array positions."""
+
 REASONS = {
     "no_detection": "the catalog's row has ids that no detection can have",
-    "not_acis": "the instrument has no spectra in the catalog (HRC)",
+    "not_acis": "the instrument is HRC, which hardly resolves energy",
     "not_served": "the archive would not serve the package",
     "missing_pha": "the archive has no PHA file for the detection",
     "missing_arf": "the archive has no ARF file for the detection",
@@ -196,6 +199,8 @@ class Spectrum:
         Names and SHA-256 (of the inflated bytes) of the PHA, ARF and RMF file.
     response : Response or str, optional
         The RMF's matrix where it was asked for, or why it cannot be kept.
+    compact : ndarray of float32, shape (photon energies, bins), or str, optional
+        Compact response of config ``binned`` where it was asked for, cm2, or why there is none.
 
     Raises
     ------
@@ -230,6 +235,7 @@ class Spectrum:
     sha256: Trio
     psf_frac: NDArray[np.float32] | None = None
     response: Response | str | None = None
+    compact: NDArray[np.float32] | str | None = None
 
     def __post_init__(self) -> None:
         bins = (self.energy, self.energy_lo, self.energy_hi, self.rate, self.rate_error)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from builder.model.errors import SettingError
-from builder.model.ids import DetectionId
+from builder.model.ids import DetectionId, designation
+from builder.model.sky import Cone, Position
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 _LIST = 100
 """Names or observations in one query: the service drops the connection on very long lists."""
+
+_BOXES = 25
+"""Boxes on the sky in one query."""
+
+DEFAULT_RADIUS = 2 / 3600
+"""Radius of a match, deg: about the error of a bright source's position far off axis, and of most other catalogs."""
 
 _NAME = re.compile(r"[\w .+:-]+")
 
@@ -46,60 +53,6 @@ _CUTS = (("min_cnts", "src_cnts_aper_b", ">"), ("min_sig", "flux_significance_b"
 
 
 @dataclass(frozen=True, slots=True)
-class Cone:
-    """A circle on the sky: centre and radius in degrees.
-
-    Raises
-    ------
-    SettingError
-        If the centre is not on the sky, or the radius not between 0 and 180.
-    """
-
-    ra: float
-    dec: float
-    radius: float
-
-    def __post_init__(self) -> None:
-        finite = all(math.isfinite(value) for value in (self.ra, self.dec, self.radius))
-        if not finite or not (0 <= self.ra < 360 and -90 <= self.dec <= 90 and 0 < self.radius <= 180):
-            raise SettingError(
-                f"the cone {self.ra:g},{self.dec:g},{self.radius:g} must have 0 <= RA < 360, -90 <= DEC <= 90 and "
-                "0 < RADIUS <= 180, all in degrees"
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> Cone:
-        """Read ``RA,DEC,RADIUS``; SettingError if it is not that."""
-        try:
-            ra, dec, radius = map(float, text.split(","))
-        except ValueError:
-            raise SettingError(f"cone {text!r} is not RA,DEC,RADIUS in degrees, such as 83.82,-5.39,0.2") from None
-        return cls(ra, dec, radius)
-
-    def holds(self, ra: float, dec: float) -> bool:
-        """Tell whether a position lies within, by its true separation (haversine formula)."""
-        lat, other = math.radians(self.dec), math.radians(dec)
-        half = math.sin(math.radians(ra - self.ra) / 2) ** 2
-        chord = math.sin((other - lat) / 2) ** 2 + math.cos(lat) * math.cos(other) * half
-        return math.degrees(2 * math.asin(min(1.0, math.sqrt(chord)))) <= self.radius
-
-    @property
-    def conditions(self) -> list[str]:
-        """A box in right ascension and declination that holds the circle: the service has no geometry."""
-        low, high = self.dec - self.radius, self.dec + self.radius
-        box = [f"m.dec >= {max(low, -90)!r}", f"m.dec <= {min(high, 90)!r}"]
-        if low <= -90 or high >= 90:  # a pole lies within: every right ascension does
-            return box
-        # The meridians that touch the circle; a hair wider, against rounding.
-        sine = math.sin(math.radians(self.radius)) / math.cos(math.radians(self.dec))
-        width = math.degrees(math.asin(min(1.0, sine))) + 1e-9
-        west, east = self.ra - width, self.ra + width
-        if west < 0 or east >= 360:
-            return [*box, f"(m.ra >= {west % 360!r} OR m.ra <= {east % 360!r})"]
-        return [*box, f"m.ra >= {west!r}", f"m.ra <= {east!r}"]
-
-
-@dataclass(frozen=True, slots=True)
 class Selection:
     """Cuts and lists that select detections: all that are given must pass.
 
@@ -113,8 +66,12 @@ class Selection:
         An off-axis angle below this, arcmin (``theta``).
     cone : Cone, optional
         Of sources in this circle.
+    positions : tuple of Position
+        Of the source that is nearest to each of these, whatever its detections.
+    radius : float, optional
+        Greatest separation of such a source, deg.
     names : tuple of str
-        Of these sources.
+        Of these sources; designations in any case and with any blanks.
     obsids : tuple of int
         In these observations.
     detections : frozenset of DetectionId
@@ -136,17 +93,24 @@ class Selection:
     obsids: tuple[int, ...] = ()
     detections: frozenset[DetectionId] = frozenset()
     limit: int | None = None
+    positions: tuple[Position, ...] = ()
+    radius: float | None = None
 
     def __post_init__(self) -> None:
         for name, _, _, value in self._cuts:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
                 raise SettingError(f"{name} must be a number from 0 up, not {value!r}")
             object.__setattr__(self, name, float(value))
-        object.__setattr__(self, "names", tuple(" ".join(name.split()) for name in self.names))
+        object.__setattr__(self, "names", tuple(map(_folded, self.names)))
         if wrong := [name for name in self.names if not _NAME.fullmatch(name)]:
-            raise SettingError(f"{wrong[0]!r} is not a source's name, such as '2CXO J004248.5+411521'")
+            raise SettingError(_no_name(wrong[0]))
         if wrong_obsids := [obsid for obsid in self.obsids if not 0 <= obsid < 10**6]:
             raise SettingError(f"{wrong_obsids[0]} is not an observation: obsid has up to 6 digits")
+        if self.positions and self.radius is None:
+            object.__setattr__(self, "radius", DEFAULT_RADIUS)
+        if self.radius is not None and not self.positions:
+            raise SettingError("a radius goes with positions: give --positions FILE")
+        _ = self._circles  # refuses what is not on the sky
         if self.limit is not None and self.limit < 1:
             raise SettingError(f"limit must be at least 1, not {self.limit}")
 
@@ -163,6 +127,9 @@ class Selection:
         if self.detections:
             text = "\n".join(map(str, sorted(self.detections)))
             given["detections"] = {"number": len(self.detections), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        if self.positions:
+            text = "\n".join(f"{place.ra!r} {place.dec!r} {place.name}" for place in self.positions)
+            given["positions"] = {"number": len(self.positions), "sha256": hashlib.sha256(text.encode()).hexdigest()}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
 
     def not_in(self, catalog: pa.Table) -> list[str]:
@@ -171,7 +138,7 @@ class Selection:
         return [
             *map(str, sorted(self.detections - {DetectionId.of(row) for row in rows})),
             *(f"observation {obsid}" for obsid in sorted({*self.obsids} - {*catalog["obsid"].to_pylist()})),
-            *(f"source {name!r}" for name in sorted({*self.names} - {*catalog["name"].to_pylist()})),
+            *(f"source {name!r}" for name in sorted({*self.names} - {*map(_folded, catalog["name"].to_pylist())})),
         ]
 
     def keeps(self, row: dict[str, Any], *, nulls: bool = False) -> bool:
@@ -193,28 +160,64 @@ class Selection:
                 return False
         return (
             (self.cone is None or (None not in (row["ra"], row["dec"]) and self.cone.holds(row["ra"], row["dec"])))
-            and (not self.names or row["name"] in self.names)
+            and (not self.names or _folded(row["name"]) in self.names)
             and (not self.obsids or row["obsid"] in self.obsids)
             and (not self.detections or DetectionId.of(row) in self.detections)
         )
 
+    def name_hint(self) -> str:
+        """Say what may be wrong with the names; empty where there are none."""
+        if other := [name for name in self.names if not designation(name)]:
+            return _no_name(other[0])
+        return "look for slips in the names, such as '2CXO J004248.5+411521'" if self.names else ""
+
     @property
     def columns(self) -> set[str]:
         """Catalog columns, by bare name, without which the selection cannot be made."""
-        place = ("ra", "dec") if self.cone else ()
+        place = ("ra", "dec") if self.cone or self.positions else ()
         return {"name", "obsid", "obi", "region_id", "flux_bb_aper_b", *(cut[1] for cut in self._cuts), *place}
 
     def queries(self, schema: str) -> Iterator[str]:
-        """Yield the part after SELECT ... of each query; together they find every row that `keeps`, and few more."""
+        """Yield the part after SELECT ... of each query; together they find every row that `keeps`, and more.
+
+        The nearest source of a position is known only where none is cut away, so that the cuts are made on this side.
+        """
         cuts = [f"o.{column} {relation} {bound!r}" for _, column, relation, bound in self._cuts]
         cuts += self.cone.conditions if self.cone else []
         obsids = self.obsids or {detection.obsid for detection in self.detections}
-        if self.names:  # where several lists are given, one is asked for and the rest is cut on this side
+        if self.positions:
+            cuts, lists = [], [*self._boxes()]
+        elif self.names:  # where several lists are given, one is asked for and the rest is cut on this side
             lists = [*_in("m.name", [f"'{name}'" for name in sorted(set(self.names))])]
         else:
             lists = [*_in("o.obsid", [str(obsid) for obsid in sorted(set(obsids))])]
         for part in lists or [""]:
             yield f"{_FROM.format(schema)} WHERE {' AND '.join((*_WHERE, *cuts, *([part] if part else [])))}"
+
+    @property
+    def _circles(self) -> list[Cone]:
+        places = {place[:2] for place in self.positions}
+        return [Cone(ra, dec, self.radius or 0) for ra, dec in sorted(places, key=lambda place: (place[1], place[0]))]
+
+    def _boxes(self) -> Iterator[str]:
+        boxes = [f"({' AND '.join(circle.conditions)})" for circle in self._circles]
+        for start in range(0, len(boxes), _BOXES):
+            yield f"({' OR '.join(boxes[start : start + _BOXES])})"
+
+
+def _folded(name: str | None) -> str:
+    """Write a name of the catalog as the catalog does, and any other with single blanks."""
+    return designation(name or "") or " ".join((name or "").split())
+
+
+def _no_name(text: str) -> str:
+    said = f"{text!r} is not a source's name, such as '2CXO J004248.5+411521'"
+    if re.search(r"J\s*\d", text, re.IGNORECASE):
+        return f"{said}: look for slips in it"
+    return (
+        f"{said}; for its position try astropy's SkyCoord.from_name({text!r}), which asks Sesame, and give "
+        "--cone RA,DEC,1arcmin"
+    )
 
 
 def _in(column: str, values: list[str]) -> Iterator[str]:

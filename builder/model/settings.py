@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from builder.model.errors import SettingError
+from builder.model.ids import designation
 from builder.model.releases import release_of
 from builder.model.selection import Selection
 from builder.model.splits import Splits
@@ -23,6 +24,13 @@ DEFAULT_RELEASE = "rel2.1"
 """Version word of the catalog's current release."""
 
 EMBEDDED = "embedded"
+EMBEDDED_REMARK = (
+    "Two of its rows are real: 4938.0.43 and 7867.0.2, products of release 1 that come with Sherpa, each named after "
+    "its position and without what only the catalog gives, such as `src_cnts_aper_b`. The others, named `SIM J…`, are "
+    "simulated; some are damaged on purpose, and rejected."
+)
+"""Origin of the embedded sample's rows, in Markdown."""
+
 """The archive that is made on this machine: two real detections and simulated ones."""
 
 DEFAULT_CONNECTIONS = 4
@@ -30,6 +38,10 @@ DEFAULT_CONNECTIONS = 4
 
 DEFAULT_CUTS = {"min_cnts": 40.0, "min_sig": 4.0, "max_theta": 10.0}
 """Of net counts, of flux significance, and arcmin off axis: the largest recommended set."""
+
+
+_CHANNEL = 0.0146
+"""keV in a PI channel of ACIS: each of fewer and wider bins holds the centre of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +128,8 @@ class Settings:
         A cut that is not given is that of `DEFAULT_CUTS`, and none for the embedded sample and a catalog file.
     responses : bool
         Keep the response matrices, for config ``responses``.
+    bins : int
+        Number of logarithmic bins of the kept energies, for config ``binned``; 0 for none.
     columns : tuple of str
         Columns of the catalog besides those of the dataset, such as ``m.gal_l`` (of its sources) and ``o.apec_z`` (of
         its detections).
@@ -123,7 +137,7 @@ class Settings:
     Raises
     ------
     SettingError
-        If the archive is no folder's name and no address, or the release unknown.
+        If the archive is no folder's name and no address, the release unknown, or a bin narrower than a channel.
     """
 
     archive: str = DEFAULT_ARCHIVE
@@ -133,6 +147,7 @@ class Settings:
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
     splits: Splits = dataclasses.field(default_factory=Splits)
     responses: bool = False
+    bins: int = 0
     columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -150,12 +165,16 @@ class Settings:
         for name, kind in _KINDS.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise SettingError(f"{name} must be a {kind.__name__}, not {value!r}")
+        _check_bins(self.bins, self.recipe)
         if "://" in self.archive:
             object.__setattr__(self, "archive", _address(self.archive))
         release_of(self.release)  # refuses one that cannot be
         object.__setattr__(self, "columns", tuple(dict.fromkeys(self.columns)))
         if self.columns and (self.catalog or self.archive == EMBEDDED):
             raise SettingError("columns are asked of a service or taken from a mirror; a catalog file brings its own")
+        asked = self.archive.startswith(("http://", "https://")) and not self.catalog
+        if asked and not all(map(designation, self.selection.names)):  # a catalog of one's own may have any names
+            raise SettingError(self.selection.name_hint())
         if self.archive != EMBEDDED and not self.catalog:
             left: dict[str, Any] = {
                 name: cut for name, cut in DEFAULT_CUTS.items() if getattr(self.selection, name) is None
@@ -187,10 +206,29 @@ class Settings:
             "splits": str(self.splits),
             "responses": self.responses,
             **({"columns": ",".join(self.columns)} if self.columns else {}),
+            **({"bins": self.bins} if self.bins else {}),
         }
 
 
 _KINDS = {"selection": Selection, "recipe": Recipe, "splits": Splits, "responses": bool}
+
+
+def _check_bins(bins: int, recipe: Recipe) -> None:
+    """Raise SettingError unless it is a number of logarithmic bins of which each is as wide as a channel."""
+    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 0:
+        raise SettingError(f"bins must be a whole number, 0 for none, not {bins!r}")
+    if not bins:
+        return
+    if not recipe.energy_min:
+        raise SettingError("logarithmic bins cannot begin at 0 keV: give a higher --energy-min, or no --bins")
+    ratio = math.log(recipe.energy_max / recipe.energy_min)
+    most = int(ratio / math.log1p(_CHANNEL / recipe.energy_min))
+    if bins > most:
+        width = 1000 * recipe.energy_min * math.expm1(ratio / bins)
+        raise SettingError(
+            f"the narrowest of {bins} bins of {recipe.energy_min:g}-{recipe.energy_max:g} keV has {width:.3g} eV, less "
+            f"than a channel ({1000 * _CHANNEL:g} eV): give {f'at most {most} bins' if most else 'a wider range'}"
+        )
 
 
 def _address(url: str) -> str:

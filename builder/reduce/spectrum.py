@@ -27,8 +27,10 @@ from sherpa.astro.data import DataPHA, DataRMF
 from sherpa.stats import Chi2Gehrels
 from sherpa.utils.err import SherpaErr
 
+from builder.archive.packages import HARDLY
 from builder.archive.products import ProductName
 from builder.model.errors import ProductError
+from builder.model.folding import Bins, Matrix, bin_edges, photon_edges
 from builder.model.ids import DetectionId
 from builder.model.invariants import Fault, channel_faults, demand, energy_faults, fraction_faults
 from builder.model.records import N_CHANNELS, ProductFile, Products, Rejection, Response, Spectrum, Stage, Trio
@@ -51,7 +53,7 @@ _PER_CHANNEL = {"BACKSCAL", "AREASCAL", "BACKGROUND_UP", "BACKGROUND_DOWN"}  # c
 
 
 def reduce_products(
-    products: Products, recipe: Recipe, url: str = "", *, response: bool = False
+    products: Products, recipe: Recipe, url: str = "", *, response: bool = False, bins: int = 0
 ) -> Spectrum | Rejection:
     """Reduce one detection.
 
@@ -63,6 +65,8 @@ def reduce_products(
         Where the files came from, for the rejection.
     response : bool
         Keep the RMF's matrix, too.
+    bins : int
+        Make the compact response for so many bins, too.
 
     Returns
     -------
@@ -71,7 +75,7 @@ def reduce_products(
     """
     try:
         with np.errstate(all="ignore"):  # what overflows or is divided by zero ends up not finite, and is checked
-            return _reduce(products, recipe, response)
+            return _reduce(products, recipe, response, bins)
     except ProductError as error:
         stage: Stage = "fetch" if error.reason.startswith("missing_") else "reduce"
         return Rejection(products.detection, stage, error.reason, str(error), url)
@@ -79,8 +83,11 @@ def reduce_products(
         return Rejection(products.detection, "reduce", "not_reducible", f"Sherpa: {error}", url)
 
 
-def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
+def _reduce(products: Products, recipe: Recipe, response: bool, bins: int) -> Spectrum:
     detection = products.detection
+    for file in filter(None, (products.pha, products.arf, products.rmf)):
+        if (parsed := ProductName.parse(file.name)) and parsed.instrument == "hrc":
+            raise ProductError("not_acis", f"{file.name}: HRC {HARDLY}")
     pha, arf, rmf = (_present(products, kind) for kind in ("pha", "arf", "rmf"))
     inflated = [inflate(file) for file in (pha, arf, rmf)]
     pha_tables = tables(inflated[0], pha.name, "pha")
@@ -125,6 +132,7 @@ def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
         data.subtract()
     energy_lo = data.apply_filter(energies[0], data._min)
     energy_hi = data.apply_filter(energies[1], data._max)
+    matrix = _response(rmf_tables, rmf.name) if response or bins else None
 
     spectrum = Spectrum(
         detection=detection,
@@ -151,7 +159,8 @@ def _reduce(products: Products, recipe: Recipe, response: bool) -> Spectrum:
         ebounds_hi=energies[1],
         files=Trio(pha.name, arf.name, rmf.name),
         sha256=Trio(*(hashlib.sha256(data).hexdigest() for data in inflated)),
-        response=_response(rmf_tables, rmf.name) if response else None,
+        response=matrix if response else None,
+        compact=_compact(matrix, (arf_lo, arf_hi, specresp), energies, recipe, bins) if bins else None,
     )
     demand(_channel_faults(spectrum, recipe), pha.name)
     return spectrum
@@ -174,6 +183,23 @@ def _response(found: list[Table], file: str) -> Response | str:
         return read_response(found, file)
     except ProductError as error:
         return str(error)
+
+
+def _compact(
+    response: Response | str | None,
+    arf: tuple[NDArray[np.float32], ...],
+    channels: list[Floats],
+    recipe: Recipe,
+    bins: int,
+) -> NDArray[np.float32] | str | None:
+    """Multiply area and matrix and sum them to fixed energies and bins, or say why not."""
+    if not isinstance(response, Response):
+        return response
+    matrix = Matrix.decode({name: getattr(response, name) for name in Response.__slots__})
+    low, high, area = (values.astype(np.float64) for values in arf)
+    if not matrix.has_energies_of((low, high)):
+        return "the energies of ARF and RMF differ"
+    return matrix.compact(area, Bins.of(channels[0], channels[1], bin_edges(recipe, bins)), photon_edges(bins))
 
 
 def _psf_frac(area: Table, energy_lo: NDArray[np.float32]) -> NDArray[np.float32] | None:
@@ -225,6 +251,8 @@ def _check_words(table: Table, wanted: dict[str, str]) -> None:
     """Raise ProductError for a keyword that is there, but has another value than it must have."""
     for keyword, value in wanted.items():
         if (found := table.text(keyword, value)).upper() != value:
+            if keyword == "INSTRUME" and found.upper().startswith("HRC"):
+                raise ProductError("not_acis", f"{table.file}: INSTRUME is {found!r}, and HRC {HARDLY}")
             reason = "wrong_instrument" if keyword in ("TELESCOP", "INSTRUME") else "wrong_type"
             raise ProductError(reason, f"{table.file}: {keyword} is {found!r}, not {value}")
 

@@ -14,20 +14,16 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from astropy.io import fits
-
 from builder.archive.catalog import write_votable
 from builder.archive.mirror import CATALOG_FILE, INDEX_FILE, has_tar, read_index
 from builder.archive.packages import PACKAGE_SIZE
 from builder.archive.products import KINDS, write_tar
 from builder.files import file_sha256
-from builder.model.columns import ASKED
-from builder.model.errors import ArchiveError, OutputError
+from builder.model.errors import ArchiveError, OutputError, ProductError
 from builder.model.ids import DetectionId
 from builder.model.records import File
-from builder.simulator.products import BROAD, SimulatedArchive
-from builder.simulator.sky import source_name
+from builder.reduce.headers import header_row
+from builder.simulator.products import SimulatedArchive
 
 EMBEDDED_VERSION = 4
 """Raised whenever the embedded archive would hold something else; part of the name of its cache folder."""
@@ -126,40 +122,12 @@ def _detection(row: dict[str, object]) -> DetectionId:
 
 
 def _real(detection: DetectionId, stem: str) -> tuple[dict[str, object], list[File]]:
-    """Return one of the detections that come with Sherpa: its row holds only what its own files tell.
-
-    ``theta`` is the angle between the source and the pointing; ``src_cnts_aper_b`` the counts in the channels within
-    0.5-7 keV, net of the background, but not corrected for the aperture as the catalog's own number is.
-    """
+    """Return one of the detections that come with Sherpa: its row holds only what its own files tell."""
     sherpa = importlib.util.find_spec("sherpa")  # importing it would print warnings
     where = Path(str(sherpa.origin)).parent if sherpa else Path("sherpa")
     paths = [where / "astro/datastack/tests/data" / f"{stem}_{kind}3.fits" for kind in KINDS]
     try:
         files = [File(f"{path.name}.gz", gzip.compress(path.read_bytes(), mtime=0)) for path in paths]
-        with fits.open(paths[0]) as hdus:
-            header = hdus["SPECTRUM", 1].header
-            source, background = (
-                (hdu.data["COUNTS"][BROAD].sum(), hdu.header["EXPOSURE"] * hdu.header["BACKSCAL"])
-                for hdu in (hdus["SPECTRUM", 1], hdus["SPECTRUM", 2])
-            )
-            measured: dict[str, object] = {
-                "name": source_name("2CXO", header["RA"], header["DEC"]),
-                "instrument": header["INSTRUME"],
-                "ra": header["RA"],
-                "dec": header["DEC"],
-                "src_cnts_aper_b": float(source[0] - background[0] * source[1] / background[1]),
-                "theta": 60.0 * _separation(header["RA"], header["DEC"], header["RA_PNT"], header["DEC_PNT"]),
-                "gti_mjd_obs": header["MJD_OBS"],
-                "livetime": header["LIVETIME"],
-            }
-    except OSError as error:
+        return header_row(detection, files[0]), files
+    except (OSError, ProductError) as error:
         raise ArchiveError(f"the installed Sherpa does not carry {stem}: reinstall it from PyPI ({error})") from error
-    ids = {"obsid": detection.obsid, "obi": detection.obi, "region_id": detection.region_id}
-    return {column.name: None for column in ASKED} | measured | ids, files
-
-
-def _separation(ra1: float, dec1: float, ra2: float, dec2: float) -> float:
-    """Compute the angle between two positions, deg; the haversine formula keeps its precision for small ones."""
-    (lon1, lat1), (lon2, lat2) = np.radians([(ra1, dec1), (ra2, dec2)])
-    chord = np.sin((lat2 - lat1) / 2) ** 2 + np.cos(lat1) * np.cos(lat2) * np.sin((lon2 - lon1) / 2) ** 2
-    return float(np.degrees(2.0 * np.arcsin(np.sqrt(chord))))

@@ -19,17 +19,10 @@ from numpy.typing import NDArray
 
 from builder.model.errors import ArchiveError
 from builder.model.ids import DetectionId
-from builder.model.records import N_CHANNELS, File
+from builder.model.records import BROAD, N_CHANNELS, File
+from builder.model.sky import source_name
 from builder.simulator.headers import Cards, header, padded, sum32, summed
-from builder.simulator.sky import (
-    DEAD_TIME,
-    catalog_rows,
-    draw_detections,
-    effective_area,
-    photon_spectrum,
-    source_name,
-    time_text,
-)
+from builder.simulator.sky import DEAD_TIME, catalog_rows, draw_detections, effective_area, photon_spectrum, time_text
 
 Floats = NDArray[np.float64]
 
@@ -38,9 +31,6 @@ ENERGIES: Floats = 0.3 + 0.01 * np.arange(901, dtype=np.float64)
 
 CHANNELS: Floats = np.concatenate([[0.0073], 0.0146 * np.arange(1, N_CHANNELS + 1)])
 """Edges of the PI channels, keV: 14.6 eV each, the first half as wide (EBOUNDS of the catalog's files)."""
-
-BROAD = slice(35, 479)
-"""The channels that lie within the catalog's broad band, 0.5-7 keV: 36 to 479, at their array positions."""
 
 _CENTRES = (CHANNELS[:-1] + CHANNELS[1:]) / 2
 _MIDDLES = (ENERGIES[:-1] + ENERGIES[1:]) / 2

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from builder.model.columns import ASKED, Column
+from builder.model.sky import source_name
 
 Floats = NDArray[np.float64]
 
@@ -86,14 +87,6 @@ _CROSS_SECTION = np.array(
      (0.867, 120.6, 169.3, -47.7), (1.303, 141.3, 146.8, -31.5), (1.840, 202.7, 104.7, -17.0), (2.471, 342.7, 18.7, 0),
      (3.210, 352.2, 18.7, 0), (4.038, 433.9, -2.4, 0.75), (7.111, 629.0, 30.9, 0), (8.331, 701.2, 25.2, 0)]
 )  # fmt: skip
-
-
-def source_name(prefix: str, ra: float, dec: float) -> str:
-    """Write the catalog's name of a position in deg: ``<prefix> JHHMMSS.s±DDMMSS``, truncated and not rounded."""
-    tenths = int(ra % 360.0 * 2400.0)
-    seconds = int(abs(dec) * 3600.0)
-    hms = f"{tenths // 36000:02d}{tenths // 600 % 60:02d}{tenths // 10 % 60:02d}.{tenths % 10}"
-    return f"{prefix} J{hms}{'-' if dec < 0 else '+'}{seconds // 3600:02d}{seconds // 60 % 60:02d}{seconds % 60:02d}"
 
 
 def absorption_cross_section(energy: Floats) -> Floats:

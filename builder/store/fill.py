@@ -57,7 +57,9 @@ def reduce_package(package: Package, fetched: Fetched, store: Store) -> None:
     files = (file for part in fetched.parts for file in members(part))
     served = [detection for detection in package.detections if detection not in fetched.unserved]
     outcomes: list[Spectrum | Rejection] = [
-        reduce_products(products, store.recipe, fetched.urls[products.detection.catalog], response=store.responses)
+        reduce_products(
+            products, store.recipe, fetched.urls[products.detection.catalog], response=store.responses, bins=store.bins
+        )
         for products in group_products(served, files)
     ]
     if any(isinstance(outcome, Rejection) for outcome in outcomes):  # to look always would cost a twentieth more
@@ -66,7 +68,7 @@ def reduce_package(package: Package, fetched: Fetched, store: Store) -> None:
         Rejection(detection, "fetch", "not_served", message, fetched.urls[detection])
         for detection, message in fetched.unserved.items()
     ]
-    store.write(package, package_result(package.detections, outcomes))
+    store.write(package, package_result(package.detections, outcomes, store.bins))
 
 
 def make(

@@ -12,12 +12,14 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from builder.archive.packages import Package
 from builder.files import Folder
-from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, SEVERAL_SOURCES, arrow_schema
+from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, SEVERAL_SOURCES, arrow_schema, compact_columns
 from builder.model.errors import StoreError
 from builder.model.ids import DetectionId
 from builder.model.records import Rejection, Response, Spectrum
@@ -39,7 +41,8 @@ RESPONSES_SCHEMA = arrow_schema(RESPONSES)
 class PackageResult:
     """Outcomes of one package, as tables.
 
-    `SPECTRA_SCHEMA`, `REJECTIONS_SCHEMA`, `EBOUNDS_SCHEMA` and, empty where they are not kept, `RESPONSES_SCHEMA`.
+    `SPECTRA_SCHEMA`, with the columns of compact responses where they are kept, `REJECTIONS_SCHEMA`, `EBOUNDS_SCHEMA`
+    and, empty where they are not kept, `RESPONSES_SCHEMA`.
     """
 
     spectra: pa.Table
@@ -57,7 +60,9 @@ def rejections_table(rejections: Iterable[Rejection]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=REJECTIONS_SCHEMA)
 
 
-def package_result(detections: tuple[DetectionId, ...], outcomes: Iterable[Spectrum | Rejection]) -> PackageResult:
+def package_result(
+    detections: tuple[DetectionId, ...], outcomes: Iterable[Spectrum | Rejection], bins: int = 0
+) -> PackageResult:
     """Turn the records of one package into tables.
 
     Parameters
@@ -66,6 +71,8 @@ def package_result(detections: tuple[DetectionId, ...], outcomes: Iterable[Spect
         The package's catalog rows.
     outcomes : iterable of Spectrum or Rejection
         One or more for each.
+    bins : int
+        Bins of their compact responses, 0 where they have none.
     """
     places = {detection: place for place, detection in enumerate(detections)}
     spectra: list[Spectrum] = []
@@ -75,12 +82,17 @@ def package_result(detections: tuple[DetectionId, ...], outcomes: Iterable[Spect
             spectra.append(outcome)
         else:
             rejections.append(outcome)
-    rows = [{"row": places[s.detection.catalog], **{c.name: c.of(s) for c in _MEASURED}} for s in spectra]
+    rows = [
+        {"row": places[s.detection.catalog], **{c.name: c.of(s) for c in _MEASURED}, **_compact(s)} for s in spectra
+    ]
+    schema = SPECTRA_SCHEMA
+    if bins:
+        schema = pa.schema([*SPECTRA_SCHEMA, *arrow_schema(compact_columns(bins))])
     grids = {s.ebounds_id: (s.ebounds_lo, s.ebounds_hi) for s in spectra}
     responses = {s.sha256.rmf: (s.ebounds_id, s.response) for s in spectra if s.response}
     names = [field.name for field in dataclasses.fields(Response)]
     return PackageResult(
-        pa.Table.from_pylist(rows, SPECTRA_SCHEMA),
+        pa.Table.from_pylist(rows, schema),
         rejections_table(rejections),
         pa.Table.from_pylist(
             [{"ebounds_id": key, "energy_lo": low, "energy_hi": high} for key, (low, high) in grids.items()],
@@ -98,6 +110,12 @@ def package_result(detections: tuple[DetectionId, ...], outcomes: Iterable[Spect
     )
 
 
+def _compact(spectrum: Spectrum) -> dict[str, Any]:
+    if isinstance(spectrum.compact, np.ndarray):
+        return {"response": list(spectrum.compact)}  # pyarrow takes no arrays of two dimensions
+    return {"response_fault": spectrum.compact}
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
     """Finished packages of one release and recipe.
@@ -108,17 +126,21 @@ class Store:
         Folder of all stores, or its URL.
     responses : bool
         Keep the response matrices, too.
+    bins : int
+        Keep the compact responses for so many bins, too.
     """
 
     root: Path | str
     release: str
     recipe: Recipe
     responses: bool = False
+    bins: int = 0
 
     @property
     def folder(self) -> Folder:
         """Where the packages are kept that are made so."""
-        name = f"{self.release}/{self.recipe.key}{'-responses' if self.responses else ''}-{_FORMAT}"
+        kept = ("-responses" if self.responses else "") + (f"-bins{self.bins}" if self.bins else "")
+        name = f"{self.release}/{self.recipe.key}{kept}-{_FORMAT}"
         place = self.root / name if isinstance(self.root, Path) else f"{self.root}/{name}"
         return Folder(place, StoreError, "; finished packages are kept")
 

@@ -44,7 +44,7 @@ def collate(rows: pa.Table | Sequence[pa.Table] | Sequence[Mapping[str, Any]]) -
           class labels as int64. A null is NaN, and -1 in integers.
         - booleans: int8, 1 true, 0 false, -1 null.
         - texts: a list of str, None for a null.
-        - lists of a fixed length: (batch, length); ``counts`` is (batch, 1024).
+        - lists of a fixed length: (batch, length); ``counts`` is (batch, 1024). Lists of them: (batch, outer, inner).
         - other lists of numbers: (batch, longest), padded with 0, and ``<name>_lengths``, int64 (batch,).
         - structs of lists, such as ``spectrum`` and ``arf``: a dict of the same fields, (batch, longest), padded with
           0, and with them ``lengths``, int64 (batch,), and ``mask``, bool (batch, longest), True where there is a
@@ -134,9 +134,8 @@ def _column(array: pa.Array) -> tuple[Any, NDArray[np.int64] | None]:
     kind = array.type
     if _is_number(kind):
         return _numbers(array), None
-    if pa.types.is_fixed_size_list(kind) and _is_number(kind.value_type):
-        values = array.flatten() if not array.null_count else pc.fill_null(array, [None] * kind.list_size).flatten()
-        return _numbers(values).reshape(len(array), kind.list_size), None
+    if _is_block(kind):
+        return _block(array), None
     if _is_ragged(kind):
         lengths = _lengths(array)
         return _padded(array, _mask(lengths)), lengths
@@ -157,6 +156,22 @@ def _column(array: pa.Array) -> tuple[Any, NDArray[np.int64] | None]:
 def _is_number(kind: pa.DataType) -> bool:
     types = pa.types
     return any(test(kind) for test in (types.is_integer, types.is_floating, types.is_boolean))
+
+
+def _is_block(kind: pa.DataType) -> bool:
+    return pa.types.is_fixed_size_list(kind) and (_is_number(kind.value_type) or _is_block(kind.value_type))
+
+
+def _block(array: pa.Array) -> NDArray[Any]:
+    """Return lists of a fixed length, and lists of such lists, as one array."""
+    inner = array.flatten()  # without those that are null
+    values = _block(inner) if _is_block(inner.type) else _numbers(inner)
+    values = values.reshape(-1, array.type.list_size, *values.shape[1:])
+    if not array.null_count:
+        return values
+    whole = np.full((len(array), *values.shape[1:]), np.nan if values.dtype.kind == "f" else _NULL, values.dtype)
+    whole[array.is_valid().to_numpy(zero_copy_only=False)] = values
+    return whole
 
 
 def _is_ragged(kind: pa.DataType) -> bool:

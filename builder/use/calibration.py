@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,17 +11,13 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from builder.model.errors import SettingError
+from builder.model.folding import Bins, Floats, Matrix
 from builder.model.invariants import energy_faults
 from builder.model.records import N_CHANNELS
 from builder.use.batches import arrays
 
-Floats = NDArray[np.float64]
-
 _KEPT = 8
 """Decoded responses kept in memory, 5 MB each."""
-
-_GRID_TOLERANCE = 1e-6
-"""Relative; the energies of ARF and RMF files are single precision, so those of one grid differ by 1e-7 at most."""
 
 
 class Calibration:
@@ -50,7 +45,7 @@ class Calibration:
         self._responses = responses
         self._table: Any = None
         self._numbers: dict[str, int] = {}
-        self._decoded: dict[str, _Response] = {}
+        self._decoded: dict[str, Matrix] = {}
 
     @classmethod
     def load(cls, path: str, **options: Any) -> Calibration:
@@ -152,27 +147,24 @@ class Calibration:
             for each in (area_low, area_high):
                 alike &= (each[left] == each[first]).all(axis=1)
             these, left = left[alike], left[~alike]
-            begin, low, high = self._bins(grids[first], edges)
+            bins = self._bins(grids[first], edges)
             for name in ("counts", "background_counts"):
-                total = np.zeros((these.size, N_CHANNELS + 1), np.int64)
-                np.cumsum(np.asarray(batch[name])[these], axis=1, out=total[:, 1:])
-                rebinned[name][these] = np.diff(total[:, begin])
-            detected = [_integral(area[these], area_low[first], area_high[first], energy) for energy in (low, high)]
-            rebinned["effective_area"][these] = (detected[1] - detected[0]) / (high - low)
-            rebinned["energy_lo"][these], rebinned["energy_hi"][these] = low, high
+                rebinned[name][these] = bins.total(np.asarray(batch[name])[these])
+            rebinned["effective_area"][these] = bins.mean_area(area_low[first], area_high[first], area[these])
+            rebinned["energy_lo"][these], rebinned["energy_hi"][these] = bins.low, bins.high
         return {name: values[0] for name, values in rebinned.items()} if single else rebinned
 
-    def _bins(self, ebounds_id: str, edges: Floats) -> tuple[NDArray[np.intp], Floats, Floats]:
-        """Find the first channel of each bin and the one after the last, and the energies of the bins' edges."""
+    def _bins(self, ebounds_id: str, edges: Floats) -> Bins:
+        """Sort the channels of a grid into bins; SettingError where one holds none."""
         low, high = self._grid(ebounds_id)
-        begin = np.searchsorted((low + high) / 2, edges)
-        if (hollow := np.flatnonzero(np.diff(begin) == 0)).size:
-            first, last = edges[hollow[0] : hollow[0] + 2]
+        bins = Bins.of(low, high, edges)
+        if bins.hollow.size:
+            first, last = edges[bins.hollow[0] : bins.hollow[0] + 2]
             raise SettingError(
                 f"no channel has its centre in {first:g}-{last:g} keV: choose wider bins within "
                 f"{low[0]:g}-{high[-1]:g} keV"
             )
-        return begin, low[begin[:-1]], high[begin[1:] - 1]
+        return bins
 
     def fold(self, model: Callable[[Floats, Floats], ArrayLike], rows: pa.Table | Mapping[str, Any]) -> Floats:
         """Predict the counts of a model in each channel of the source region, without background.
@@ -222,10 +214,10 @@ class Calibration:
         result: Floats = np.array(folded).reshape(-1, N_CHANNELS)
         return result[0] if single else result
 
-    def _response(self, rmf_sha256: str) -> _Response:
+    def _response(self, rmf_sha256: str) -> Matrix:
         """Return a decoded response; the last few are kept."""
         if rmf_sha256 not in self._decoded:
-            response = _Response.decode(self._read(rmf_sha256))
+            response = Matrix.decode(self._read(rmf_sha256))
             if len(self._decoded) >= _KEPT:
                 self._decoded.pop(next(iter(self._decoded)))
             self._decoded[rmf_sha256] = response
@@ -294,18 +286,6 @@ def _areas(arf: Any) -> tuple[Floats, ...]:
     return tuple(np.asarray(arf[name], dtype=np.float64) for name in _AREA)
 
 
-def _integral(area: Floats, low: Floats, high: Floats, energy: Floats) -> Floats:
-    """Integrate the area up to each energy, (rows, energies), cm2 keV: constant in each bin, 0 outside."""
-    bins = int(np.count_nonzero(high))  # without those that pad
-    low, width = low[:bins], high[:bins] - low[:bins]
-    before = np.zeros((len(area), bins + 1))
-    np.cumsum(area[:, :bins] * width, axis=1, out=before[:, 1:])
-    within = np.searchsorted(low, energy, side="right") - 1
-    part = np.clip(energy - low[within], 0, width[within])  # of a bin; 0 below the first
-    integral: Floats = before[:, np.maximum(within, 0)] + area[:, within] * part
-    return integral
-
-
 def _rising(edges: ArrayLike) -> Floats:
     try:
         numbers = np.asarray(edges, dtype=np.float64)
@@ -322,50 +302,3 @@ def _photons(given: ArrayLike, energies: int, rows: int, single: bool) -> Floats
     if photons.shape != (energies,) and (single or photons.shape != (rows, energies)):
         raise SettingError(f"the model gives values of shape {photons.shape} for {energies} energy bins")
     return photons
-
-
-@dataclass(frozen=True, slots=True)
-class _Response:
-    """A response matrix, its values one group of channels after the other.
-
-    Attributes
-    ----------
-    low, high : ndarray of float64, shape (energies,)
-        keV.
-    energy, width : ndarray of int64, shape (groups,)
-        Number of the photon energy bin, and of channels, of each group.
-    channel : ndarray of int64, shape (values,)
-        From 0.
-    value : ndarray of float32, shape (values,)
-    """
-
-    low: Floats
-    high: Floats
-    energy: NDArray[np.int64]
-    width: NDArray[np.int64]
-    channel: NDArray[np.int64]
-    value: NDArray[np.float32]
-
-    @classmethod
-    def decode(cls, row: Mapping[str, NDArray[Any]]) -> _Response:
-        """Decode a row of config ``responses``, whose groups of channels are those of CAL/GEN/92-002."""
-        energy = np.repeat(np.arange(row["n_grp"].size), row["n_grp"])
-        width = row["n_chan"].astype(np.int64)
-        end = np.cumsum(width)
-        channel = np.arange(width.sum()) + np.repeat(row["f_chan"] - row["first_channel"] - (end - width), width)
-        return cls(row["energy_lo"], row["energy_hi"], energy, width, channel, row["matrix"])
-
-    def has_energies_of(self, area: tuple[Floats, ...]) -> bool:
-        """Compare the energies with those of an effective area; behind its own, it may be padded with bins of 0 keV."""
-        size = self.low.size
-        return all(
-            mine[:size].shape == theirs.shape
-            and np.allclose(mine[:size], theirs, rtol=_GRID_TOLERANCE, atol=0)
-            and not mine[size:].any()
-            for mine, theirs in zip(area, (self.low, self.high), strict=False)
-        )
-
-    def fold(self, photons: Floats) -> Floats:
-        """Distribute what is detected in each energy bin over the channels."""
-        spread = np.repeat(photons[self.energy], self.width) * self.value
-        return np.bincount(self.channel, spread, N_CHANNELS).astype(np.float64, copy=False)

@@ -18,12 +18,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from builder.archive.products import KINDS, ProductName
+from builder.dataset.binned import bin_channels
 from builder.dataset.rows import examples, healpix
 from builder.dataset.slices import Rows
-from builder.model.columns import COLUMNS, Column
+from builder.model.columns import COLUMNS, ROW_CONFIGS, Column, compact_columns
 from builder.model.errors import ProductError, SettingError
 from builder.model.ids import DetectionId
 from builder.model.invariants import (
+    MAX_AREA,
     Fault,
     area_faults,
     bin_faults,
@@ -43,8 +45,8 @@ LIMIT = 20
 Grids = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 """Low and high channel energies by ebounds_id, keV."""
 
-_MAY_BE_NULL = {column.name for column in COLUMNS if column.nullable}
-_SCALARS = tuple(column.name for column in COLUMNS if column.configs == ("spectra", "counts"))
+_MAY_BE_NULL = {column.name for column in (*COLUMNS, *compact_columns(1)) if column.nullable}
+_SCALARS = tuple(column.name for column in COLUMNS if column.configs == ROW_CONFIGS)
 _BINS = tuple(column.name for column in COLUMNS if column.name.startswith("spectrum."))
 
 
@@ -108,6 +110,17 @@ def _flat(table: pa.Table, name: str) -> NDArray[Any]:
     return values
 
 
+def _values(lists: pa.ChunkedArray) -> tuple[NDArray[np.intp], pa.ChunkedArray]:
+    """Return the values of lists, or of lists of lists, and the row of each."""
+    row, values = pc.list_parent_indices(lists).to_numpy(), pc.list_flatten(lists)
+    if pa.types.is_fixed_size_list(values.type):
+        if values.null_count:  # a list that is null, whatever it would hold
+            return row, values
+        parents, values = _values(values)
+        row = row[parents]
+    return row, values
+
+
 def _lengths(table: pa.Table, name: str) -> NDArray[np.int32]:
     lengths: NDArray[np.int32] = pc.fill_null(pc.list_value_length(table[name]), 0).to_numpy()
     return lengths
@@ -127,7 +140,7 @@ def check_nulls(check: Check, rows: Rows) -> bool:
     """Check that only values of the catalog are null; return whether that holds: else the rest means nothing."""
     before = check.failed
     may_be_null = _MAY_BE_NULL | {column.name for column in rows.own}
-    for config, table in (("spectra", rows.spectra), ("counts", rows.counts)):
+    for config, table in rows.tables.items():
         for name in table.column_names:
             if name not in may_be_null and table[name].null_count:
                 check.fail_rows(rows, config, pc.is_null(table[name]).to_numpy(), f"{name} is null")
@@ -135,9 +148,8 @@ def check_nulls(check: Check, rows: Rows) -> bool:
                 unknown = pc.fill_null(pc.invert(pc.is_finite(table[name])), False).to_numpy()
                 check.fail_rows(rows, config, unknown, f"{name} is {{}}: what is not known is null", table[name])
             if pa.types.is_list(table[name].type) or pa.types.is_fixed_size_list(table[name].type):
-                values = pc.list_flatten(table[name])
+                parents, values = _values(table[name])
                 if values.null_count:
-                    parents = pc.list_parent_indices(table[name]).to_numpy()
                     check.fail_values(rows, config, parents, pc.is_null(values).to_numpy(), f"{name} holds a null")
     return check.failed == before
 
@@ -197,9 +209,11 @@ def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str], split
     if splits.divided:
         wrong = _differ(table["split"], pa.chunked_array([pa.array(rows.split, pa.string())]))
         check.fail_rows(rows, "spectra", wrong, "split is {}, its file is of another", table["split"])
-    for name in (*_SCALARS, *(column.name for column in rows.own)):
-        one, other = rows.counts[name], table[name]
-        check.fail_rows(rows, "counts", _differ(one, other), f"{name} is {{}}, in config spectra {{}}", one, other)
+    scalars = (*_SCALARS, *(column.name for column in rows.own))
+    for config, others in rows.tables.items():
+        for name in scalars if config != "spectra" else ():
+            one, other = others[name], table[name]
+            check.fail_rows(rows, config, _differ(one, other), f"{name} is {{}}, in config spectra {{}}", one, other)
     return int(numbers[-1])
 
 
@@ -272,6 +286,30 @@ def check_channels(check: Check, rows: Rows, grids: Grids) -> None:
     there = fractions[chosen][row] >= 0
     fraction = _flat(table, "arf.psf_frac")
     check.fail_faults(rows, "counts", fraction_faults(low[there], fraction, row[there]), chosen)
+
+
+def check_binned(check: Check, rows: Rows, recipe: Recipe, bins: int, grids: Grids) -> None:
+    """Check that the bins hold what their channels add up to, and that there is a response or the reason for none.
+
+    The channels are those of config ``counts``, of which `check_channels` found nothing.
+    """
+    if (table := rows.binned) is None:
+        return
+    for name, expected in bin_channels(rows.counts, grids, recipe, bins).items():
+        found, wanted = _flat(table, name), expected.flatten().to_numpy()
+        size = wanted.size // len(rows)
+        number = np.arange(wanted.size)
+        text = f"{name}[{{}}] is {{}}, the channels give {{}}"
+        check.fail_values(rows, "binned", number // size, found != wanted, text, number % size, found, wanted)
+    missing = pc.is_null(table["response"]).to_numpy()
+    reasons = table["response_fault"]
+    check.fail_rows(rows, "binned", missing & pc.is_null(reasons).to_numpy(), "response is null, without a fault")
+    unasked = ~missing & pc.is_valid(reasons).to_numpy()
+    check.fail_rows(rows, "binned", unasked, "response is not null, though it has a fault")
+    row, values = _values(table["response"])
+    response = values.to_numpy()
+    bad = ~((response >= 0) & (response <= MAX_AREA))
+    check.fail_values(rows, "binned", row, bad, f"response has {{}}, not 0 to {MAX_AREA:g} cm2", response)
 
 
 def check_spectra(check: Check, rows: Rows, recipe: Recipe, grids: Grids) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import urlencode, urlsplit
 import pyarrow as pa
 import requests
 
-from builder.archive.answers import Contents, check_votable
+from builder.archive.answers import Contents, ProductCheck, check_votable
 from builder.archive.catalog import read_texts
 from builder.archive.csccli import BANDS, FILETYPES, Facts, PackageService, parsed_listing
 from builder.archive.http import Client, Patience, Request
@@ -225,7 +225,7 @@ class _Contact:
         if "listing" not in self.works:
             raise ArchiveError("not asked for: no list names it")
         path = self.folder / "single"
-        self.client.ask(self.session, self.packages.single(self.filename, "pha"), path)
+        self.client.ask(self.session, self.packages.single(self.filename, "pha", ProductCheck()), path)
         self.works.add("single")
         return size_text(path.stat().st_size)
 

@@ -47,12 +47,12 @@ def write_hats(file: h5py.File, folder: Path, progress: Progress, own: tuple[Col
     own : tuple of Column
         Columns besides those of every dataset.
     """
-    columns = columns_of("spectra", own)
+    columns = columns_of("spectra", own=own)
     index = compute_spatial_index(file["ra"][:], file["dec"][:])
     pixels, done, largest = [], 0, 0
     for pixel, rows in _partitions(index, np.argsort(index, kind="stable")):
         rising = np.sort(rows)
-        table = public(read_rows(file, columns, rising), "spectra", own).take(np.searchsorted(rising, rows))
+        table = public(read_rows(file, columns, rising), "spectra", own=own).take(np.searchsorted(rising, rows))
         table = table.add_column(0, SPATIAL_INDEX_COLUMN, pa.array(index[rows]))
         table = table.cast(with_descriptions(table.schema, columns))
         path = Path(str(pixel_catalog_file(folder, pixel)))

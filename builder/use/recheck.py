@@ -18,6 +18,7 @@ from builder.dataset.rows import examples
 from builder.model.columns import COLUMNS
 from builder.model.ids import DetectionId
 from builder.model.settings import Settings
+from builder.model.splits import SPLITS
 from builder.model.text import Progress
 from builder.store.fill import make
 from builder.store.packages import SPECTRA_SCHEMA, Store
@@ -40,7 +41,7 @@ def check_again(
     chosen = sorted(random.Random(seed).sample(range(total), min(number, total)))
     columns = [column for column in COLUMNS if column.name in SPECTRA_SCHEMA.names]
     with h5py.File(folder / HDF5_FILE) as file, temporary() as root:
-        store = Store(root, settings.release, settings.recipe, settings.responses)
+        store = Store(root, settings.release, settings.recipe, settings.responses, settings.bins)
         for start in range(0, len(chosen), PACKAGE_SIZE):
             rows = {row: DetectionId.parse(file["detection_id"].asstr()[row]) for row in chosen[start:][:PACKAGE_SIZE]}
             package = Package(0, tuple(dict.fromkeys(detection.catalog for detection in rows.values())))
@@ -60,6 +61,11 @@ def check_again(
                         check.fail(*place, column.hdf5_name + difference)
             if settings.responses:
                 _check_responses_again(check, folder, list(manifest.shards("responses", "train")), result.responses)
+            if settings.bins:
+                numbers = {detection.object_id for detection in rows.values()}
+                _check_compact_again(
+                    check, folder, manifest, {number: measured[number] for number in numbers & measured.keys()}
+                )
             progress("recheck", start + len(rows), len(chosen))
     check.scope = f"{len(chosen):,} of {total:,} rows, from {settings.archive}"
 
@@ -74,6 +80,20 @@ def _check_responses_again(check: Check, folder: Path, files: list[str], again: 
                     for name, value in wanted.get(stored["rmf_sha256"], {}).items():
                         if difference := _difference(stored[name], value):
                             check.fail(path, stored["rmf_sha256"], name + difference)
+
+
+def _check_compact_again(check: Check, folder: Path, manifest: Manifest, again: dict[int, dict[str, Any]]) -> None:
+    """Compare compact responses that were made again, by object_id, with those of the folder."""
+    names = ["object_id", "response", "response_fault"]
+    for split in SPLITS:
+        for path in manifest.shards("binned", split):
+            found = pq.read_table(folder / path, columns=names, filters=[("object_id", "in", list(again))])
+            for stored in found.to_pylist():
+                number = stored["object_id"]
+                for name in names[1:]:
+                    one, other = (np.ravel(each[name]) for each in (stored, again[number]))
+                    if difference := _difference(*(each if each.size > 1 else each.item() for each in (one, other))):
+                        check.fail(path, f"object_id {number}", name + difference)
 
 
 def _difference(stored: Any, again: Any) -> str:

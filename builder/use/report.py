@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from builder import __version__
-from builder.dataset.card import command_line, reduction_words, selection_words
+from builder.dataset.card import command_line, reduction_words, release_words, selection_words
 from builder.dataset.layout import REJECTIONS_FILE, Counts, Manifest, unreadable
 from builder.dataset.read import Overview, check_outside, date_text, overview, read_rows, read_scalars
 from builder.dataset.summary import SCALARS, Floats, Summary, galactic_plane, summarize
@@ -29,7 +29,7 @@ from builder.files import write_whole
 from builder.model.columns import Column, columns_of
 from builder.model.errors import OutputError, require
 from builder.model.records import REASONS
-from builder.model.settings import EMBEDDED, Recipe
+from builder.model.settings import Recipe
 from builder.model.splits import SPLITS
 from builder.model.text import exposure_text
 from builder.use.plot import binned_counts
@@ -154,9 +154,9 @@ def _words(folder: Path, manifest: Manifest, seen: Overview, splits: Counter[str
     divided = ", ".join(f"<code>{name}</code> {splits[name]:,}" for name in SPLITS if splits[name])
     return {
         "folder": html.escape(folder.name),
-        "release": html.escape(settings.release.removeprefix("rel")),
+        "release": html.escape(release_words(settings)),
         "version": __version__,
-        "embedded": _EMBEDDED if settings.archive == EMBEDDED else "",
+        "remark": f'<p class="remark">{_inline(remark)}</p>' if (remark := manifest.catalog.get("remark")) else "",
         "numbers": "".join(
             f'<div><dt>{name}</dt><dd>{number}</dd><dd class="note">{note}</dd></div>' for name, number, note in numbers
         ),
@@ -170,11 +170,6 @@ def _words(folder: Path, manifest: Manifest, seen: Overview, splits: Counter[str
 # What a click on the sky and the search come to, where all rows are in the page and where a sample is.
 _WHOLE = {"listed_below": "its rows below", "search": "Search"}
 _PART = {"listed_below": "below those of its rows that are in the sample", "search": "Search the sample"}
-
-_EMBEDDED = (
-    '<p class="remark">This is the embedded sample, for trying the code: only two of its rows are real (4938.0.43 and '
-    "7867.0.2, whose files come with Sherpa). The rest, named <code>SIM J…</code>, are simulated.</p>"
-)
 
 
 def _inline(markdown: str) -> str:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from builder.dataset.layout import CARD_FILE, DATA_FILES, HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Manifest, is_loaded
 from builder.dataset.slices import SLICE_ROWS, order_of, slices
 from builder.files import file_sha256
-from builder.model.columns import features
+from builder.model.columns import ROW_CONFIGS, features
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import REASONS
@@ -24,6 +24,7 @@ from builder.store.packages import REJECTIONS_SCHEMA
 from builder.use.checks import (
     Check,
     Grids,
+    check_binned,
     check_channels,
     check_grids,
     check_hdf5,
@@ -204,7 +205,7 @@ def _check_numbers(check: Check, folder: Path, manifest: Manifest) -> None:
             check.fail(file, f"{what} is {found}, not {expected}")
 
     known = {MANIFEST_FILE, HDF5_FILE, REJECTIONS_FILE}
-    totals = dict.fromkeys(("spectra", "counts"), 0)
+    totals = dict.fromkeys((config for config, _ in manifest.parts if config in ROW_CONFIGS), 0)
     for config, split in manifest.parts:
         shards = manifest.shards(config, split)
         known |= set(shards)
@@ -213,7 +214,7 @@ def _check_numbers(check: Check, folder: Path, manifest: Manifest) -> None:
             with reading(check, path):
                 parquet = pq.ParquetFile(folder / path)
                 equal("number of rows", parquet.metadata.num_rows, rows, path)
-                if Features.from_arrow_schema(parquet.schema_arrow) != features(config, manifest.own):
+                if Features.from_arrow_schema(parquet.schema_arrow) != features(config, manifest.bins, manifest.own):
                     check.fail(path, f"has not the columns of config {config}")
         if not shards and counts.rows and config not in totals:
             check.fail(MANIFEST_FILE, f"names no file of config {config}")
@@ -284,7 +285,10 @@ def _check_content(
                 detections.difference_update(numbers.tolist())
                 distinct += int(np.count_nonzero(np.diff(numbers, prepend=previous // 10 * 10)))
                 previous = check_ids(ids, rows, previous, rejected, manifest.splits)
+                before = channels.failed
                 check_channels(channels, rows, known)
+                if channels.failed == before:
+                    check_binned(channels, rows, manifest.recipe, manifest.bins, known)
                 check_spectra(spectra, rows, manifest.recipe, known)
                 if comparable:
                     with reading(hdf5, HDF5_FILE):
@@ -355,6 +359,6 @@ def _check_loads(check: Check, folder: Path, manifest: Manifest) -> None:
             found = {split: len(dataset) for split, dataset in loaded.items()}
             if found != expected:
                 check.fail(f"config {config}", f"load_dataset gives {found} rows, not {expected}")
-            if any(dataset.features != features(config, manifest.own) for dataset in loaded.values()):
+            if any(dataset.features != features(config, manifest.bins, manifest.own) for dataset in loaded.values()):
                 check.fail(f"config {config}", "load_dataset gives other features")
     check.scope = ", ".join(wanted) or "no rows"
