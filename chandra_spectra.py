@@ -35,6 +35,7 @@ from builder.dataset.layout import parts
 from builder.model.columns import CONFIGS, DEFAULT_BINS, features
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
+from builder.model.own import own_columns
 from builder.model.selection import Selection
 from builder.model.settings import DEFAULT_ARCHIVE, Recipe, Settings
 from builder.model.splits import Splits
@@ -253,6 +254,8 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
             dl_manager = ArchiveDownloadManager(settings)
         workspace = dl_manager.workspace
         plan = make_plan(workspace, settings)
+        if left := [column.name for column in own_columns(plan.catalog.schema)]:
+            logger.warning("the builder leaves out %s: chandra-spectra prepare keeps them", ", ".join(left))
         # datasets shares lists out among its processes, but what is distinct must be met by one process
         packages = tuple(plan.packages) if self.config.table in _DISTINCT else list(plan.packages)
         found = {"packages": packages, "catalog": plan.catalog, "workspace": workspace}
