@@ -97,8 +97,8 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     recipe : Recipe or dict
         The reduction's settings, see `builder.model.settings.Recipe`.
     splits : str
-        ``none``: all rows are `train`; ``source``, or with other shares ``source:70/20/10``: train, validation and
-        test, see `builder.model.splits`.
+        ``source``, or with other shares ``source:70/20/10``: train, validation and test, see `builder.model.splits`;
+        ``none``: all rows are `train`.
     bins : int
         Number of bins, of config ``binned`` only.
 
@@ -116,7 +116,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     archive: str = DEFAULT_ARCHIVE
     release: str = "rel2.1"
     recipe: Recipe | dict[str, Any] = field(default_factory=Recipe)
-    splits: str = "none"
+    splits: str = "source"
     bins: int = DEFAULT_BINS
 
     def __post_init__(self) -> None:

@@ -58,12 +58,12 @@ def prepare(
     output: Path | str,
     settings: Settings,
     *,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     workers: int = 1,
     connections: int = DEFAULT_CONNECTIONS,
     force: bool = False,
     retry_rejected: bool = False,
-    keep_downloads: Path | None = None,
+    keep_downloads: Path | str | None = None,
     store: str | None = None,
     dask: str | None = None,
     patience: Patience | None = None,
@@ -77,7 +77,7 @@ def prepare(
         The folder, which is swapped into place when it is complete; until then an older one stays whole. Or a URL of
         fsspec such as ``s3://bucket/chandra_spectra``, with the credentials that its back-end finds: the folder is
         then prepared below the cache and uploaded, its manifest last.
-    cache : Path, optional
+    cache : Path or str, optional
         Folder for the store and downloads, `builder.workspace.default_cache` by default.
     workers, connections : int
         See `builder.store.fill.fill`.
@@ -86,7 +86,7 @@ def prepare(
     retry_rejected : bool
         Make again the packages with rejections that other files may change: all but ``no_background``,
         ``no_counts`` and ``not_acis``.
-    keep_downloads : Path, optional
+    keep_downloads : Path or str, optional
         A mirror folder in which to keep what is downloaded; not with `dask`.
     store : str, optional
         Folder or fsspec URL for finished packages, in place of one in the cache.
@@ -113,8 +113,9 @@ def prepare(
         raise SettingError("downloads are kept by one machine: no keep_downloads with dask")
     started = time.monotonic()
     progress = progress or _bars()
-    there = _target(output)
-    _check_apart(there.place, cache or default_cache(), keep_downloads, store)
+    there, cache = _target(output), _cache(cache)
+    keep_downloads = Path(keep_downloads) if keep_downloads else None
+    _check_apart(there.place, cache, keep_downloads, store)
     described = describe(settings)  # before the catalog is read: the folder is not of one that changes meanwhile
     if isinstance(there.place, Path):
         recover_folder(there.place)
@@ -184,7 +185,7 @@ def prepare_share(
     settings: Settings,
     share: tuple[int, int],
     *,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     workers: int = 1,
     connections: int = DEFAULT_CONNECTIONS,
     store: str | None = None,
@@ -200,11 +201,16 @@ def prepare_share(
     cache, workers, connections, store, patience, progress
         As for `prepare`; all shares must have the same cache and store.
     """
-    workspace = open_workspace(settings, cache, connections, store, patience)
+    workspace = open_workspace(settings, _cache(cache), connections, store, patience)
     packages = make_plan(workspace, settings).packages[share[0] :: share[1]]
     done = counter(progress, "reduce", sum(len(package.detections) for package in packages))
     fill(packages, workspace.archive, workspace.store, workers=workers, connections=connections, done=done)
     return len(packages)
+
+
+def _cache(cache: Path | str | None) -> Path:
+    check_place(str(cache or ""))
+    return Path(cache) if cache else default_cache()
 
 
 def _target(output: Path | str) -> Folder:
@@ -243,13 +249,13 @@ def _check_room(place: Path, output: Path, detections: int) -> None:
 
 
 @contextlib.contextmanager
-def _place(there: Folder, cache: Path | None) -> Iterator[Path]:
+def _place(there: Folder, cache: Path) -> Iterator[Path]:
     """Give the folder to prepare in: the output itself, or one to upload from, for as long as it is needed."""
     if isinstance(there.place, Path):
         yield there.place
     else:
         name = hashlib.sha256(there.place.encode()).hexdigest()[:16]
-        with workplace((cache or default_cache()) / "uploads" / name, there.place) as place:
+        with workplace(cache / "uploads" / name, there.place) as place:
             yield place / "chandra_spectra"
 
 

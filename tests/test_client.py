@@ -814,6 +814,7 @@ def test_an_answer_that_never_ends_is_a_failure_like_others(kind: str, tmp_path:
     archive = SimulatedArchive(1)
     detection = DetectionId.of(archive.rows[0])
     assert detection is not None
+    archive.files(detection)  # the first files take a while
     faults = Faults(1, {kind: 1.0}, stall_seconds=60)  # of three tries the third is spared
     with ArchiveServer(archive, faults=faults) as server, one_session() as session:
         client = Client(server.url, Patience(read=2, base=0.01))

@@ -338,7 +338,7 @@ def test_the_options_that_notes_and_scripts_use_work_as_they_are(archive: Simula
 def test_downloads_are_kept_when_asked_for(archive: SimulatedArchive, tmp_path: Path) -> None:
     with ArchiveServer(archive) as server:
         settings = Settings(server.url, selection=Selection(limit=20))
-        prepare(tmp_path / "out", settings, cache=tmp_path / "c", keep_downloads=tmp_path / "kept")
+        prepare(f"{tmp_path}/out", settings, cache=f"{tmp_path}/c", keep_downloads=f"{tmp_path}/kept")
     assert list((tmp_path / "c" / "downloads").rglob("*.tar")) == []
     prepare(tmp_path / "again", Settings(str(tmp_path / "kept")), cache=tmp_path / "d")
     assert data_of(tmp_path / "again").keys() == data_of(tmp_path / "out").keys()

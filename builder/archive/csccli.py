@@ -347,7 +347,7 @@ class Collector:
         service = self.service
         name = filename.replace("\\", "/").rpartition("/")[2]  # parsed as a product's, so no path hides in it
         path = self.folder / name
-        check = ProductCheck()
+        check, held = ProductCheck(), self._have
         request = service.single(filename, product[1], check)
         alive = functools.partial(self.alive, {product[0].catalog})
         try:
@@ -355,10 +355,13 @@ class Collector:
         except (RefusedError, WrongAnswerError):
             if product in self._damaged:  # as it came in the package: the reduction says what is wrong with it
                 return
-            raise
+            if not check.damaged:
+                raise
+            path.write_bytes(check.damaged)
+            held = self._damaged
         self.record(request.url, path)
         self.parts.append(path)
-        (self._damaged if check.damaged else self._have).add(product)
+        held.add(product)
         service.facts.proof = service.facts.proof or request
 
     def alive(self, asked: Iterable[DetectionId] = ()) -> bool:

@@ -95,6 +95,7 @@ class MirrorArchive(Archive):
         path = self.folder / CATALOG_FILE
         own = {column.partition(".")[2] for column in columns}
         try:
+            # One of an older version, or of another program, has not all columns.
             found, overflow = read_columns(path, str(path))
             record(str(path), path)
         except OSError as error:

@@ -68,8 +68,8 @@ def prepare(
     group: Annotated[bool, typer.Option(rich_help_panel=RECIPE, help="Grouping of the channels.")] = _RECIPE.group,
     splits: Annotated[
         str,
-        typer.Option(help="'none' (all rows are train) or 'source' (by sky cell; other shares as 'source:70/20/10')."),
-    ] = "none",
+        typer.Option(help="'source' (by sky cell; other shares as 'source:70/20/10') or 'none' (all rows are train)."),
+    ] = "source",
     with_responses: Annotated[
         bool, typer.Option("--with-responses", help="Response matrices as config responses, 1 MB a row.")
     ] = False,

@@ -137,7 +137,8 @@ def _render(
             for config, splits in sizes.items()
         ),
         "splits": _splits(settings, scalars),
-        "how_to_split": _DIVIDED if settings.splits.divided else _UNDIVIDED,
+        "first": next(iter(sizes["spectra"])),
+        "how_to_split": _DIVIDED.format("+".join(sizes["spectra"])) if settings.splits.divided else _UNDIVIDED,
         "several": f"{len(repeated):,} of the {len(names):,} sources",
         "repeated": f"{sum(repeated):,}",
         "selected": selection_words(settings),
@@ -201,7 +202,8 @@ The splits are by place on the sky, so that a source is on one side only, as col
 ```python
 from datasets import load_dataset
 
-print(load_dataset("chandra_spectra"))
+parts = load_dataset("chandra_spectra")                                          # by name
+everything = load_dataset("chandra_spectra", split="{}")
 ```
 """
 

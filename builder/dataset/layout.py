@@ -304,6 +304,19 @@ def _pick(kind: Any, content: dict[str, Any]) -> Any:
     return kind(**{name: content[name] for name, needed in fields.items() if needed or name in content})
 
 
+def lacks(folder: Path | str, *configs: str) -> str:
+    """Say, with the command that helps, which of these configs a prepared folder lacks; empty where it has them all."""
+    if not Path(folder, MANIFEST_FILE).is_file():
+        return (
+            f"there is no prepared folder {folder}: make one with chandra-spectra prepare {folder} --archive embedded "
+            "--with-responses --bins 64"
+        )
+    there = {config for config, _ in Manifest.read(Path(folder)).parts}
+    options = {"responses": "--with-responses", "binned": "--bins 64"}
+    missing = [options[config] for config in configs if config not in there]
+    return f"{folder} was prepared without {' '.join(missing)}: prepare it again so, with --force" if missing else ""
+
+
 def named_files(there: Folder, name: str) -> set[str]:
     """Give the paths that a manifest, or the list of an upload, names; none where it is of another program."""
     try:

@@ -202,7 +202,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("healpix", "int64", "HEALPix cell of ra, dec: nside 16, nested", "astropy_healpix.lonlat_to_healpix",
            nullable=True),
     Column("split", "string", "train, validation or test: the same for all rows of a sky cell",
-           "hash of healpix, see builder.splits"),
+           "hash of healpix, see docs/recipe.md"),
     Column(SEVERAL_SOURCES, "bool",
            "the catalog's answer lists the detection under another source, too: name is the first of them",
            "rows of the catalog with the same obsid, obi, region_id"),

@@ -14,6 +14,7 @@ from builder.model.errors import SettingError
 from builder.model.folding import Bins, Floats, Matrix
 from builder.model.invariants import energy_faults
 from builder.model.records import N_CHANNELS
+from builder.use.background import WIDTH, smoothed
 from builder.use.batches import arrays
 
 _KEPT = 8
@@ -108,6 +109,35 @@ class Calibration:
                 raise SettingError(f"channel grid {ebounds_id}: {fault.words(int(fault.bad.argmax()))}")
             self._sound.add(ebounds_id)
         return low, high
+
+    def background(self, rows: pa.Table | Mapping[str, Any], width: int = WIDTH) -> Floats:
+        """Predict the counts of the background in each channel of the source region, to be added to a model's.
+
+        ``background_scale`` times the mean of ``background_counts`` over `width` channels about each, fewer at both
+        ends. Without the mean, a channel in which the background region happens to have no count would have none to
+        expect, and the model would have to explain what is there: fits of faint rows are then biased.
+
+        Parameters
+        ----------
+        rows : pyarrow.Table or dict
+            One row of config ``counts``, or a batch of them as for `rebin`; with ``background_counts``,
+            ``background_scale`` and ``ebounds_id``.
+        width : int
+            Number of channels, odd; 51 are 0.74 keV.
+
+        Returns
+        -------
+        ndarray of float64, shape (1024,) or (rows, 1024)
+
+        Raises
+        ------
+        SettingError
+            If the width is no odd number from 1 to 1023, or the rows are not of config ``counts``.
+        """
+        single, batch = _batch(rows, ("background_counts", "background_scale", "ebounds_id"))
+        scale = np.asarray(batch["background_scale"], dtype=np.float64)
+        expected = scale[:, None] * smoothed(np.asarray(batch["background_counts"]), width)
+        return expected[0] if single else expected
 
     def rebin(self, rows: pa.Table | Mapping[str, Any], edges: ArrayLike) -> dict[str, NDArray[Any]]:
         """Sum channels into coarser bins, a view of fixed size.
