@@ -275,7 +275,7 @@ def test_only_what_other_files_may_change_is_tried_again(tmp_path: Path) -> None
     missing = Package(0, (DetectionId(1, 2, 3),))
     planned = replace(make_plan(source, EMBEDDED), packages=(*packages.values(), missing))
     kept = {packages[reason] for reason in ("no_background", "no_counts", "not_acis")}
-    assert _rejected(planned, source) == {*packages.values()} - kept
+    assert _rejected(planned.packages, source) == {*packages.values()} - kept
 
 
 def test_downloads_are_not_kept_by_the_workers_of_a_cluster(tmp_path: Path) -> None:

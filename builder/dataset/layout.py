@@ -137,6 +137,9 @@ class Manifest:
         the embedded sample a ``remark``.
     files : tuple of Entry
         All files but the manifest.
+    own_rmfs : tuple of str
+        With ``rmf`` of the settings ``observation``, the observations of which an RMF was read that has other channel
+        energies than all known ACIS products: there each detection's own RMF was asked for.
     columns : tuple of dict
         Columns besides those of every dataset, as `builder.model.own.own_dicts` gives them.
     created : str
@@ -153,6 +156,7 @@ class Manifest:
     catalog: dict[str, Any]
     counts: Counts
     files: tuple[Entry, ...]
+    own_rmfs: tuple[str, ...] = ()
     columns: tuple[dict[str, str], ...] = ()
     created: str = ""
     seconds: float = 0.0
@@ -171,6 +175,7 @@ class Manifest:
                 raise OutputError(f"{path} is not the manifest of a prepared folder")
             content["counts"] = _pick(Counts, content["counts"])
             content["files"] = tuple(_pick(Entry, file) for file in content["files"])
+            content["own_rmfs"] = tuple(content.get("own_rmfs", ()))
             content["columns"] = tuple(content.get("columns", ()))
             manifest: Manifest = _pick(cls, content)
             _ = manifest.parts, manifest.recipe, manifest.own  # refuses wrong values now rather than when they are used
@@ -289,6 +294,7 @@ class Manifest:
                 self.splits,
                 own["responses"],
                 self.bins,
+                own["rmf"],
                 tuple(filter(None, own.get("columns", "").split(","))),
             )
         except (KeyError, TypeError) as error:

@@ -272,7 +272,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("grating", "string", "NONE, HETG or LETG; with a grating in the beam the effective area is much smaller",
            "GRATING of the PHA file", nullable=True),
     Column("caldb_version", "string", "version of the calibration database",
-           "CALDBVER of the ARF file, else of the RMF file", nullable=True),
+           "CALDBVER of the ARF file", nullable=True),
     Column("exposure", "float64", "exposure of the source spectrum", "EXPOSURE of the PHA file", "s"),
     Column("background_scale", "float64", "factor from background counts to counts in the source region",
            "(EXPOSURE*BACKSCAL*AREASCAL) of the source / the same of the background"),
@@ -282,11 +282,14 @@ COLUMNS: tuple[Column, ...] = (
            "COUNTS of the PHA file's background", "count"),
     Column("n_bins", "int32", "number of bins of the spectrum", "length of spectrum.flux"),
     # provenance
-    *(Column(f"{kind}_file", "string", f"name of the {kind.upper()} file as served", "archive", record=f"files.{kind}")
+    *(Column(f"{kind}_file", "string", f"name of the {kind.upper()} file as served", "archive", record=f"files.{kind}",
+             nullable=kind == "rmf")
       for kind in Trio._fields),
     *(Column(f"{kind}_sha256", "string", f"SHA-256 of the {kind.upper()} file, gunzipped", "archive",
-             record=f"sha256.{kind}")
+             record=f"sha256.{kind}", nullable=kind == "rmf")
       for kind in Trio._fields),
+    Column("ebounds_from", "string", "detection whose RMF file gave the channel energies: with one RMF an observation, "
+           "another than this where rmf_file is null", "archive", record="ebounds_source"),
     # spectrum
     _spectrum("ene_center_bin", "energy", "ene", "centre of the bin", "(low + high) / 2", "keV"),
     _spectrum("ene_low_bin", "energy_lo", "ene_lo", "low edge of the bin", "Sherpa data plot, xlo", "keV"),
