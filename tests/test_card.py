@@ -197,7 +197,7 @@ def test_it_says_what_it_must(text: str) -> None:
         "Two of its rows are real: 4938.0.43",
         "not an energy flux",
         "`arf` is not corrected for the aperture",
-        "`psf_frac`",
+        "`arf.psf_frac`",
         "`conf_code > 0 and conf_code & 8`",
         "do not divide by row",
         "0.5-8 keV kept",
