@@ -36,6 +36,7 @@ from builder.dataset.layout import parts
 from builder.model.columns import CONFIGS, DEFAULT_BINS, features
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
+from builder.model.own import own_columns
 from builder.model.selection import Selection
 from builder.model.settings import DEFAULT_ARCHIVE, RMFS, Recipe, Settings
 from builder.model.splits import Splits
@@ -197,9 +198,9 @@ class ArchiveDownloadManager(datasets.DownloadManager, Archive):
         """See `Archive.nulls`."""
         return self._opened.archive.nulls
 
-    def catalog(self, selection: Selection, record: Record = forget) -> Answer:
+    def catalog(self, selection: Selection, columns: Sequence[str] = (), record: Record = forget) -> Answer:
         """See `Archive.catalog`."""
-        return self._opened.archive.catalog(selection, self._record)
+        return self._opened.archive.catalog(selection, columns, self._record)
 
     def expect(self, detections: Sequence[DetectionId]) -> None:
         """See `Archive.expect`."""
@@ -267,6 +268,8 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
             dl_manager = ArchiveDownloadManager(settings)
         workspace = dl_manager.workspace
         plan = make_plan(workspace, settings)
+        if left := [column.name for column in own_columns(plan.catalog.schema)]:
+            logger.warning("the builder leaves out %s: chandra-spectra prepare keeps them", ", ".join(left))
         # datasets shares lists out among its processes, but what is distinct must be met by one process
         packages = tuple(plan.packages) if self.config.table in _DISTINCT else list(plan.packages)
         # of a tuple every process gets the whole

@@ -92,7 +92,7 @@ def main(folder: str = "chandra_spectra", picture: str = "inference.png", steps:
     torch.manual_seed(0), torch.set_num_threads(1), plt.switch_backend("Agg")
     rows, held_out = Rows(folder, "train"), Rows(folder, "validation+test")
     network = train(rows, int(steps))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.6), layout="constrained")
     place, seen = held_out.draw(4000)
     below = (torch.sigmoid(posterior(network, seen).sample((500,))) < place).float().mean(dim=0)
     print("held-out draws within the interval of      68 %    95 %")
@@ -108,7 +108,7 @@ def main(folder: str = "chandra_spectra", picture: str = "inference.png", steps:
         fit, errors = fit_files(detection)
         for name, own, best, error in zip(NAMES, samples.T, fit, errors, strict=True):
             print(f"{detection:<10}{name:<14}{own.mean():6.2f} +- {own.std():.2f}  Sherpa{best:6.2f} +- {error:.2f}")
-        right.plot(*samples[:400, :2].T, ".", color=f"C{number}", ms=3, alpha=0.5)
+        right.plot(*samples[:300, :2].T, ".", color=f"C{number}", ms=3, alpha=0.5)
         right.errorbar(*fit[:2], *errors[1::-1], "o", color=f"C{number}", ecolor="k", label=f"Sherpa, {detection}")
     right.set(xlabel=NAMES[0], ylabel=NAMES[1], xlim=(-0.1, 0.4))
     left.legend(), right.legend()

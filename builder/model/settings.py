@@ -126,7 +126,7 @@ class Settings:
     release : str
         Version word of the catalog.
     catalog : str
-        A catalog file (VOTable, Parquet or HDF5) in place of the archive's own catalog.
+        A catalog file (any table that astropy reads) in place of the archive's own catalog.
     selection : Selection
         A cut that is not given is that of `DEFAULT_CUTS`, and none for the embedded sample and a catalog file.
     responses : bool
@@ -135,6 +135,9 @@ class Settings:
         Number of logarithmic bins of the kept energies, for config ``binned``; 0 for none.
     rmf : str
         One of `RMFS`.
+    columns : tuple of str
+        Columns of the catalog besides those of the dataset, such as ``m.gal_l`` (of its sources) and ``o.apec_z`` (of
+        its detections).
 
     Raises
     ------
@@ -152,6 +155,7 @@ class Settings:
     responses: bool = False
     bins: int = 0
     rmf: str = RMFS[0]
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.archive, str) or not self.archive:
@@ -176,6 +180,9 @@ class Settings:
         if "://" in self.archive:
             object.__setattr__(self, "archive", _address(self.archive))
         release_of(self.release)  # refuses one that cannot be
+        object.__setattr__(self, "columns", tuple(dict.fromkeys(self.columns)))
+        if self.columns and (self.catalog or self.archive == EMBEDDED):
+            raise SettingError("columns are asked of a service or taken from a mirror; a catalog file brings its own")
         asked = self.archive.startswith(("http://", "https://")) and not self.catalog
         if asked and not all(map(designation, self.selection.names)):  # a catalog of one's own may have any names
             raise SettingError(self.selection.name_hint())
@@ -209,6 +216,7 @@ class Settings:
             "recipe": self.recipe.as_dict(),
             "splits": str(self.splits),
             "responses": self.responses,
+            **({"columns": ",".join(self.columns)} if self.columns else {}),
             **({"bins": self.bins} if self.bins else {}),
             "rmf": self.rmf,
         }

@@ -202,8 +202,8 @@ class Calibration:
         ``exposure * sum over energies of RMF(channel, energy) * ARF(energy) * model(energy)`` (OGIP CAL/GEN/92-002),
         as in Sherpa's ``RSPModelPHA``; AREASCAL is 1 in all rows.
         The area is not corrected for the aperture: what is folded is the flux of the photons within the source region,
-        while the catalog's fluxes are of all. Column PSF_FRAC of the ARF file is the fraction of the PSF within it
-        (``chandra-spectra export --layout fits`` gives the files back); it can exceed 1.
+        while the catalog's fluxes are of all. ``arf.psf_frac`` is the fraction of the PSF within it, where the ARF
+        file gives it; it can exceed 1.
 
         Parameters
         ----------
