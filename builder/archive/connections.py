@@ -38,6 +38,7 @@ _WINDOW = 120.0
 class _Slot:
     """A slot that this process holds, its connection, and how often it was kept and taken."""
 
+    number: int
     lock: FileLock
     folder: Path
     session: requests.Session
@@ -107,21 +108,25 @@ class Slots:
                     lock = FileLock(self.folder / f"slot-{index}.lock", thread_local=False)
                     with contextlib.suppress(Timeout):
                         lock.acquire(timeout=0)
-                        return _Slot(lock, self.folder / f"slot-{index}", new_session())
+                        return _Slot(index, lock, self.folder / f"slot-{index}", new_session())
                 time.sleep(0.02)
                 if slot := self._kept_one():
                     return slot
 
     def _kept_one(self) -> _Slot | None:
+        """Take a slot that this process has kept, and close those of a run with a larger budget."""
         with self._guard:
-            kept = self._kept.get(self.folder, [])
-            while kept:
-                slot = kept.pop()
-                slot.turn += 1
-                if int(slot.folder.name.removeprefix("slot-")) < self.number:
-                    return slot
-                slot.close()  # of a run with a larger budget
-            return None
+            kept = self._kept.pop(self.folder, [])
+            for slot in kept:
+                if slot.number >= self.number:
+                    slot.turn += 1
+                    slot.close()
+            kept = [slot for slot in kept if slot.number < self.number]
+            self._kept[self.folder] = kept
+            if not kept:
+                return None
+            kept[-1].turn += 1
+            return kept.pop()
 
     def _keep(self, slot: _Slot) -> bool:
         """Keep a slot for this process for a while, unless anybody waits for one."""
