@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import hashlib
+import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from builder.archive.mirror import open_mirror
-from builder.archive.packages import Package, Plan
+from builder.archive.packages import Package
 from builder.dataset.layout import (
     CARD_FILE,
     DATA_FILES,
@@ -31,12 +33,15 @@ from builder.dataset.write import upload_folder, write_folder
 from builder.files import Folder, check_place, open_url, recover_folder, staging_folder, workplace
 from builder.model.errors import OutputError, SettingError, StoreError
 from builder.model.settings import DEFAULT_CONNECTIONS, Settings
-from builder.model.text import Progress, silent, size_text
-from builder.store.fill import counter, dask_executor, fill, fill_by, results
+from builder.model.text import Progress, several, silent, size_text
+from builder.store.fill import agree, counter, dask_executor, fill, fill_by, results
 from builder.workspace import Workspace, default_cache, describe, make_plan, open_workspace
 
 if TYPE_CHECKING:
     from builder.archive.http import Patience
+
+
+logger = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
@@ -132,28 +137,35 @@ def prepare(
         with workplace(folder) as place:
             planned = make_plan(workspace, settings)
             _check_room(place, folder, len(planned.catalog))
-            done = counter(progress, "reduce", len(planned.catalog))
-            again = _rejected(planned, workspace) if retry_rejected else frozenset()
-            if dask:
-                with dask_executor(dask) as executor:
-                    fill_by(executor, planned.packages, workspace.archive, workspace.store, again=again, done=done)
-            else:
-                with open_mirror(keep_downloads) if keep_downloads else contextlib.nullcontext() as mirror:
+            with contextlib.ExitStack() as stack:
+                if dask:
+                    make_missing = functools.partial(fill_by, stack.enter_context(dask_executor(dask)))
+                else:
+                    mirror = stack.enter_context(open_mirror(keep_downloads)) if keep_downloads else None
                     if mirror:
                         mirror.write_catalog(planned)
-                    fill(
-                        planned.packages,
-                        workspace.archive,
-                        workspace.store,
-                        workers=workers,
-                        connections=connections,
-                        mirror=mirror,
-                        again=again,
-                        done=done,
+                    make_missing = functools.partial(fill, workers=workers, connections=connections, mirror=mirror)
+
+                def make_all(packages: Sequence[Package], step: str) -> None:
+                    total = sum(len(package.detections) for package in packages)
+                    again = _rejected(packages, workspace) if retry_rejected else frozenset[Package]()
+                    done = counter(progress, step, total)
+                    make_missing(packages, workspace.archive, workspace.store, again=again, done=done)
+
+                make_all(planned.packages, "reduce")
+                agreement = agree(planned.packages, workspace.archive, workspace.store)
+                packages = [agreement.settle(package) for package in planned.packages]
+                if left := [package for package in packages if package.own]:
+                    number = len({name for package in left for name in package.own})
+                    logger.warning(
+                        "in %s an RMF has other channel energies than all known ACIS products: there each detection's "
+                        "own RMF is fetched",
+                        several(number, "observation"),
                     )
+                    make_all(left, "fetch each RMF")
             with staging_folder(folder, place) as staging:
-                packages = results(planned.packages, workspace.archive, workspace.store)
-                manifest = write_folder(staging, settings, described, planned, packages, progress)
+                made = results(packages, workspace.archive, workspace.store)
+                manifest = write_folder(staging, settings, described, planned, made, progress)
                 manifest = replace(
                     manifest,
                     created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -259,10 +271,10 @@ def _place(there: Folder, cache: Path) -> Iterator[Path]:
             yield place / "chandra_spectra"
 
 
-def _rejected(planned: Plan, workspace: Workspace) -> frozenset[Package]:
+def _rejected(packages: Iterable[Package], workspace: Workspace) -> frozenset[Package]:
     """Return the finished packages that hold rejections which other files may change."""
     found = set()
-    for package in workspace.store.finished(planned.packages):
+    for package in workspace.store.finished(packages):
         with contextlib.suppress(StoreError):  # one that is damaged is made anyway
             if {*workspace.store.read(package).rejections["reason"].to_pylist()} - _LASTING:
                 found.add(package)

@@ -43,6 +43,14 @@ def test_a_model_learns_the_hardness_of_sources_that_it_never_saw(printed: dict[
     assert 0 < error < guess / 3
 
 
+def test_a_model_learns_the_photon_index_of_the_fits(printed: dict[str, str]) -> None:
+    """From 32 labels, nulls left out, with half the error of guessing the mean, or less."""
+    sizes, errors, _ = printed["powerlaw"].splitlines()
+    assert numbers(sizes) == [62, 41, 32, 9]
+    guess, error = numbers(errors)
+    assert 0 < error < guess / 2
+
+
 def test_a_fit_by_fold_is_sherpas_own(printed: dict[str, str]) -> None:
     """The parameters themselves are those of a plain extragalactic source: an index near 2, hardly absorbed."""
     _, nh, index, norm, difference, _ = printed["forward_fit"].splitlines()

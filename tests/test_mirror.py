@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from builder.archive.catalog import SCHEMA
 from builder.archive.mirror import Mirror, MirrorArchive, open_mirror, read_index
 from builder.archive.packages import Package
 from builder.archive.products import members
+from builder.archive.values import SCHEMA
 from builder.archive.votable import write_votable
 from builder.dataset.catalog_file import read_catalog
 from builder.dataset.layout import Manifest

@@ -256,7 +256,7 @@ def test_a_finished_package_is_never_fetched_again(
     settings = Settings(archive=str(mirror))
     prepare(tmp_path / "one", settings, cache=tmp_path / "cache")
 
-    def fetch(self: MirrorArchive, package: object) -> None:
+    def fetch(self: MirrorArchive, package: object, **_: object) -> None:
         raise AssertionError("fetched")
 
     monkeypatch.setattr(MirrorArchive, "fetch", fetch)
@@ -275,7 +275,7 @@ def test_only_what_other_files_may_change_is_tried_again(tmp_path: Path) -> None
     missing = Package(0, (DetectionId(1, 2, 3),))
     planned = replace(make_plan(source, EMBEDDED), packages=(*packages.values(), missing))
     kept = {packages[reason] for reason in ("no_background", "no_counts", "not_acis")}
-    assert _rejected(planned, source) == {*packages.values()} - kept
+    assert _rejected(planned.packages, source) == {*packages.values()} - kept
 
 
 def test_downloads_are_not_kept_by_the_workers_of_a_cluster(tmp_path: Path) -> None:

@@ -15,17 +15,20 @@ from builder.cli.app import (
     RECIPE,
     Archive,
     Cache,
+    Columns,
     Connections,
     Interrupted,
     Patience,
     Release,
+    Rmf,
     app,
+    asked,
     end,
     local,
     selects,
 )
 from builder.cli.terminal import bars, shell_path, show_estimate, show_indexed, show_summary, show_uploaded, waiting
-from builder.model.settings import DEFAULT_ARCHIVE, DEFAULT_CONNECTIONS, DEFAULT_RELEASE, Recipe
+from builder.model.settings import DEFAULT_ARCHIVE, DEFAULT_CONNECTIONS, DEFAULT_RELEASE, RMFS, Recipe
 from builder.simulator.habits import HABITS
 
 if TYPE_CHECKING:
@@ -74,6 +77,7 @@ def prepare(
     bins: Annotated[
         int, typer.Option(min=0, help="Number of bins of config binned, such as 64; 0 for no such config.")
     ] = 0,
+    rmf: Rmf = RMFS[0],
     workers: Annotated[
         int,
         typer.Option(
@@ -99,8 +103,12 @@ def prepare(
     ] = None,
     cat_file: Annotated[
         Path | None,
-        typer.Option(callback=local, help="Catalog file (.vot, .parquet, .hdf5) in place of the archive's catalog."),
+        typer.Option(
+            callback=local,
+            help="Catalog file (.fits, .ecsv, .csv, .vot, .parquet, .hdf5) in place of the archive's catalog.",
+        ),
     ] = None,
+    columns: Columns = None,
     store: Annotated[
         str | None, typer.Option(help="Folder or fsspec URL for finished packages, in place of one in the cache.")
     ] = None,
@@ -135,6 +143,8 @@ def prepare(
         Splits.parse(splits),
         with_responses,
         bins,
+        rmf,
+        asked(columns),
     )
     means: dict[str, Any] = {"cache": cache, "workers": workers, "connections": connections, "store": store}
     means["patience"] = _patience(patience)
@@ -214,6 +224,7 @@ def catalog(
     archive: Archive = DEFAULT_ARCHIVE,
     release: Release = DEFAULT_RELEASE,
     selection: Any = None,
+    columns: Columns = None,
     bandwidth: Annotated[float, typer.Option(min=0.001, help="Bandwidth for the estimate of time, MB/s.")] = 5.0,
     connections: Connections = DEFAULT_CONNECTIONS,
     patience: Patience = None,
@@ -224,7 +235,7 @@ def catalog(
     from builder.model.settings import Settings
 
     check_ending(output)
-    settings = Settings(archive, release, selection=selection)
+    settings = Settings(archive, release, selection=selection, columns=asked(columns))
     with waiting("asking the catalog"):
         from builder.workspace import make_plan, open_workspace
 
@@ -243,6 +254,8 @@ def download(
     archive: Archive = DEFAULT_ARCHIVE,
     release: Release = DEFAULT_RELEASE,
     selection: Any = None,
+    rmf: Rmf = RMFS[0],
+    columns: Columns = None,
     connections: Connections = DEFAULT_CONNECTIONS,
     patience: Patience = None,
     cache: Cache = None,
@@ -264,7 +277,7 @@ def download(
         raise SettingError("give the mirror folder to write: chandra-spectra download MIRROR")
     if output_file:
         check_ending(output_file)
-    settings = Settings(archive, release, selection=selection)
+    settings = Settings(archive, release, selection=selection, rmf=rmf, columns=asked(columns))
     with bars() as progress:
         from builder.archive.mirror import open_mirror
         from builder.store.fill import counter, download
@@ -325,6 +338,9 @@ def serve_archive(
     seed: Annotated[int, typer.Option(help="Seed of the simulation and of the faults.")] = 0,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Row limit of the catalog.")] = None,
     bandwidth: Annotated[float | None, typer.Option(min=0.001, help="Bandwidth of all answers together, MB/s.")] = None,
+    latency: Annotated[
+        float, typer.Option(min=0, help="Round-trip time of each connection and each request, s.")
+    ] = 0.0,
     cache: Cache = None,
 ) -> None:
     """Serve an archive on this machine, with the addresses and the habits of the real services, to try things on."""
@@ -339,6 +355,7 @@ def serve_archive(
         habits=habit or [],
         max_rows=max_rows,
         bytes_per_second=bandwidth and bandwidth * 1e6,
+        latency=latency,
     )
     print(f"serving on {server.url}   (Ctrl-C ends it)")
     print(f"try:  chandra-spectra prepare --archive {server.url}", flush=True)

@@ -19,12 +19,12 @@ from builder.dataset.layout import CARD_FILE, DATA_FILES, DETECTIONS_FILE, POSIT
 from builder.dataset.pictures import Picture, draw_pictures
 from builder.dataset.read import read_scalars
 from builder.dataset.summary import SCALARS
-from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, binned_columns, columns_when, features, markdown
+from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, Column, binned_columns, columns_when, features, markdown
 from builder.model.errors import MissingExtraError
 from builder.model.folding import PHOTON_ENERGIES
 from builder.model.records import REASONS
 from builder.model.selection import Selection
-from builder.model.settings import EMBEDDED, EMBEDDED_REMARK, Recipe, Settings, last_part
+from builder.model.settings import EMBEDDED, EMBEDDED_REMARK, RMFS, Recipe, Settings, last_part
 from builder.model.sky import radius_of
 from builder.model.splits import SPLITS, Splits
 from builder.model.text import several, size_text
@@ -122,9 +122,9 @@ def _render(
     recipe, counts = settings.recipe, manifest.counts
     names = Counter(scalars["name"].drop_null().to_pylist())
     repeated = [number for number in names.values() if number > 1]
-    columns, (subtracted, grouped) = columns_when(recipe.subtract), reduction_words(recipe)
+    columns, (subtracted, grouped) = (*columns_when(recipe.subtract), *manifest.own), reduction_words(recipe)
     words = {
-        "front_matter": _front_matter(sizes, settings.bins),
+        "front_matter": _front_matter(sizes, settings.bins, manifest.own),
         "spectra": "1 X-ray spectrum" if counts.rows == 1 else f"{counts.rows:,} X-ray spectra",
         "sources": several(len(names), "source"),
         "release": release_words(settings),
@@ -156,8 +156,10 @@ def _render(
         "matrix": (
             "The redistribution matrix is in config `responses`, under `rmf_sha256`."
             if settings.responses
-            else "The redistribution matrix (RMF) is not in the dataset; `rmf_file` and `rmf_sha256` name it."
+            else "The redistribution matrix (RMF) is not in the dataset; `rmf_file` and `rmf_sha256` name it"
+            + (" where it was read." if settings.rmf != RMFS[0] else ".")
         ),
+        "rmf": "" if settings.rmf == RMFS[0] else _rmf(manifest.own_rmfs),
         "negative": " Background-subtracted rates can be negative." if recipe.subtract else "",
         "saturated": several(pc.sum(scalars["sat_src_flag"]).as_py() or 0, "row"),
         "streaked": several(pc.sum(scalars["streak_src_flag"]).as_py() or 0, "row"),
@@ -206,6 +208,26 @@ parts = load_dataset("chandra_spectra")                                         
 everything = load_dataset("chandra_spectra", split="{}")
 ```
 """
+
+
+_SHARED = """
+**One RMF an observation** was downloaded (`--rmf observation`). The reduction takes nothing of an RMF but the energies
+of the channels, and they are the same, bit for bit, in all ACIS products that are known: the catalog's pipeline makes
+each RMF for channels 1 to 1024 of 14.6 eV. `ebounds_from` names the detection whose RMF they were read in; where it is
+another, `rmf_file` and `rmf_sha256` are null. No RMF of such a row was looked at: `chandra-spectra verify
+chandra_spectra --recheck 100` fetches those of 100 rows and compares. {}
+"""
+
+
+def _rmf(own: tuple[str, ...]) -> str:
+    """Explain one RMF an observation, and name the observations in which it did not do."""
+    if not own:
+        return _SHARED.format("All RMFs that were read have these energies.")
+    named = ", ".join(own[:_LONG]) + (f" and {len(own) - _LONG:,} more" if len(own) > _LONG else "")
+    return _SHARED.format(
+        f"In {several(len(own), 'observation')} ({named}) an RMF has other energies: there each row has those of its "
+        "own RMF, see `own_rmfs` in `manifest.json`."
+    )
 
 
 def release_words(settings: Settings) -> str:
@@ -327,6 +349,7 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
         "name": selection.names,
         "obsid": selection.obsids,
         "detections": DETECTIONS_FILE if selection.detections else None,
+        "columns": ",".join(settings.columns) or None,
         "positions": POSITIONS_FILE if selection.positions else None,
         "radius": _radius(selection) if selection.positions else None,
         "limit": selection.limit,
@@ -342,6 +365,7 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
     words += [] if recipe.subtract else ["--no-subtract"]
     words += [] if recipe.group else ["--no-group"]
     words += [] if settings.splits == Splits() else [f"--splits {settings.splits}"]
+    words += [] if settings.rmf == RMFS[0] else [f"--rmf {settings.rmf}"]
     words += ["--with-responses"] if settings.responses else []
     words += [f"--bins {settings.bins}"] if settings.bins else []
     return " \\\n  ".join(words)
@@ -353,7 +377,7 @@ def _radius(selection: Selection) -> str:
     return text if radius_of(text) == selection.radius else f"{selection.radius!r}deg"
 
 
-def _front_matter(sizes: dict[str, dict[str, _Size]], bins: int) -> str:
+def _front_matter(sizes: dict[str, dict[str, _Size]], bins: int, own: tuple[Column, ...]) -> str:
     from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs
@@ -366,7 +390,7 @@ def _front_matter(sizes: dict[str, dict[str, _Size]], bins: int) -> str:
             for split, size in splits.items()
         }
         infos[config] = DatasetInfo(
-            features=features(config, bins),
+            features=features(config, bins, own),
             splits=SplitDict(known),
             config_name=config,
             download_size=_sum(splits).parquet,

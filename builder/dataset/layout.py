@@ -14,8 +14,9 @@ from typing import Any
 from builder.dataset.catalog_file import read_detections
 from builder.dataset.positions import read_positions
 from builder.files import Folder, file_sha256
-from builder.model.columns import CONFIGS, ROW_CONFIGS, configs_with
+from builder.model.columns import CONFIGS, ROW_CONFIGS, Column, configs_with
 from builder.model.errors import OutputError, SettingError
+from builder.model.own import own_of_dicts
 from builder.model.selection import Selection
 from builder.model.settings import Recipe, Settings
 from builder.model.sky import Cone
@@ -136,6 +137,11 @@ class Manifest:
         the embedded sample a ``remark``.
     files : tuple of Entry
         All files but the manifest.
+    own_rmfs : tuple of str
+        With ``rmf`` of the settings ``observation``, the observations of which an RMF was read that has other channel
+        energies than all known ACIS products: there each detection's own RMF was asked for.
+    columns : tuple of dict
+        Columns besides those of every dataset, as `builder.model.own.own_dicts` gives them.
     created : str
         When, in ISO 8601, UTC.
     seconds : float
@@ -150,6 +156,8 @@ class Manifest:
     catalog: dict[str, Any]
     counts: Counts
     files: tuple[Entry, ...]
+    own_rmfs: tuple[str, ...] = ()
+    columns: tuple[dict[str, str], ...] = ()
     created: str = ""
     seconds: float = 0.0
     sha256: str = ""
@@ -167,8 +175,10 @@ class Manifest:
                 raise OutputError(f"{path} is not the manifest of a prepared folder")
             content["counts"] = _pick(Counts, content["counts"])
             content["files"] = tuple(_pick(Entry, file) for file in content["files"])
+            content["own_rmfs"] = tuple(content.get("own_rmfs", ()))
+            content["columns"] = tuple(content.get("columns", ()))
             manifest: Manifest = _pick(cls, content)
-            _ = manifest.parts, manifest.recipe  # refuses wrong values now rather than when they are used
+            _ = manifest.parts, manifest.recipe, manifest.own  # refuses wrong values now rather than when they are used
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else error
             raise OutputError(
@@ -219,6 +229,11 @@ class Manifest:
     def recipe(self) -> Recipe:
         """How the spectra were reduced."""
         return Recipe.from_dict(self.settings["recipe"])
+
+    @property
+    def own(self) -> tuple[Column, ...]:
+        """Columns besides those of every dataset."""
+        return own_of_dicts(self.columns)
 
     def file(self, path: str) -> Entry | None:
         """Find a file by its path in the folder."""
@@ -279,6 +294,8 @@ class Manifest:
                 self.splits,
                 own["responses"],
                 self.bins,
+                own["rmf"],
+                tuple(filter(None, own.get("columns", "").split(","))),
             )
         except (KeyError, TypeError) as error:
             raise SettingError(

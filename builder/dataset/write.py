@@ -21,6 +21,7 @@ from builder import __version__
 from builder.archive.packages import Package, Plan
 from builder.dataset.binned import binned
 from builder.dataset.card import write_card
+from builder.dataset.describe import parquet_schema
 from builder.dataset.hdf5 import HDF5Writer
 from builder.dataset.layout import (
     DATA_FILES,
@@ -39,8 +40,9 @@ from builder.dataset.positions import write_matches
 from builder.dataset.rows import join, public
 from builder.dataset.shards import ShardWriter
 from builder.files import Folder, reported
-from builder.model.columns import columns_when, features
+from builder.model.columns import columns_when
 from builder.model.errors import OutputError
+from builder.model.own import own_columns, own_dicts
 from builder.model.settings import EMBEDDED, EMBEDDED_REMARK, Settings
 from builder.model.splits import SPLITS
 from builder.model.text import Progress
@@ -84,18 +86,22 @@ def write_folder(
     attributes = {**described, "dataset": "chandra_spectra", "builder": __version__, "versions": versions}
     rejections = [rejections_table(planned.rejections)]
     grids = EBOUNDS_SCHEMA.empty_table()
+    own_rmfs: set[str] = set()
     rows, selected = 0, len(planned.rejections)
+    own = own_columns(planned.catalog.schema)
     shards = {
-        (config, split): ShardWriter(folder / DATA_FILES[config], features(config, settings.bins).arrow_schema, split)
+        (config, split): ShardWriter(folder / DATA_FILES[config], parquet_schema(config, settings.bins, own), split)
         for config, split in parts(settings.splits, settings.responses, settings.bins)
     }
     known: set[str] = set()  # responses that are written
     with contextlib.ExitStack() as stack:
         for writer in shards.values():
             stack.enter_context(writer)
-        hdf5 = stack.enter_context(HDF5Writer(folder / HDF5_FILE, attributes, columns_when(settings.recipe.subtract)))
+        columns = (*columns_when(settings.recipe.subtract), *own)
+        hdf5 = stack.enter_context(HDF5Writer(folder / HDF5_FILE, attributes, columns))
         for package, result in results:
             selected += _complete(package, result)
+            own_rmfs.update(package.own)
             table = join(planned.catalog, package, result, settings.splits)
             rows_of = {"spectra": table, "counts": table}
             if settings.bins:
@@ -103,7 +109,7 @@ def write_folder(
             for config, whole in rows_of.items():
                 for split in settings.splits.names:
                     part = whole.filter(pc.equal(whole["split"], split)) if settings.splits.divided else whole
-                    shards[config, split].append(public(part, config, settings.bins))
+                    shards[config, split].append(public(part, config, settings.bins, own))
             hdf5.append(table)
             for number, key in enumerate(result.responses["rmf_sha256"].to_pylist()):
                 if key not in known:  # one by one: a package's together take 70 MB, and as much again
@@ -140,6 +146,8 @@ def write_folder(
         | _matched(planned),
         Counts(detections, planned.duplicates, selected, rows, len(rejected), reasons),
         tuple(files),
+        tuple(sorted(own_rmfs)),
+        tuple(own_dicts(own)),
     )
     files += [Entry.of(folder / HDF5_FILE, folder, rows), Entry.of(folder / REJECTIONS_FILE, folder, len(rejected))]
     if planned.matches:

@@ -68,6 +68,10 @@ class Column:
         Attribute of `builder.model.records.Spectrum` that holds it, where it is not `name`.
     nullable : bool
         Whether a row may lack it.
+    ucd : str
+        Kind of quantity of an own column in the words of the Virtual Observatory (UCD1+), where it is said.
+    own : bool
+        Whether it is a column of a catalog beside the declared ones, see `builder.model.own`.
     """
 
     name: str
@@ -81,6 +85,13 @@ class Column:
     query: str = ""
     record: str = ""
     nullable: bool = False
+    ucd: str = ""
+    own: bool = False
+
+    @property
+    def stand_in(self) -> int:
+        """Value that stands for a null in HDF5, where the type has no NaN."""
+        return -(2**63) if self.own and self.dtype == "int64" else -1
 
     @property
     def hdf5_name(self) -> str:
@@ -232,8 +243,7 @@ COLUMNS: tuple[Column, ...] = (
     _catalog("m", "err_ellipse_r0", "float32", "major radius of the 95 % error ellipse of the position", "arcsec"),
     _catalog("m", "err_ellipse_r1", "float32", "minor radius of the 95 % error ellipse of the position", "arcsec"),
     _catalog("m", "err_ellipse_ang", "float32", "position angle of the error ellipse's major axis, from north", "deg"),
-    _catalog("m", "nh_gal", "float32", "Galactic column density of neutral hydrogen towards the master source, "
-             "in units of 10^20 atoms", "10**20 cm-2"),
+    _catalog("m", "nh_gal", "float32", "Galactic column density of neutral hydrogen", "10**20 cm-2"),
     _catalog("o", "gti_end", "string", "end of the good time, ISO 8601 (TT)"),
     # labels
     *_limits("o", "flux_aper_b", "flux_aper_{}_b", "net energy flux, 0.5-7 keV", "erg s-1 cm-2"),
@@ -262,7 +272,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("grating", "string", "NONE, HETG or LETG; with a grating in the beam the effective area is much smaller",
            "GRATING of the PHA file", nullable=True),
     Column("caldb_version", "string", "version of the calibration database",
-           "CALDBVER of the ARF file, else of the RMF file", nullable=True),
+           "CALDBVER of the ARF file", nullable=True),
     Column("exposure", "float64", "exposure of the source spectrum", "EXPOSURE of the PHA file", "s"),
     Column("background_scale", "float64", "factor from background counts to counts in the source region",
            "(EXPOSURE*BACKSCAL*AREASCAL) of the source / the same of the background"),
@@ -272,11 +282,14 @@ COLUMNS: tuple[Column, ...] = (
            "COUNTS of the PHA file's background", "count"),
     Column("n_bins", "int32", "number of bins of the spectrum", "length of spectrum.flux"),
     # provenance
-    *(Column(f"{kind}_file", "string", f"name of the {kind.upper()} file as served", "archive", record=f"files.{kind}")
+    *(Column(f"{kind}_file", "string", f"name of the {kind.upper()} file as served", "archive", record=f"files.{kind}",
+             nullable=kind == "rmf")
       for kind in Trio._fields),
     *(Column(f"{kind}_sha256", "string", f"SHA-256 of the {kind.upper()} file, gunzipped", "archive",
-             record=f"sha256.{kind}")
+             record=f"sha256.{kind}", nullable=kind == "rmf")
       for kind in Trio._fields),
+    Column("ebounds_from", "string", "detection whose RMF file gave the channel energies: with one RMF an observation, "
+           "another than this where rmf_file is null", "archive", record="ebounds_source"),
     # spectrum
     _spectrum("ene_center_bin", "energy", "ene", "centre of the bin", "(low + high) / 2", "keV"),
     _spectrum("ene_low_bin", "energy_lo", "ene_lo", "low edge of the bin", "Sherpa data plot, xlo", "keV"),
@@ -377,17 +390,19 @@ def binned_columns(bins: int) -> tuple[Column, ...]:
     )  # fmt: skip
 
 
-def columns_of(config: str, bins: int = DEFAULT_BINS) -> tuple[Column, ...]:
+def columns_of(config: str, bins: int = DEFAULT_BINS, own: tuple[Column, ...] = ()) -> tuple[Column, ...]:
     """Return the columns of one configuration; SettingError for an unknown one.
 
     Parameters
     ----------
     bins : int
         Number of bins of config ``binned``.
+    own : tuple of Column
+        Columns besides those of every dataset, see `builder.model.own`; they come last.
     """
     if config not in CONFIGS:
         raise SettingError(f"unknown config {config!r}: choose one of {', '.join(CONFIGS)}")
-    every = (*COLUMNS, *binned_columns(bins), *EBOUNDS, *RESPONSES)
+    every = (*COLUMNS, *binned_columns(bins), *EBOUNDS, *RESPONSES, *own)
     return tuple(column for column in every if config in column.configs)
 
 
@@ -409,12 +424,12 @@ def configs_with(responses: bool, bins: int = 0) -> tuple[str, ...]:
     return tuple(config for config in CONFIGS if there.get(config, True))
 
 
-def features(config: str, bins: int = DEFAULT_BINS) -> Features:
-    """Return the `datasets.Features` of one configuration; `bins` as for `columns_of`."""
+def features(config: str, bins: int = DEFAULT_BINS, own: tuple[Column, ...] = ()) -> Features:
+    """Return the `datasets.Features` of one configuration; `bins` and `own` as for `columns_of`."""
     from datasets import Features, Sequence, Value  # Sequence gives a List; datasets 3 has no other word for it
 
     tree: dict[str, Any] = {}
-    for column in columns_of(config, bins):
+    for column in columns_of(config, bins, own):
         value: Any = Value(column.dtype)
         for length in reversed(column.shape):
             value = Sequence(value, length=length)

@@ -36,6 +36,9 @@ EMBEDDED_REMARK = (
 DEFAULT_CONNECTIONS = 4
 """Connections to the archive at once: its own limit is not published, so few."""
 
+RMFS = ("each", "observation")
+"""Detections whose RMF is asked for: each, or one of each observation, whose channel energies then serve the others."""
+
 DEFAULT_CUTS = {"min_cnts": 40.0, "min_sig": 4.0, "max_theta": 10.0}
 """Of net counts, of flux significance, and arcmin off axis: the largest recommended set."""
 
@@ -123,18 +126,24 @@ class Settings:
     release : str
         Version word of the catalog.
     catalog : str
-        A catalog file (VOTable, Parquet or HDF5) in place of the archive's own catalog.
+        A catalog file (any table that astropy reads) in place of the archive's own catalog.
     selection : Selection
         A cut that is not given is that of `DEFAULT_CUTS`, and none for the embedded sample and a catalog file.
     responses : bool
         Keep the response matrices, for config ``responses``.
     bins : int
         Number of logarithmic bins of the kept energies, for config ``binned``; 0 for none.
+    rmf : str
+        One of `RMFS`.
+    columns : tuple of str
+        Columns of the catalog besides those of the dataset, such as ``m.gal_l`` (of its sources) and ``o.apec_z`` (of
+        its detections).
 
     Raises
     ------
     SettingError
-        If the archive is no folder's name and no address, the release unknown, or a bin narrower than a channel.
+        If the archive is no folder's name and no address, the release unknown, a bin narrower than a channel, or
+        responses are to be kept of RMFs that are not asked for.
     """
 
     archive: str = DEFAULT_ARCHIVE
@@ -145,6 +154,8 @@ class Settings:
     splits: Splits = dataclasses.field(default_factory=Splits)
     responses: bool = False
     bins: int = 0
+    rmf: str = RMFS[0]
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.archive, str) or not self.archive:
@@ -162,9 +173,16 @@ class Settings:
             if not isinstance(value := getattr(self, name), kind):
                 raise SettingError(f"{name} must be a {kind.__name__}, not {value!r}")
         _check_bins(self.bins, self.recipe)
+        if self.rmf not in RMFS:
+            raise SettingError(f"rmf must be {' or '.join(RMFS)}, not {self.rmf!r}")
+        if (self.responses or self.bins) and self.rmf != RMFS[0]:
+            raise SettingError("responses, whole or compact, need the RMF of each detection: not with rmf observation")
         if "://" in self.archive:
             object.__setattr__(self, "archive", _address(self.archive))
         release_of(self.release)  # refuses one that cannot be
+        object.__setattr__(self, "columns", tuple(dict.fromkeys(self.columns)))
+        if self.columns and (self.catalog or self.archive == EMBEDDED):
+            raise SettingError("columns are asked of a service or taken from a mirror; a catalog file brings its own")
         asked = self.archive.startswith(("http://", "https://")) and not self.catalog
         if asked and not all(map(designation, self.selection.names)):  # a catalog of one's own may have any names
             raise SettingError(self.selection.name_hint())
@@ -198,7 +216,9 @@ class Settings:
             "recipe": self.recipe.as_dict(),
             "splits": str(self.splits),
             "responses": self.responses,
+            **({"columns": ",".join(self.columns)} if self.columns else {}),
             **({"bins": self.bins} if self.bins else {}),
+            "rmf": self.rmf,
         }
 
 

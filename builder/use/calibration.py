@@ -202,8 +202,8 @@ class Calibration:
         ``exposure * sum over energies of RMF(channel, energy) * ARF(energy) * model(energy)`` (OGIP CAL/GEN/92-002),
         as in Sherpa's ``RSPModelPHA``; AREASCAL is 1 in all rows.
         The area is not corrected for the aperture: what is folded is the flux of the photons within the source region,
-        while the catalog's fluxes are of all. Column PSF_FRAC of the ARF file is the fraction of the PSF within it
-        (``chandra-spectra export --layout fits`` gives the files back); it can exceed 1.
+        while the catalog's fluxes are of all. ``arf.psf_frac`` is the fraction of the PSF within it, where the ARF
+        file gives it; it can exceed 1.
 
         Parameters
         ----------
@@ -244,8 +244,10 @@ class Calibration:
         result: Floats = np.array(folded).reshape(-1, N_CHANNELS)
         return result[0] if single else result
 
-    def _response(self, rmf_sha256: str) -> Matrix:
+    def _response(self, rmf_sha256: str | None) -> Matrix:
         """Return a decoded response; the last few are kept."""
+        if rmf_sha256 is None:
+            raise SettingError("a row has no RMF of its own, as with prepare --rmf observation: fold needs --rmf each")
         if rmf_sha256 not in self._decoded:
             response = Matrix.decode(self._read(rmf_sha256))
             if len(self._decoded) >= _KEPT:
@@ -287,7 +289,7 @@ def _load_responses(path: str, options: dict[str, Any]) -> Any:
     try:
         return load_dataset(path, "responses", split="train", **options)
     except ValueError as error:  # no config has this name
-        raise SettingError(f"{path} has no config responses: prepare it with --with-responses") from error
+        raise SettingError(f"{path} has no config responses: prepare it --with-responses and --rmf each") from error
 
 
 def _batch(rows: pa.Table | Mapping[str, Any], names: tuple[str, ...]) -> tuple[bool, Mapping[str, Any]]:
@@ -297,7 +299,7 @@ def _batch(rows: pa.Table | Mapping[str, Any], names: tuple[str, ...]) -> tuple[
         raise SettingError(f"no {missing[0]} in the row: give rows of config counts with {', '.join(names)}")
     if isinstance(rows, pa.Table):
         return False, arrays(rows.select(names))
-    single = any(isinstance(rows[name], str) for name in names)
+    single = any(rows[name] is None or isinstance(rows[name], str) for name in names)
     return single, {name: [rows[name]] if single else rows[name] for name in names}
 
 
