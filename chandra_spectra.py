@@ -6,7 +6,8 @@
 
 A folder for `load_dataset`, with the canonical HDF5 file, card and manifest, is made by ``chandra-spectra prepare``.
 To train on it, `collate` makes batches for torch, with `Buckets` of rows of about the same length, `Stream` reads them
-as they come, and `Calibration` sums channels into bins and folds models.
+as they come, and `Calibration` sums channels into bins and folds models. `thin` makes rows of a shorter exposure, and
+`regroup` a spectrum by another recipe.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets.utils.info_utils import get_size_checksum_dict
 
 import builder
@@ -40,8 +42,11 @@ from builder.model.settings import DEFAULT_ARCHIVE, Recipe, Settings
 from builder.model.splits import Splits
 from builder.use.batches import Buckets, collate
 from builder.use.calibration import Calibration
+from builder.use.statistics import Statistics
+from builder.use.views import regroup, thin
 
 if TYPE_CHECKING:
+    from builder.store.packages import PackageResult
     from builder.use.stream import Stream
     from builder.workspace import Workspace
 
@@ -51,8 +56,11 @@ __all__ = [
     "Calibration",
     "ChandraSpectra",
     "ChandraSpectraConfig",
+    "Statistics",
     "Stream",
     "collate",
+    "regroup",
+    "thin",
 ]
 
 logger = logging.getLogger(__name__)
@@ -85,7 +93,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
 
     Attributes
     ----------
-    table : {'spectra', 'counts', 'binned', 'ebounds', 'responses'}
+    table : {'spectra', 'counts', 'binned', 'sources', 'ebounds', 'responses'}
         Which columns; by default the first word of the config's name.
     min_cnts, min_sig, max_theta : float, optional
         Cuts, see `builder.model.selection.Selection`; by default 40, 4 and 10, and none for the embedded sample.
@@ -132,7 +140,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
         recipe = Recipe.from_dict(self.recipe) if isinstance(self.recipe, dict) else self.recipe
         return Settings(self.archive, self.release, selection=selection, recipe=recipe,
                         splits=Splits.parse(self.splits), responses=self.table == "responses",
-                        bins=self.bins if self.table == "binned" else 0)  # fmt: skip
+                        bins=self.bins if self.table == "binned" else 0, sources=self.table == "sources")  # fmt: skip
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
         """Name what is cached by the settings and by the content of the archive and the catalog, not by their names."""
@@ -204,8 +212,8 @@ class ArchiveDownloadManager(datasets.DownloadManager, Archive):
 class ChandraSpectra(datasets.GeneratorBasedBuilder):
     """The builder: asks the catalog, fetches, reduces and yields one row a spectrum.
 
-    Configs ``spectra`` (default), ``counts``, ``binned``, ``ebounds`` and ``responses`` hold the columns of
-    `builder.model.columns`; ``spectra_short`` and so on take only the brightest detections (more than 4000 counts,
+    Configs ``spectra`` (default), ``counts``, ``binned``, ``sources``, ``ebounds`` and ``responses`` hold the columns
+    of `builder.model.columns`; ``spectra_short`` and so on take only the brightest detections (more than 4000 counts,
     significance above 80, within 1 arcmin), for a quick try.
     """
 
@@ -253,11 +261,13 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
             dl_manager = ArchiveDownloadManager(settings)
         workspace = dl_manager.workspace
         plan = make_plan(workspace, settings)
-        # datasets shares lists out among its processes, but what is distinct must be met by one process
-        packages = tuple(plan.packages) if self.config.table in _DISTINCT else list(plan.packages)
+        # datasets shares lists out among its processes, but what is distinct or summed must be met by one process
+        packages = tuple(plan.packages) if self.config.table in (*_DISTINCT, "sources") else list(plan.packages)
         found = {"packages": packages, "catalog": plan.catalog, "workspace": workspace}
         names = [
-            split for config, split in parts(settings.splits, True, self.config.bins) if config == self.config.table
+            split
+            for config, split in parts(settings.splits, True, self.config.bins, True)
+            if config == self.config.table
         ]
         if len(names) > 1:  # datasets refuses a split without rows
             there: set[str] = set()
@@ -274,23 +284,37 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
     ) -> Iterator[tuple[int | str, dict[str, Any]]]:
         from builder.dataset.binned import binned
         from builder.dataset.rows import examples, join, public
+        from builder.dataset.sources import sum_sources
         from builder.store.fill import results
 
         table, settings = self.config.table, self.config.settings
         splits, bins = settings.splits, settings.bins
         rejected, known = 0, set()
-        for package, result in results(packages, workspace.archive, workspace.store):
-            rejected += len(result.rejections)
-            if key := _DISTINCT.get(table):
+
+        def read() -> Iterator[tuple[PackageResult, pa.Table]]:
+            nonlocal rejected
+            rejected = 0
+            for package, result in results(packages, workspace.archive, workspace.store):
+                rejected += len(result.rejections)
+                yield result, join(catalog, package, result, splits)
+
+        def own(rows: pa.Table) -> pa.Table:
+            return rows.filter(pc.equal(rows["split"], split)) if splits.divided else rows
+
+        if key := _DISTINCT.get(table):
+            for result, _ in read():
                 for row in examples(public(getattr(result, table), table)):
                     if row[key] not in known:
                         known.add(row[key])
                         yield row[key], row
-            else:
-                rows = join(catalog, package, result, splits)
+        elif table == "sources":
+            for sums in sum_sources(lambda: (own(rows) for _, rows in read())):
+                for row in examples(public(sums, table)):
+                    yield [*row["detection_ids"], *row["other_detection_ids"]][0], row
+        else:
+            for result, rows in read():
                 rows = binned(rows, result, settings.recipe, bins) if bins else rows
-                for row in examples(public(rows, table, bins)):
-                    if row["split"] == split or not splits.divided:
-                        yield row["object_id"], row
+                for row in examples(public(own(rows), table, bins)):
+                    yield row["object_id"], row
         if rejected and warn:  # each split goes through all packages
             logger.warning("%d detections have no usable spectrum and are left out", rejected)

@@ -70,13 +70,13 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def full_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded sample in splits by source, with responses and 64 bins, in a folder named chandra_spectra."""
+    """The embedded sample in splits by source, with all configs (64 bins), in a folder named chandra_spectra."""
     from builder.model.settings import Settings
     from builder.model.splits import Splits
     from builder.prepare import prepare
 
     folder = tmp_path_factory.mktemp("full") / "chandra_spectra"
-    prepare(folder, Settings(archive="embedded", splits=Splits(divided=True), responses=True, bins=64))
+    prepare(folder, Settings(archive="embedded", splits=Splits(divided=True), responses=True, bins=64, sources=True))
     return folder
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from typer.main import get_command
 
 from builder.cli.run import app
-from builder.model.columns import COLUMNS, CONFIGS, EBOUNDS, RESPONSES, markdown
+from builder.model.columns import COLUMNS, CONFIGS, EBOUNDS, RESPONSES, SOURCES, markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -42,6 +42,13 @@ What each config of a prepared folder holds. [README](../README.md#columns) has 
 ## `counts`: the channels
 
 {channels}
+
+## `sources`
+
+Only in a folder that was prepared with `--sources`. Its lists have the names and shapes of those of `counts`, so that
+`Calibration.rebin` takes them; [the recipe](recipe.md#sources) says which detections are summed, and how.
+
+{sources}
 
 ## `ebounds`
 
@@ -99,6 +106,7 @@ def columns_page() -> str:
         scalars=markdown(tuple(column for column in COLUMNS if column not in lists)),
         spectrum=markdown(tuple(column for column in lists if column.configs == ("spectra",))),
         channels=markdown(tuple(column for column in lists if column.configs == ("counts",))),
+        sources=markdown(SOURCES),
         ebounds=markdown(EBOUNDS),
         responses=markdown(RESPONSES),
         hdf5="\n".join(hdf5 + [f"| `{column.name}` | `{column.hdf5_name}` |" for column in renamed]),

@@ -74,6 +74,9 @@ def prepare(
     bins: Annotated[
         int, typer.Option(min=0, help="Number of bins of config binned, such as 64; 0 for no such config.")
     ] = 0,
+    sources: Annotated[
+        bool, typer.Option("--sources", help="Sums of the detections of each source as config sources.")
+    ] = False,
     workers: Annotated[
         int,
         typer.Option(
@@ -135,6 +138,7 @@ def prepare(
         Splits.parse(splits),
         with_responses,
         bins,
+        sources=sources,
     )
     means: dict[str, Any] = {"cache": cache, "workers": workers, "connections": connections, "store": store}
     means["patience"] = _patience(patience)

@@ -19,7 +19,7 @@ from builder.dataset.layout import CARD_FILE, DATA_FILES, DETECTIONS_FILE, POSIT
 from builder.dataset.pictures import Picture, draw_pictures
 from builder.dataset.read import read_scalars
 from builder.dataset.summary import SCALARS
-from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, binned_columns, columns_when, features, markdown
+from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, SOURCES, binned_columns, columns_when, features, markdown
 from builder.model.errors import MissingExtraError
 from builder.model.folding import PHOTON_ENERGIES
 from builder.model.records import REASONS
@@ -65,6 +65,16 @@ def _binned(settings: Settings) -> str:
         f"{recipe.energy_min:g}-{recipe.energy_max:g} keV, and the\ncompact response: the counts in each bin that a "
         f"model predicts are `exposure * photons @ response`, with its photons cm-2 s-1 in\neach of {2 * bins} "
         f"logarithmic bins of {photons}.\n\n{markdown(binned_columns(bins))}\n"
+    )
+
+
+def _sources(settings: Settings) -> str:
+    """Describe config ``sources``, where there is one."""
+    if not settings.sources:
+        return ""
+    return (
+        "\nConfig `sources`, one row a master source, its detections without a grating and with the same energies "
+        f"summed:\n\n{markdown(SOURCES)}\n"
     )
 
 
@@ -150,7 +160,7 @@ def _render(
         "rate": f"{'background-subtracted ' if recipe.subtract else ''}count rate density",
         "columns": markdown(columns),
         "ebounds": markdown(EBOUNDS),
-        "binned": _binned(settings),
+        "binned": _binned(settings) + _sources(settings),
         "responses": _responses(settings),
         "matrix": (
             "The redistribution matrix is in config `responses`, under `rmf_sha256`."
@@ -342,6 +352,7 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
     words += [] if settings.splits == Splits() else [f"--splits {settings.splits}"]
     words += ["--with-responses"] if settings.responses else []
     words += [f"--bins {settings.bins}"] if settings.bins else []
+    words += ["--sources"] if settings.sources else []
     return " \\\n  ".join(words)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from builder.dataset.catalog_file import read_detections
 from builder.dataset.positions import read_positions
 from builder.files import Folder, file_sha256
-from builder.model.columns import CONFIGS, ROW_CONFIGS, configs_with
+from builder.model.columns import CONFIGS, DIVIDED_CONFIGS, configs_with
 from builder.model.errors import OutputError, SettingError
 from builder.model.selection import Selection
 from builder.model.settings import Recipe, Settings
@@ -40,6 +40,10 @@ DATA_FILES = {config: ("data" if config == "spectra" else config) for config in 
 
 _READ_TOO = frozenset({"state.json", "dataset_infos.json", ".huggingface.yaml"})
 """Files that `load_dataset` reads, or refuses the folder for, where they are there."""
+
+
+_NUMBERS = re.compile(r"\[\s+-?\d[-+\d.e,\s]*\]")
+"""A list of numbers in JSON."""
 
 
 def check_name(place: Path | str) -> None:
@@ -69,12 +73,12 @@ def unreadable(path: Path, error: Exception) -> OutputError:
     return OutputError(f"cannot read {path}: {reason}; prepare the folder again with --force")
 
 
-def parts(splits: Splits, responses: bool, bins: int) -> list[tuple[str, str]]:
+def parts(splits: Splits, responses: bool, bins: int, sources: bool) -> list[tuple[str, str]]:
     """Return the config and split of every set of shards: only rows of a source are divided."""
     return [
         (config, split)
-        for config in configs_with(responses, bins)
-        for split in (splits.names if config in ROW_CONFIGS else SPLITS[:1])
+        for config in configs_with(responses, bins, sources)
+        for split in (splits.names if config in DIVIDED_CONFIGS else SPLITS[:1])
     ]
 
 
@@ -136,6 +140,8 @@ class Manifest:
         the embedded sample a ``remark``.
     files : tuple of Entry
         All files but the manifest.
+    statistics : dict
+        Of the rows to train on, see `builder.dataset.statistics.train_statistics`.
     created : str
         When, in ISO 8601, UTC.
     seconds : float
@@ -150,6 +156,7 @@ class Manifest:
     catalog: dict[str, Any]
     counts: Counts
     files: tuple[Entry, ...]
+    statistics: dict[str, Any] = dataclasses.field(default_factory=dict)
     created: str = ""
     seconds: float = 0.0
     sha256: str = ""
@@ -186,7 +193,8 @@ class Manifest:
     @property
     def text(self) -> str:
         """The content of its file."""
-        return json.dumps(self._as_dict(), indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(self._as_dict(), indent=2, ensure_ascii=False) + "\n"
+        return _NUMBERS.sub(lambda match: " ".join(match[0].split()), text)  # a line a list, not a line a number
 
     @property
     def digest(self) -> str:
@@ -203,12 +211,17 @@ class Manifest:
     @property
     def parts(self) -> list[tuple[str, str]]:
         """The configs and splits that the folder has."""
-        return parts(self.splits, bool(self.settings["responses"]), self.bins)
+        return parts(self.splits, bool(self.settings["responses"]), self.bins, self.sources)
 
     @property
     def bins(self) -> int:
         """Number of bins of config ``binned``, 0 where there is none."""
         return int(self.settings.get("bins", 0))
+
+    @property
+    def sources(self) -> bool:
+        """Whether it has config ``sources``."""
+        return bool(self.settings.get("sources", False))
 
     @property
     def splits(self) -> Splits:
@@ -279,6 +292,7 @@ class Manifest:
                 self.splits,
                 own["responses"],
                 self.bins,
+                sources=self.sources,
             )
         except (KeyError, TypeError) as error:
             raise SettingError(
@@ -289,7 +303,8 @@ class Manifest:
 
 def _pick(kind: Any, content: dict[str, Any]) -> Any:
     """Make a record of its part of a dict; KeyError where one is missing that has no default."""
-    fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(kind)}
+    unset = dataclasses.MISSING
+    fields = {field.name: field.default is field.default_factory is unset for field in dataclasses.fields(kind)}
     return kind(**{name: content[name] for name, needed in fields.items() if needed or name in content})
 
 

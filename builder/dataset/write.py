@@ -10,6 +10,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ from builder.dataset.layout import (
 from builder.dataset.positions import write_matches
 from builder.dataset.rows import join, public
 from builder.dataset.shards import ShardWriter
+from builder.dataset.slices import flat_tables
+from builder.dataset.sources import sum_sources
+from builder.dataset.statistics import train_statistics
 from builder.files import Folder, reported
 from builder.model.columns import columns_when, features
 from builder.model.errors import OutputError
@@ -87,12 +91,13 @@ def write_folder(
     rows, selected = 0, len(planned.rejections)
     shards = {
         (config, split): ShardWriter(folder / DATA_FILES[config], features(config, settings.bins).arrow_schema, split)
-        for config, split in parts(settings.splits, settings.responses, settings.bins)
+        for config, split in parts(settings.splits, settings.responses, settings.bins, settings.sources)
     }
     known: set[str] = set()  # responses that are written
     with contextlib.ExitStack() as stack:
-        for writer in shards.values():
-            stack.enter_context(writer)
+        for (config, _), writer in shards.items():
+            if config != "sources":  # made of what the others have written
+                stack.enter_context(writer)
         hdf5 = stack.enter_context(HDF5Writer(folder / HDF5_FILE, attributes, columns_when(settings.recipe.subtract)))
         for package, result in results:
             selected += _complete(package, result)
@@ -115,6 +120,12 @@ def write_folder(
             progress("write", package.start + len(package.detections), len(planned.catalog))
         shards["ebounds", "train"].append(public(grids, "ebounds"))
         hdf5.append_ebounds(grids)
+    for split in settings.splits.names if settings.sources else ():
+        progress("sum sources", 0, rows)
+        with shards["sources", split] as writer:
+            for sums in sum_sources(partial(flat_tables, shards["counts", split].paths)):
+                writer.append(public(sums, "sources"))
+        progress("sum sources", rows, rows)
     for (_, split), writer in shards.items():
         if settings.splits.divided and not sum(writer.rows) and (rows or split != SPLITS[0]):
             for path in writer.paths:  # `load_dataset` refuses a split without rows
@@ -141,6 +152,7 @@ def write_folder(
         Counts(detections, planned.duplicates, selected, rows, len(rejected), reasons),
         tuple(files),
     )
+    manifest = dataclasses.replace(manifest, statistics=train_statistics(folder, manifest))
     files += [Entry.of(folder / HDF5_FILE, folder, rows), Entry.of(folder / REJECTIONS_FILE, folder, len(rejected))]
     if planned.matches:
         write_matches(folder / POSITIONS_FILE, planned.matches)

@@ -130,6 +130,8 @@ class Settings:
         Keep the response matrices, for config ``responses``.
     bins : int
         Number of logarithmic bins of the kept energies, for config ``binned``; 0 for none.
+    sources : bool
+        Sum the detections of each source, for config ``sources``.
 
     Raises
     ------
@@ -145,6 +147,7 @@ class Settings:
     splits: Splits = dataclasses.field(default_factory=Splits)
     responses: bool = False
     bins: int = 0
+    sources: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.archive, str) or not self.archive:
@@ -199,10 +202,11 @@ class Settings:
             "splits": str(self.splits),
             "responses": self.responses,
             **({"bins": self.bins} if self.bins else {}),
+            **({"sources": True} if self.sources else {}),
         }
 
 
-_KINDS = {"selection": Selection, "recipe": Recipe, "splits": Splits, "responses": bool}
+_KINDS = {"selection": Selection, "recipe": Recipe, "splits": Splits, "responses": bool, "sources": bool}
 
 
 def _check_bins(bins: int, recipe: Recipe) -> None:
