@@ -15,7 +15,6 @@ help:  ## list these commands
 
 sample: setup-sample  ## prepare ./chandra_spectra from the embedded archive, offline
 	@$(BIN)/chandra-spectra prepare chandra_spectra --archive embedded
-	@echo "In this shell, first: . $(BIN)/activate"
 
 test: setup  ## check everything: ruff, mypy, import-linter, pytest
 	@sh tools/setup_browser.sh
