@@ -193,9 +193,9 @@ class ArchiveDownloadManager(datasets.DownloadManager, Archive):
         """See `Archive.nulls`."""
         return self._opened.archive.nulls
 
-    def catalog(self, selection: Selection, record: Record = forget) -> Answer:
+    def catalog(self, selection: Selection, columns: Sequence[str] = (), record: Record = forget) -> Answer:
         """See `Archive.catalog`."""
-        return self._opened.archive.catalog(selection, self._record)
+        return self._opened.archive.catalog(selection, columns, self._record)
 
     def expect(self, detections: Sequence[DetectionId]) -> None:
         """See `Archive.expect`."""

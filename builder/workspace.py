@@ -21,6 +21,7 @@ from builder.archive.packages import Plan, plan
 from builder.archive.values import tidy
 from builder.files import check_place, file_sha256, open_url
 from builder.model.errors import OutputError, SettingError
+from builder.model.own import check_asked, own_columns
 from builder.model.selection import Selection
 from builder.model.settings import DEFAULT_CONNECTIONS, EMBEDDED, Settings
 from builder.model.text import is_url, several
@@ -80,10 +81,11 @@ def open_workspace(
     Raises
     ------
     SettingError
-        If there is no such archive.
+        If there is no such archive, or a column cannot be asked for.
     OutputError
         If the cache cannot be used.
     """
+    check_asked(settings.columns)
     check_place(store or "")
     check_place(str(cache or ""))
     cache = (cache or default_cache()).absolute()  # paths go to workers, which may be in another folder
@@ -137,13 +139,15 @@ def make_plan(workspace: Workspace, settings: Settings) -> Plan:
 
         answer, origin = read_catalog(Path(settings.catalog)), None
     else:
-        answer, origin = workspace.archive.catalog(settings.selection)
+        answer, origin = workspace.archive.catalog(settings.selection, settings.columns)
     if origin is not None and origin.missing:
         lacking = ", ".join(origin.missing)
         logger.warning("the catalog at %s does not give %s: null in every row", origin.service, lacking)
     answer, notes = tidy(answer)
     nulls = workspace.archive.nulls or bool(settings.catalog)
     where = settings.catalog or settings.archive
+    if own := own_columns(answer.schema):
+        logger.warning("%s: columns of its own are kept: %s", where, ", ".join(column.name for column in own))
     for note in notes:
         logger.warning("%s: %s", where, note)
     matches = _matches(answer, settings.selection, where)

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builder.archive.answers import check_votable
-from builder.archive.catalog import ALL, SCHEMA, count_of, from_rows, read_votable, write_votable
+from builder.archive.catalog import ALL, count_of, from_rows, read_votable, write_votable
 from builder.archive.packages import PACKAGE_SIZE, Package, plan
+from builder.archive.values import SCHEMA
 from builder.archive.votable import write_votable as write_any
 from builder.model.columns import CATALOG
 from builder.model.errors import CatalogError

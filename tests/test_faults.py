@@ -24,8 +24,7 @@ from datasets.data_files import resolve_pattern
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from builder.archive.catalog import SCHEMA
-from builder.archive.values import MAX_LETTERS, tidy
+from builder.archive.values import MAX_LETTERS, SCHEMA, tidy
 from builder.cli.terminal import load_command, shell_path, show_uploaded
 from builder.dataset.catalog_file import read_catalog
 from builder.dataset.layout import Manifest, check_name

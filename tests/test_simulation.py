@@ -17,13 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builder.archive.products import ProductName, group_products
-from builder.model.columns import ASKED
 from builder.model.errors import ArchiveError
 from builder.model.ids import DetectionId
 from builder.model.records import BROAD, File
 from builder.model.sky import source_name
 from builder.simulator.products import CHANNELS, SimulatedArchive
-from builder.simulator.sky import absorption_cross_section, draw_detections, photon_spectrum
+from builder.simulator.sky import SERVED, absorption_cross_section, draw_detections, photon_spectrum
 from tests.fits_files import detection, stable
 
 NEVER_NULL = ("name", "ra", "dec", "src_cnts_aper_b", "flux_significance_b", "theta", "flux_bb_aper_b", "obsid", "obi")
@@ -77,18 +76,18 @@ def ui():
 
 
 def test_a_row_has_the_catalogs_columns_with_python_values(archive):
-    kinds = {"string": str, "int32": int, "bool": bool, "float32": float, "float64": float}
+    kinds = {"string": str, "int32": int, "int64": int, "bool": bool, "float32": float, "float64": float}
     for row in archive.rows:
-        assert list(row) == [column.name for column in ASKED]
-        for column in ASKED:
+        assert list(row) == [column.name for column in SERVED]
+        for column in SERVED:
             assert row[column.name] is None or type(row[column.name]) is kinds[column.dtype], column.name
 
 
 def test_nulls_occur_but_never_where_the_selection_looks():
     rows = SimulatedArchive(2000).rows
     null = {name for row in rows for name, value in row.items() if value is None}
-    floats = {column.name for column in ASKED if column.dtype.startswith("float")}
-    assert null == floats - {*NEVER_NULL, *(f"flux_aper_{band}" for band in "smh"), "nh_gal"} - {
+    floats = {column.name for column in SERVED if column.dtype.startswith("float")}
+    assert null == floats - {*NEVER_NULL, *(f"flux_aper_{band}" for band in "smh"), "nh_gal", "gal_l", "gal_b"} - {
         f"err_ellipse_{name}" for name in ("r0", "r1", "ang")
     }
 
@@ -171,7 +170,7 @@ def test_a_field_has_5_to_30_detections_and_sources_are_seen_again():
 
 def test_all_detections_of_a_source_tell_the_same_of_it():
     rows = SimulatedArchive(3000).rows
-    of_source = [column.name for column in ASKED if column.query.startswith("m.")]
+    of_source = [column.name for column in SERVED if column.query.startswith("m.")]
     sources = {tuple(row[name] for name in of_source) for row in rows}
     assert len(sources) == len({row["name"] for row in rows})
     assert {row["significance"] is None for row in rows} == {True, False}

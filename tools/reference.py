@@ -26,9 +26,13 @@ What each config of a prepared folder holds. [README](../README.md#columns) has 
 
 - `[n]` is a list whose length differs from row to row, `[1024]` one with a value for each PI channel.
 - Units are those of the FITS standard. Energies are in keV, `count` is a number of events.
-- A null means that the catalog, or for `detnam` and `grating` the file, gives no value. HDF5 has NaN there, -1 in
-  integer and boolean columns, and an empty text. -1 is true, and has every bit set: ask for `flag == 1`,
-  `extent_code > 0`, and both of `conf_code > 0` and `conf_code & 8`.
+- A null means that the catalog, or for what is read of files, such as `detnam`, the file, gives no value. HDF5 has
+  NaN there, -1 in integer and boolean columns, and an empty text or list. -1 is true, and has every bit set: ask for
+  `flag == 1`, `extent_code > 0`, and both of `conf_code > 0` and `conf_code & 8`.
+- The fits (`powlaw_…`, `bb_…`, `brems_…`, `apec_…`) are those of the catalog's pipeline, with 68 per cent limits:
+  labels to learn from, not truth. Each model is fitted to every spectrum of enough counts. Of a simulated row they are
+  what it was simulated with.
+- Columns of a `--cat-file` of one's own, and those of `--columns`, come last: see [regenerate](regenerate.md).
 - `spectrum` and `arf` are structs of lists: `row["spectrum"]["flux"]`.
 
 ## Scalars, in `spectra` and `counts`
@@ -71,7 +75,8 @@ CAL/GEN/92-002): photon energy i has `n_grp[i]` groups of channels, a group has 
 {hdf5}
 
 Nothing is rounded there: what the catalog gives and the reduced spectrum are float64, also where Parquet has float32.
-Booleans are int8. Lists of length n are variable-length datasets. Each dataset has its `description`, `source` and
+Booleans are int8; an integer column of one's own has the attribute `null` with what stands for one. Lists of length n
+are variable-length datasets. Each dataset has its `description`, `source` and
 `unit` as attributes. The columns of `ebounds` are in the group `ebounds`; the responses are not in the file.
 """
 

@@ -12,32 +12,26 @@ from xml.parsers.expat import ExpatError
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from builder.archive.votable import StreamError, VotableReader
+from builder.archive.values import SCHEMA, Found, normalise
+from builder.archive.votable import KINDS as _KINDS
+from builder.archive.votable import Field, StreamError, VotableReader
 from builder.archive.votable import write_votable as write
-from builder.model.columns import ASKED, CATALOG, Column, arrow_schema
+from builder.model.columns import ASKED, CATALOG, Column
 from builder.model.errors import CatalogError, QueryError
+from builder.model.own import described
 from builder.model.text import text_of
-
-SCHEMA = arrow_schema(CATALOG)
-IDS = ("obsid", "obi", "region_id")
-"""Columns that name a detection."""
 
 ALL = frozenset(column.name for column in ASKED)
 """Columns that an answer has where the service has all of them."""
 
-NAMES = ("name", *IDS)
-"""Columns that every catalog must have."""
-
 VOTABLE_TAG = rb"(?:[\w.-]+:)?VOTABLE\b"
 """Pattern of the root element's name, which may have a prefix for its namespace."""
 
-_FLAGS = {"t": True, "true": True, "1": True, "f": False, "false": False, "0": False}
-"""Booleans as VOTable writes them, also where a service sends them as text."""
 
-
-def read_votable(source: bytes | Path, origin: str, *, needed: Collection[str] = ALL) -> tuple[pa.Table, bool]:
+def read_votable(
+    source: bytes | Path, origin: str, *, needed: Collection[str] = ALL, own: Collection[str] = ()
+) -> tuple[pa.Table, bool]:
     """Read the catalog's answer.
 
     Parameters
@@ -48,11 +42,13 @@ def read_votable(source: bytes | Path, origin: str, *, needed: Collection[str] =
         Where it came from, for messages.
     needed : collection of str
         Columns that it must have; others that it lacks are null.
+    own : collection of str
+        Columns to take besides those of `builder.model.columns.CATALOG`.
 
     Returns
     -------
     catalog : pyarrow.Table
-        Columns of `builder.model.columns.CATALOG`, in the answer's order of rows.
+        As `builder.archive.values.normalise` gives it, in the answer's order of rows.
     overflow : bool
         The service cut the answer at its row limit.
 
@@ -63,19 +59,20 @@ def read_votable(source: bytes | Path, origin: str, *, needed: Collection[str] =
     OSError
         The file cannot be read.
     """
-    table, overflow = read_texts(source, origin)
-    arrays = []
-    for column in CATALOG:
-        if column.name not in table.column_names:
-            if column.name in {*needed, *NAMES}:
-                raise CatalogError(f"{origin} has no column {column.name}")
-            arrays.append(pa.nulls(len(table), column.full_type))
-            continue
-        try:
-            arrays.append(_typed(table[column.name], column))
-        except (pa.ArrowException, ValueError, OverflowError) as error:
-            raise CatalogError(f"{origin}: column {column.name} cannot be read: {error}") from error
-    return pa.Table.from_arrays(arrays, schema=SCHEMA), overflow
+    found, overflow = read_columns(source, origin)
+    return normalise(found, origin, needed=needed, own=own), overflow
+
+
+def read_columns(source: bytes | Path, origin: str) -> tuple[dict[str, Found], bool]:
+    """Read the columns of a VOTable, and whether it was cut at the row limit; raises as `read_votable`."""
+    table, fields, overflow = _read(source, origin)
+    columns = {}
+    for name, field in zip(table.column_names, fields, strict=True):
+        said = {"unit": field.unit, "description": field.description, "ucd": field.ucd}
+        kind = _KINDS.get(field.datatype, pa.string())
+        scalar = kind == pa.string() or field.arraysize in ("", "1")
+        columns[name] = Found(table[name], said, kind if scalar else pa.list_(kind))
+    return columns, overflow
 
 
 def count_of(source: bytes | Path, origin: str) -> int:
@@ -97,6 +94,12 @@ def read_texts(source: bytes | Path, origin: str) -> tuple[pa.Table, bool]:
     OSError
         The file cannot be read.
     """
+    table, _, overflow = _read(source, origin)
+    return table, overflow
+
+
+def _read(source: bytes | Path, origin: str) -> tuple[pa.Table, list[Field], bool]:
+    """Read the first table of a VOTable as text, its fields, and whether it was cut."""
     with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
         start = file.read(4096)
         if not re.search(rb"<" + VOTABLE_TAG, start):
@@ -110,7 +113,7 @@ def read_texts(source: bytes | Path, origin: str) -> tuple[pa.Table, bool]:
             reader.read(file)
             if reader.binary:
                 file.seek(0)
-                return _read_binary(file), reader.overflow
+                return _read_binary(file, reader.fields), reader.fields, reader.overflow
         except StreamError as error:
             raise CatalogError(
                 f"{origin} has its rows at another address (STREAM href), which is not followed"
@@ -121,10 +124,10 @@ def read_texts(source: bytes | Path, origin: str) -> tuple[pa.Table, bool]:
         raise QueryError(f"{origin}: the catalog says: {reader.error}")
     if reader.table is None:
         raise CatalogError(f"{origin} is not a whole VOTable: it has no table")
-    return reader.table, reader.overflow
+    return reader.table, reader.fields, reader.overflow
 
 
-def _read_binary(file: IO[bytes]) -> pa.Table:
+def _read_binary(file: IO[bytes], fields: list[Field]) -> pa.Table:
     """Read the first table of a VOTable whose rows are no text, as text; ValueError if it cannot be read."""
     from astropy.io import votable
 
@@ -134,56 +137,31 @@ def _read_binary(file: IO[bytes]) -> pa.Table:
     except Exception as error:  # astropy raises ExpatError, ValueError, IndexError and its own kinds
         raise ValueError(str(error)) from error
     columns = {}
-    for field in table.fields:
+    for known, field in zip(fields, table.fields, strict=True):
         values = np.ma.asarray(table.array[field.ID])
         values = values[:, 0] if values.shape[1:] == (1,) else values
         hidden = np.ma.getmaskarray(values).reshape(len(values), -1).all(axis=1)
-        columns[field.name.lower()] = pa.array(
+        columns[known.name] = pa.array(
             [None if masked else str(value) for value, masked in zip(values, np.atleast_1d(hidden), strict=True)],
             pa.string(),
         )
     return pa.table(columns)
 
 
-def _typed(texts: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
-    """Turn a column of text into what it is declared to be; what is empty or not finite is null."""
-    trimmed = pc.utf8_trim_whitespace(texts)
-    filled = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
-    if column.dtype == "string":
-        return filled
-    if column.dtype == "bool":
-        return pa.chunked_array([[None if text is None else _flag(text) for text in filled.to_pylist()]], pa.bool_())
-    whole = column.dtype.startswith("int")
-    try:
-        values = pc.cast(filled, pa.int64() if whole else pa.float64())
-    except pa.ArrowInvalid:  # an integer as 8.0, or a number as +Inf
-        values = pa.chunked_array(
-            [[None if text is None else float(text) for text in filled.to_pylist()]], pa.float64()
-        )
-    if pa.types.is_floating(values.type):
-        values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, pa.float64()))
-    return values.cast(column.full_type)
+def from_rows(rows: Iterable[dict[str, object]], own: tuple[Column, ...] = ()) -> pa.Table:
+    """Return rows as dicts to a catalog table, with own columns; what a row lacks is null."""
+    fields = [described(pa.field(column.name, column.full_type), column) for column in own]
+    return pa.Table.from_pylist(list(rows), schema=pa.schema([*SCHEMA, *fields]))
 
 
-def _flag(text: str) -> bool | None:
-    if text == "?":  # VOTable's null
-        return None
-    if text.lower() not in _FLAGS:
-        raise ValueError(f"{text!r} is neither true nor false")
-    return _FLAGS[text.lower()]
-
-
-def from_rows(rows: Iterable[dict[str, object]]) -> pa.Table:
-    """Return rows as dicts to a catalog table; what a row lacks is null."""
-    return pa.Table.from_pylist(list(rows), schema=SCHEMA)
-
-
-def write_votable(rows: list[dict[str, object]]) -> bytes:
+def write_votable(rows: list[dict[str, object]], own: tuple[Column, ...] = ()) -> bytes:
     """Make a VOTable of catalog rows, as the service would answer; the same rows give the same bytes.
 
     Parameters
     ----------
     rows : list of dict
         Values by column name; what a row lacks is null.
+    own : tuple of Column
+        Columns besides those of `builder.model.columns.CATALOG`.
     """
-    return write([column.name for column in CATALOG], rows)
+    return write([column.name for column in (*CATALOG, *own)], rows, own)

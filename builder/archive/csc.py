@@ -79,9 +79,9 @@ class HttpArchive(Archive):
         """The package service."""
         return PackageService(self.client, self.base, self.release, self._facts, self._others)
 
-    def catalog(self, selection: Selection, record: Record = forget) -> Answer:
+    def catalog(self, selection: Selection, columns: Sequence[str] = (), record: Record = forget) -> Answer:
         """See `Archive.catalog`."""
-        return Answer(*self.service.rows(selection, record))
+        return Answer(*self.service.rows(selection, record, columns))
 
     def expect(self, detections: Sequence[DetectionId]) -> None:
         """See `Archive.expect`."""

@@ -77,8 +77,13 @@ class Archive(ABC):
         """What finished packages of this archive are kept under: other files under the same ids, another identity."""
 
     @abstractmethod
-    def catalog(self, selection: Selection, record: Record = forget) -> Answer:
+    def catalog(self, selection: Selection, columns: Sequence[str] = (), record: Record = forget) -> Answer:
         """Ask for at least the selected detections, columns of `builder.model.columns.CATALOG`, in any order.
+
+        Parameters
+        ----------
+        columns : sequence of str
+            Others to ask for, such as ``m.gal_l``. A catalog that is a file gives all of its own where none is named.
 
         Raises
         ------

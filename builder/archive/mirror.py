@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,15 +21,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from builder.archive.catalog import read_votable, write_votable
+from builder.archive.catalog import read_columns, write_votable
 from builder.archive.interface import Answer, Archive, Fetched, Record, forget
 from builder.archive.packages import Package, Plan, plan
 from builder.archive.products import members, write_tar
+from builder.archive.values import normalise
 from builder.files import file_sha256, hold, write_whole
-from builder.model.errors import ArchiveError, CatalogError, StoreError
+from builder.model.columns import ASKED
+from builder.model.errors import ArchiveError, CatalogError, SettingError, StoreError
 from builder.model.ids import DetectionId
+from builder.model.own import own_columns
 from builder.model.records import ProductFile
 from builder.model.selection import Selection
+
+logger = logging.getLogger(__name__)
 
 CATALOG_FILE = "catalog.vot"
 """The catalog's answer in a mirror folder."""
@@ -84,17 +90,22 @@ class MirrorArchive(Archive):
         except OSError as error:
             raise ArchiveError(f"cannot read {self.folder / INDEX_FILE}: {error.strerror}; is it a mirror?") from error
 
-    def catalog(self, selection: Selection, record: Record = forget) -> Answer:
+    def catalog(self, selection: Selection, columns: Sequence[str] = (), record: Record = forget) -> Answer:
         """See `Archive.catalog`."""
         path = self.folder / CATALOG_FILE
+        own = {column.partition(".")[2] for column in columns}
         try:
-            table, overflow = read_votable(path, str(path))
+            found, overflow = read_columns(path, str(path))
             record(str(path), path)
         except OSError as error:
             raise CatalogError(f"cannot read {path}: {error.strerror}") from error
         if overflow:
             raise CatalogError(f"{path} was cut at the service's row limit; download the mirror again")
-        return Answer(table)
+        if missing := [column.name for column in ASKED if column.name not in found]:
+            logger.warning("%s does not give %s: null in every row", path, ", ".join(missing))
+        if lacking := own - found.keys():
+            raise SettingError(f"{path} has no column {min(lacking)}: download the mirror with --columns, too")
+        return Answer(normalise(found, str(path), needed=selection.columns, own=own or None, file=CATALOG_FILE))
 
     @contextmanager
     def fetch(self, package: Package, record: Record = forget) -> Iterator[Fetched]:
@@ -194,9 +205,9 @@ class Mirror:
         catalog, path = planned.catalog, self.folder / CATALOG_FILE
         with write_whole(path, StoreError) as partial:
             if path.exists():
-                held, _ = read_votable(path, str(path))
-                catalog = plan(pa.concat_tables([catalog, held])).catalog
-            partial.write_bytes(write_votable(catalog.to_pylist()))
+                held = normalise(read_columns(path, str(path))[0], str(path), file=CATALOG_FILE)
+                catalog = plan(pa.concat_tables([catalog, held], promote_options="default")).catalog
+            partial.write_bytes(write_votable(catalog.to_pylist(), own_columns(catalog.schema)))
 
     def add(self, package: Package, fetched: Fetched) -> None:
         """Keep the files of a package, as `keep` does."""

@@ -10,8 +10,8 @@ from itertools import pairwise
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from builder.archive.catalog import IDS, SCHEMA
 from builder.archive.matching import Match
+from builder.archive.values import IDS
 from builder.model.columns import SEVERAL_SOURCES
 from builder.model.ids import DetectionId
 from builder.model.records import Rejection
@@ -78,7 +78,8 @@ class Plan:
     Attributes
     ----------
     catalog : pyarrow.Table
-        The detections to fetch, in the order of obsid, obi, region_id; columns of `builder.model.columns.CATALOG`.
+        The detections to fetch, in the order of obsid, obi, region_id; columns of `builder.model.columns.CATALOG`, and
+        own ones.
     packages : tuple of Package
         All rows of `catalog`, in its order.
     rejections : tuple of Rejection
@@ -102,7 +103,7 @@ class Plan:
 def plan(answer: pa.Table, size: int = PACKAGE_SIZE, limit: int | None = None, origin: Origin | None = None) -> Plan:
     """Order the catalog's rows, drop repeated detections, take the first `limit` and divide them into packages."""
     # By every column in the end, so that the plan does not depend on the answer's order of rows.
-    keys = dict.fromkeys((*IDS, "name", *SCHEMA.names))
+    keys = dict.fromkeys((*IDS, "name", *answer.schema.names))
     ordered = answer.take(pc.sort_indices(answer, [(name, "ascending") for name in keys]))
     rows = ordered.select([*IDS, "instrument", "name", SEVERAL_SOURCES]).to_pylist()
     texts = [".".join("none" if row[name] is None else str(row[name]) for name in IDS) for row in rows]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import difflib
 import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +23,13 @@ import pyarrow as pa
 import requests
 
 from builder.archive.answers import check_document, check_votable
-from builder.archive.catalog import count_of, from_rows, read_texts, read_votable
+from builder.archive.catalog import count_of, read_texts, read_votable
 from builder.archive.http import Client, Request
 from builder.archive.interface import Record, forget
 from builder.archive.packages import Origin
 from builder.model.columns import ASKED, Column
 from builder.model.errors import ArchiveError, CatalogError, QueryError, RefusedError, TooSlowError, UnavailableError
+from builder.model.own import described, own_column, own_columns, said_of
 from builder.model.releases import Release
 from builder.model.selection import Selection
 
@@ -69,7 +71,9 @@ class CatalogService:
     folder : Path
         Where answers are kept until they are read.
     columns : tuple of Column
-        Columns that are asked for.
+        Columns of the dataset that are asked for.
+    own : tuple of str
+        Other columns that are asked for, such as ``m.gal_l``.
     """
 
     client: Client
@@ -78,6 +82,7 @@ class CatalogService:
     slot: Callable[[], AbstractContextManager[tuple[Path, requests.Session]]]
     folder: Path
     columns: tuple[Column, ...] = ASKED
+    own: tuple[str, ...] = ()
     _limit: int = 0
     _counts: bool = True
     _needed: set[str] = field(default_factory=set)
@@ -87,8 +92,8 @@ class CatalogService:
         """Base URL of the service."""
         return f"{self.base}/{self.release.service}"
 
-    def rows(self, selection: Selection, record: Record) -> tuple[pa.Table, Origin]:
-        """Ask for at least the selected rows.
+    def rows(self, selection: Selection, record: Record, own: Sequence[str] = ()) -> tuple[pa.Table, Origin]:
+        """Ask for at least the selected rows, with the service's own columns, such as ``m.gal_l``, that are wanted.
 
         Raises
         ------
@@ -97,17 +102,20 @@ class CatalogService:
         ArchiveError
             If no answer comes.
         """
-        self._needed = selection.columns
-        answers = [from_rows([])]
+        self._needed, self.own = selection.columns, tuple(own)
+        answers: list[pa.Table] = []
         for query in selection.queries(self.release.schema):
             answers += self._whole(query, record)
+        rows = pa.concat_tables(answers)
+        if own:
+            rows = self._described(rows, record)
         missing = tuple(column.name for column in ASKED if column not in self.columns)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         origin = Origin(self.address, self.release.schema, self.release.version, today, missing)
-        table = pa.concat_tables(answers)
         if selection.positions:  # the boxes of two queries may overlap
-            table = table.group_by(table.column_names, use_threads=False).aggregate([])
-        return table, origin
+            described = rows.schema
+            rows = rows.group_by(rows.column_names, use_threads=False).aggregate([]).cast(described)
+        return rows, origin
 
     def _whole(self, query: str, record: Record) -> list[pa.Table]:
         """Ask for all rows of a query: at once, or in ranges of obsid where the service cuts it or takes too long."""
@@ -156,12 +164,13 @@ class CatalogService:
         ask: Callable[[str, Record], AbstractContextManager[Path]] | None = None,
     ) -> tuple[pa.Table, bool]:
         """Ask for the rows of a range of observations, and tell whether there are more."""
+        own = [column.partition(".")[2] for column in self.own]
         limits = "" if ends == (0, _LAST_OBSID) else f" AND o.obsid BETWEEN {ends[0]} AND {ends[1]}"
         while True:
-            names = ", ".join(column.query for column in self.columns)
+            names = ", ".join((*(column.query for column in self.columns), *self.own))
             try:
                 with (ask or self._answer)(f"SELECT {names} {query}{limits}", record) as path:
-                    table, cut = read_votable(path, self.base, needed=self._needed)
+                    table, cut = read_votable(path, self.base, needed=self._needed.union(own), own=own)
             except QueryError as error:
                 if not self._ask_for_less(error, record):
                     raise
@@ -175,6 +184,8 @@ class CatalogService:
             listed = self.listed_columns(record)
             kept = before
             if listed is not None:
+                if unknown := [column for column in self.own if _listed_as(column) not in listed]:
+                    raise CatalogError(f"{self.base} has no column {unknown[0]}{_similar(unknown[0], listed)}")
                 kept = tuple(column for column in ASKED if column.name not in self.not_in(listed))
             if kept == before:
                 kept = tuple(column for column in ASKED if column.name in PROVEN)
@@ -184,6 +195,27 @@ class CatalogService:
             raise CatalogError(f"{error}; it does not list {', '.join(sorted(lost))}, which the selection needs")
         self.columns = kept
         return kept != before
+
+    def _described(self, rows: pa.Table, record: Record) -> pa.Table:
+        """Describe own columns by the service's own list, where its answers do not."""
+        silent = [column for column in own_columns(rows.schema) if not column.meaning]
+        said: dict[tuple[str, str], dict[str, str]] = {}
+        if silent:
+            query = "SELECT table_name, column_name, description, unit, ucd FROM TAP_SCHEMA.columns"
+            with contextlib.suppress(ArchiveError), self._answer(query, record, alive=True) as path:
+                for row in read_texts(path, self.base)[0].to_pylist():
+                    place = _bare(row["table_name"]), _bare(row["column_name"])
+                    said[place] = {key: (row.get(key) or "").strip() for key in ("description", "unit", "ucd")}
+        for query in self.own:
+            table, name = _listed_as(query)
+            number = rows.schema.get_field_index(name)
+            field = rows.schema.field(number)
+            known = {key: text for key, text in said_of(field).items() if text}
+            words = {**said.get((table, name), {}), **known, "source": f"CSC {table}.{name}"}
+            words["description"] = words.get("description") or f"{name} of the catalog's {table}"
+            column = own_column(name, field.type, words)
+            rows = rows.set_column(number, described(field, column), rows[name])
+        return rows
 
     def listed_columns(self, record: Record = forget) -> set[tuple[str, str]] | None:
         """Ask for the service's own list of its columns, with their tables; None where it gives none."""
@@ -299,6 +331,20 @@ def _middle(table: pa.Table | None, first: int, last: int) -> int:
     if obsids:
         return int(obsids[len(obsids) // 2])
     return (first + (_USUAL_OBSID if first < _USUAL_OBSID < last else last)) // 2
+
+
+def _listed_as(query: str) -> tuple[str, str]:
+    """Give the table and the name of a column that is asked for as ``m.gal_l``."""
+    table, _, name = query.partition(".")
+    return _TABLES[table], name
+
+
+def _similar(query: str, listed: set[tuple[str, str]]) -> str:
+    """Name columns of the two tables that may be meant."""
+    _, name = _listed_as(query)
+    known = {name: f"{letter}.{name}" for letter, table in _TABLES.items() for found, name in listed if found == table}
+    meant = [known[near] for near in difflib.get_close_matches(name, known, 3)]
+    return f": did you mean {' or '.join(meant)}?" if meant else ""
 
 
 def _bare(name: str | None) -> str:

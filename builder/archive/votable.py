@@ -11,26 +11,46 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 import pyarrow as pa
 
-from builder.model.columns import CATALOG
+from builder.model.columns import CATALOG, Column
 
 _BATCH = 4096
 """Rows that are held as Python strings at a time."""
 
 
-class _Field(NamedTuple):
-    """A VOTable column's ``datatype`` (``char`` is of any length) and unit ('' for none)."""
+class Field(NamedTuple):
+    """A VOTable column: its ``datatype`` (``char`` is of any length), and what is said of it, '' for nothing."""
 
+    name: str
     datatype: str
     unit: str = ""
+    ucd: str = ""
+    description: str = ""
+    arraysize: str = ""
 
 
-_DATATYPES = {"string": "char", "bool": "boolean", "int32": "int", "float32": "double", "float64": "double"}
-
-# Units are declared as FITS writes them; VOTable 1.3 wants them as the CDS does.
-_FIELDS = {
-    column.name: _Field(_DATATYPES[column.dtype], column.unit.replace(" ", ".").replace("count", "ct"))
-    for column in CATALOG
+KINDS = {
+    **dict.fromkeys(("short", "int", "long", "unsignedByte"), pa.int64()),
+    "float": pa.float32(),
+    "double": pa.float64(),
+    **dict.fromkeys(("boolean", "bit"), pa.bool_()),
 }
+"""What values are by their datatype; text for any other."""
+
+_DATATYPES = {"bool": "boolean", "int32": "int", "int64": "long", "float32": "double", "float64": "double"}
+
+
+def field_of(column: Column) -> Field:
+    """Declare a column of scalars as a service would."""
+    # Units are declared as FITS writes them; VOTable 1.3 wants them as the CDS does.
+    unit = column.unit
+    if not column.own:
+        unit = unit.replace("10**20 ", "10+20").replace(" ", ".").replace("count", "ct")
+    datatype = _DATATYPES.get(column.dtype, "char")
+    description = column.meaning if column.own else ""
+    return Field(column.name, datatype, unit, column.ucd, description, "*" if datatype == "char" else "")
+
+
+_FIELDS = {column.name: field_of(column) for column in CATALOG}
 """The catalog's columns as its service declares them."""
 
 
@@ -52,6 +72,8 @@ class VotableReader:
     ----------
     table : pyarrow.Table or None
         Text by column name in lower case; what its field calls null is null.
+    fields : list of Field
+        Its columns; names in lower case.
     overflow : bool
         Whether the service cut the table at its row limit.
     error : str or None
@@ -64,7 +86,7 @@ class VotableReader:
         self.table: pa.Table | None = None
         self.overflow = self.binary = False
         self.error: str | None = None
-        self._names: list[str] = []
+        self.fields: list[Field] = []
         self._nulls: list[str | None] = []
         self._batches: list[pa.RecordBatch] = []
         self._path: list[str] = []
@@ -105,13 +127,14 @@ class VotableReader:
         elif self._done or "TABLE" not in self._path:
             return
         elif name == "FIELD":
-            self._names.append(data.get("name", "").lower())
+            words = {key: data.get(key, "") for key in ("datatype", "unit", "ucd", "arraysize")}
+            self.fields.append(Field(data.get("name", "").lower(), **words))
             self._nulls.append(None)
         elif name == "VALUES" and self._path[-2] == "FIELD":
             self._nulls[-1] = data.get("null")
         elif name in ("BINARY", "BINARY2", "FITS"):
             self.binary = True
-        elif name == "TABLEDATA" and self._names:
+        elif name == "TABLEDATA" and self.fields:
             # Nothing but the ends of cells and rows matters here: blanks before a cell are trimmed with it.
             self._parser.StartElementHandler, self._parser.EndElementHandler = None, self._end_of_row_or_cell
 
@@ -119,12 +142,15 @@ class VotableReader:
         name = self._path.pop()
         if name == "INFO" and self._failed:
             self.error, self._failed = " ".join("".join(self._text).split()), False
-        elif name == "TABLE" and self._names and not self._done:
+        elif name == "DESCRIPTION" and self._path[-1:] == ["FIELD"] and not self._done:
+            self.fields[-1] = self.fields[-1]._replace(description=" ".join("".join(self._text).split()))
+        elif name == "TABLE" and self.fields and not self._done:
             self._done = True
-            schema = pa.schema([(name, pa.string()) for name in self._names])
+            schema = pa.schema([(field.name, pa.string()) for field in self.fields])
             # The first of two columns of one name.
-            first = {name: number for number, name in reversed([*enumerate(self._names)])}
+            first = {field.name: number for number, field in reversed([*enumerate(self.fields)])}
             self.table = pa.Table.from_batches(self._batches, schema).select(sorted(first.values()))
+            self.fields = [self.fields[number] for number in sorted(first.values())]
         self._text.clear()
 
     def _end_of_row_or_cell(self, tag: str) -> None:
@@ -132,9 +158,9 @@ class VotableReader:
             self._cells.append("".join(self._text))
             self._text.clear()
         elif tag.endswith("TR"):
-            if len(self._cells) % len(self._names):
-                raise ValueError(f"a row has not the {len(self._names)} cells that the table has columns")
-            if len(self._cells) >= _BATCH * len(self._names):
+            if len(self._cells) % len(self.fields):
+                raise ValueError(f"a row has not the {len(self.fields)} cells that the table has columns")
+            if len(self._cells) >= _BATCH * len(self.fields):
                 self._flush()
         elif tag.endswith("TABLEDATA"):
             self._flush()
@@ -144,25 +170,33 @@ class VotableReader:
     def _flush(self) -> None:
         columns = []
         for number, null in enumerate(self._nulls):
-            values: list[str | None] = [*self._cells[number :: len(self._names)]]
+            values: list[str | None] = [*self._cells[number :: len(self.fields)]]
             if null is not None:
                 values = [None if (value or "").strip() == null else value for value in values]
             columns.append(pa.array(values, pa.string()))
-        self._batches.append(pa.RecordBatch.from_arrays(columns, names=self._names))
+        self._batches.append(pa.RecordBatch.from_arrays(columns, names=[field.name for field in self.fields]))
         self._cells.clear()
 
 
 def write_votable(
-    names: Sequence[str], rows: Iterable[Mapping[str, object]], *, overflow: bool = False, error: str | None = None
+    names: Sequence[str],
+    rows: Iterable[Mapping[str, object]],
+    own: Iterable[Column] = (),
+    *,
+    overflow: bool = False,
+    error: str | None = None,
 ) -> bytes:
     """Write a table as a TAP service answers it.
 
     Parameters
     ----------
     names : sequence of str
-        The columns, in order. Those that the catalog has not get their type from their first value.
+        The columns, in order. Those that neither the catalog has nor `own` declares get their type from their first
+        value.
     rows : iterable of mapping
         A missing key, None and NaN are written as null.
+    own : iterable of Column
+        Columns that the catalog has not.
     overflow : bool
         Say, after the table, that the row limit cut it short.
     error : str, optional
@@ -176,13 +210,12 @@ def write_votable(
     if error is not None:
         return f'{head}<INFO name="QUERY_STATUS" value="ERROR">{escape(error)}</INFO>\n{tail}'.encode()
     rows = list(rows)
+    known = _FIELDS | {column.name: field_of(column) for column in own}
     declared, columns = [], []
     for name in names:
         values = [row.get(name) for row in rows]
-        field = _FIELDS.get(name) or _inferred(values)
-        size = ' arraysize="*"' if field.datatype == "char" else ""
-        unit = f" unit={quoteattr(field.unit)}" if field.unit else ""
-        declared.append(f'<FIELD name={quoteattr(name)} datatype="{field.datatype}"{size}{unit}/>\n')
+        field = known.get(name) or _inferred(name, values)
+        declared.append(declaration(field))
         write = _WRITERS[field.datatype]
         columns.append(["" if _is_null(value) else write(value) for value in values])
     body = "".join(f"<TR><TD>{'</TD><TD>'.join(cells)}</TD></TR>\n" for cells in zip(*columns, strict=True))
@@ -193,11 +226,22 @@ def write_votable(
     ).encode()
 
 
-def _inferred(values: Sequence[object]) -> _Field:
+def declaration(field: Field) -> str:
+    """Write a FIELD element, in a line."""
+    words = {key: text for key, text in field._asdict().items() if text and key != "description"}
+    attributes = " ".join(f"{key}={quoteattr(text)}" for key, text in words.items())
+    if not field.description:
+        return f"<FIELD {attributes}/>\n"
+    return f"<FIELD {attributes}><DESCRIPTION>{escape(field.description)}</DESCRIPTION></FIELD>\n"
+
+
+def _inferred(name: str, values: Sequence[object]) -> Field:
     first = next((value for value in values if not _is_null(value)), None)
     if isinstance(first, bool):
-        return _Field("boolean")
-    return _Field("long" if isinstance(first, int) else "char" if isinstance(first, str) else "double")
+        return Field(name, "boolean")
+    if isinstance(first, str):
+        return Field(name, "char", arraysize="*")
+    return Field(name, "long" if isinstance(first, int) else "double")
 
 
 def _double(value: object) -> str:

@@ -87,6 +87,13 @@ Patience = Annotated[
         show_default="900, and 40 for a host that was never reached",
     ),
 ]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN,...",
+        help="Further columns of the catalog, of its sources (m.gal_l) and of its detections (o.apec_z).",
+    ),
+]
 CUTS, RECIPE = "Selection", "Reduction"  # panels of --help
 
 
@@ -151,6 +158,11 @@ def selection_of(
     within = radius_of(radius) if radius else None
     names, obsids = tuple(name or ()), tuple(obsid or ())
     return Selection(min_cnts, min_sig, max_theta, circle, names, obsids, listed, limit, places, within)
+
+
+def asked(columns: str | None) -> tuple[str, ...]:
+    """Divide the words of `--columns`."""
+    return tuple(filter(None, (word.strip() for word in (columns or "").split(","))))
 
 
 def selects(command: Callable[..., None]) -> Callable[..., None]:

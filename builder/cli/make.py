@@ -15,11 +15,13 @@ from builder.cli.app import (
     RECIPE,
     Archive,
     Cache,
+    Columns,
     Connections,
     Interrupted,
     Patience,
     Release,
     app,
+    asked,
     end,
     local,
     selects,
@@ -102,8 +104,12 @@ def prepare(
     ] = None,
     cat_file: Annotated[
         Path | None,
-        typer.Option(callback=local, help="Catalog file (.vot, .parquet, .hdf5) in place of the archive's catalog."),
+        typer.Option(
+            callback=local,
+            help="Catalog file (.fits, .ecsv, .csv, .vot, .parquet, .hdf5) in place of the archive's catalog.",
+        ),
     ] = None,
+    columns: Columns = None,
     store: Annotated[
         str | None, typer.Option(help="Folder or fsspec URL for finished packages, in place of one in the cache.")
     ] = None,
@@ -138,6 +144,7 @@ def prepare(
         Splits.parse(splits),
         with_responses,
         bins,
+        asked(columns),
         sources=sources,
     )
     means: dict[str, Any] = {"cache": cache, "workers": workers, "connections": connections, "store": store}
@@ -218,6 +225,7 @@ def catalog(
     archive: Archive = DEFAULT_ARCHIVE,
     release: Release = DEFAULT_RELEASE,
     selection: Any = None,
+    columns: Columns = None,
     bandwidth: Annotated[float, typer.Option(min=0.001, help="Bandwidth for the estimate of time, MB/s.")] = 5.0,
     connections: Connections = DEFAULT_CONNECTIONS,
     patience: Patience = None,
@@ -228,7 +236,7 @@ def catalog(
     from builder.model.settings import Settings
 
     check_ending(output)
-    settings = Settings(archive, release, selection=selection)
+    settings = Settings(archive, release, selection=selection, columns=asked(columns))
     with waiting("asking the catalog"):
         from builder.workspace import make_plan, open_workspace
 
@@ -247,6 +255,7 @@ def download(
     archive: Archive = DEFAULT_ARCHIVE,
     release: Release = DEFAULT_RELEASE,
     selection: Any = None,
+    columns: Columns = None,
     connections: Connections = DEFAULT_CONNECTIONS,
     patience: Patience = None,
     cache: Cache = None,
@@ -268,7 +277,7 @@ def download(
         raise SettingError("give the mirror folder to write: chandra-spectra download MIRROR")
     if output_file:
         check_ending(output_file)
-    settings = Settings(archive, release, selection=selection)
+    settings = Settings(archive, release, selection=selection, columns=asked(columns))
     with bars() as progress:
         from builder.archive.mirror import open_mirror
         from builder.store.fill import counter, download

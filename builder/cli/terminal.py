@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from builder.archive.matching import Match
     from builder.archive.packages import Plan
     from builder.dataset.layout import Entry, Manifest
+    from builder.model.columns import Column
     from builder.model.text import Progress
     from builder.use.checks import Check
     from builder.use.contact import Finding
@@ -247,7 +248,7 @@ def _splits(manifest: Manifest) -> dict[str, int]:
     return {split: sum(rows.values()) for split, rows in shards.items() if rows}
 
 
-def show_row(row: dict[str, Any]) -> None:
+def show_row(row: dict[str, Any], own: tuple[Column, ...] = ()) -> None:
     """Show the scalars of one row of config ``spectra``, with their units; nulls are only named."""
     from rich.console import Console
 
@@ -257,7 +258,7 @@ def show_row(row: dict[str, Any]) -> None:
     texts = ("name", "detection_id", "obsid", "obi", "region_id", "cycle", "instrument")  # said in the title
     table = _table()
     missing = []
-    for column in columns_of("spectra"):
+    for column in columns_of("spectra", own=own):
         if column.length is not None or column.name in texts or column.name.endswith(("_file", "_sha256")):
             continue
         value = row.get(column.name)  # a folder of another version may lack one

@@ -44,7 +44,7 @@ def info(
         chosen = read_scalars(folder, ["detection_id"])["detection_id"].slice(0, 1).to_pylist()
     show_summary(folder, manifest, None)
     for row in read_rows(folder, chosen):
-        show_row(row)
+        show_row(row, manifest.own)
         print(drawn_or_said(terminal_plot(row)))
     print(f"\nNext:  chandra-spectra report {shell_path(folder)}")
 

@@ -19,7 +19,17 @@ from builder.dataset.layout import CARD_FILE, DATA_FILES, DETECTIONS_FILE, POSIT
 from builder.dataset.pictures import Picture, draw_pictures
 from builder.dataset.read import read_scalars
 from builder.dataset.summary import SCALARS
-from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, SOURCES, binned_columns, columns_when, features, markdown
+from builder.model.columns import (
+    CONFIGS,
+    EBOUNDS,
+    RESPONSES,
+    SOURCES,
+    Column,
+    binned_columns,
+    columns_when,
+    features,
+    markdown,
+)
 from builder.model.errors import MissingExtraError
 from builder.model.folding import PHOTON_ENERGIES
 from builder.model.records import REASONS
@@ -132,9 +142,9 @@ def _render(
     recipe, counts = settings.recipe, manifest.counts
     names = Counter(scalars["name"].drop_null().to_pylist())
     repeated = [number for number in names.values() if number > 1]
-    columns, (subtracted, grouped) = columns_when(recipe.subtract), reduction_words(recipe)
+    columns, (subtracted, grouped) = (*columns_when(recipe.subtract), *manifest.own), reduction_words(recipe)
     words = {
-        "front_matter": _front_matter(sizes, settings.bins),
+        "front_matter": _front_matter(sizes, settings.bins, manifest.own),
         "spectra": "1 X-ray spectrum" if counts.rows == 1 else f"{counts.rows:,} X-ray spectra",
         "sources": several(len(names), "source"),
         "release": release_words(settings),
@@ -335,6 +345,7 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
         "name": selection.names,
         "obsid": selection.obsids,
         "detections": DETECTIONS_FILE if selection.detections else None,
+        "columns": ",".join(settings.columns) or None,
         "positions": POSITIONS_FILE if selection.positions else None,
         "radius": _radius(selection) if selection.positions else None,
         "limit": selection.limit,
@@ -362,7 +373,7 @@ def _radius(selection: Selection) -> str:
     return text if radius_of(text) == selection.radius else f"{selection.radius!r}deg"
 
 
-def _front_matter(sizes: dict[str, dict[str, _Size]], bins: int) -> str:
+def _front_matter(sizes: dict[str, dict[str, _Size]], bins: int, own: tuple[Column, ...]) -> str:
     from datasets import DatasetInfo, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs
@@ -375,7 +386,7 @@ def _front_matter(sizes: dict[str, dict[str, _Size]], bins: int) -> str:
             for split, size in splits.items()
         }
         infos[config] = DatasetInfo(
-            features=features(config, bins),
+            features=features(config, bins, own),
             splits=SplitDict(known),
             config_name=config,
             download_size=_sum(splits).parquet,

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from builder.archive.values import Found
 from builder.model.columns import COLUMNS, EBOUNDS, RAGGED, Column
 
 _CHUNK = 256
@@ -20,9 +21,6 @@ _CHUNK = 256
 
 _BATCH = 4 * _CHUNK
 """Rows that are written at once: each of the fifty datasets costs a call, whatever the number of rows."""
-
-_INTEGER_NULL = -1
-"""Stand-in for a null in an integer or boolean dataset, which has no NaN; no such column is negative otherwise."""
 
 
 def _type(column: Column) -> Any:
@@ -48,7 +46,7 @@ def _values(column: Column, array: pa.ChunkedArray) -> Any:
         return np.array(array.fill_null("").to_pylist(), dtype=object)
     if pa.types.is_floating(array.type):
         return array.to_numpy(zero_copy_only=False)  # null becomes NaN
-    return array.cast(pa.int64()).fill_null(_INTEGER_NULL).to_numpy()
+    return array.cast(pa.int64()).fill_null(column.stand_in).to_numpy()
 
 
 class _Sink(io.FileIO):
@@ -124,6 +122,8 @@ class HDF5Writer:
             dataset.attrs["source"] = column.source
             if column.unit:
                 dataset.attrs["unit"] = column.unit
+            if column.own and column.dtype in ("int64", "bool"):
+                dataset.attrs["null"] = column.stand_in
 
     def append(self, rows: pa.Table) -> None:
         """Add the rows of a table that has every column under its public name, nothing rounded."""
@@ -182,14 +182,45 @@ class HDF5Writer:
             self._check()
 
 
-def read_columns(path: Path, columns: tuple[Column, ...]) -> pa.Table:
-    """Read the scalar `columns` that an HDF5 file has, under their public names; what stands for a null is null.
+def read_datasets(path: Path, columns: tuple[Column, ...]) -> dict[str, Found]:
+    """Read the datasets of an HDF5 file as columns, those of `columns` under their public names.
 
+    What stands for a null is null: in a dataset of another name only what its attribute ``null`` says, and NaN.
     Fixed-length bytes are read as text too: older files hold strings so.
     """
+    known = {column.hdf5_name.lower(): column for column in columns}
+    found = {}
     with h5py.File(path) as file:
-        found = [column for column in columns if column.hdf5_name in file]
-        return pa.table({column.name: _array(column, file[column.hdf5_name][:]) for column in found})
+        for name, dataset in file.items():
+            if not isinstance(dataset, h5py.Dataset):
+                continue
+            if column := known.get(name.lower()):
+                found[column.name] = Found(pa.chunked_array([_array(column, dataset[:])]), {})
+                continue
+            said = {key: str(dataset.attrs[key]) for key in ("unit", "description", "source") if key in dataset.attrs}
+            found[name] = Found(pa.chunked_array([_own_array(dataset)]), said)
+    return found
+
+
+def _own_array(dataset: h5py.Dataset) -> pa.Array:
+    """Read a dataset by its own type."""
+    if dataset.ndim != 1 or h5py.check_vlen_dtype(dataset.dtype):
+        return pa.array([[]] * len(dataset), pa.list_(pa.float64()))
+    values = dataset.asstr()[:] if h5py.check_string_dtype(dataset.dtype) else dataset[:]
+    if values.dtype.kind in "OSU":
+        return pa.array([text or None for text in values.tolist()], pa.string())
+    null = dataset.attrs.get("null")
+    array = pa.array(values, mask=None if null is None else values == null)
+    return array.cast(pa.bool_()) if null == -1 else array  # only a boolean's null is -1
+
+
+def table_path(path: Path) -> str | None:
+    """Find a table of astropy's in an HDF5 file, a dataset of records; None where there is none."""
+    with h5py.File(path) as file:
+        for name, dataset in file.items():
+            if isinstance(dataset, h5py.Dataset) and dataset.dtype.names and "__table_column_meta__" not in name:
+                return str(name)
+    return None
 
 
 def read_rows(file: h5py.File, columns: tuple[Column, ...], rows: NDArray[np.int64]) -> pa.Table:
@@ -228,5 +259,5 @@ def _array(column: Column, values: Any) -> pa.Array:
     if column.dtype == "string":
         texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
         return pa.array([text or (None if column.nullable else "") for text in texts], pa.string())
-    missing = ~np.isfinite(values) if values.dtype.kind == "f" else values == _INTEGER_NULL
+    missing = ~np.isfinite(values) if values.dtype.kind == "f" else values == column.stand_in
     return pa.array(values, mask=missing).cast(column.full_type)

@@ -14,8 +14,9 @@ from typing import Any
 from builder.dataset.catalog_file import read_detections
 from builder.dataset.positions import read_positions
 from builder.files import Folder, file_sha256
-from builder.model.columns import CONFIGS, DIVIDED_CONFIGS, configs_with
+from builder.model.columns import CONFIGS, DIVIDED_CONFIGS, Column, configs_with
 from builder.model.errors import OutputError, SettingError
+from builder.model.own import own_of_dicts
 from builder.model.selection import Selection
 from builder.model.settings import Recipe, Settings
 from builder.model.sky import Cone
@@ -140,6 +141,8 @@ class Manifest:
         the embedded sample a ``remark``.
     files : tuple of Entry
         All files but the manifest.
+    columns : tuple of dict
+        Columns besides those of every dataset, as `builder.model.own.own_dicts` gives them.
     statistics : dict
         Of the rows to train on, see `builder.dataset.statistics.train_statistics`.
     created : str
@@ -156,6 +159,7 @@ class Manifest:
     catalog: dict[str, Any]
     counts: Counts
     files: tuple[Entry, ...]
+    columns: tuple[dict[str, str], ...] = ()
     statistics: dict[str, Any] = dataclasses.field(default_factory=dict)
     created: str = ""
     seconds: float = 0.0
@@ -174,8 +178,9 @@ class Manifest:
                 raise OutputError(f"{path} is not the manifest of a prepared folder")
             content["counts"] = _pick(Counts, content["counts"])
             content["files"] = tuple(_pick(Entry, file) for file in content["files"])
+            content["columns"] = tuple(content.get("columns", ()))
             manifest: Manifest = _pick(cls, content)
-            _ = manifest.parts, manifest.recipe  # refuses wrong values now rather than when they are used
+            _ = manifest.parts, manifest.recipe, manifest.own  # refuses wrong values now rather than when they are used
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else error
             raise OutputError(
@@ -232,6 +237,11 @@ class Manifest:
     def recipe(self) -> Recipe:
         """How the spectra were reduced."""
         return Recipe.from_dict(self.settings["recipe"])
+
+    @property
+    def own(self) -> tuple[Column, ...]:
+        """Columns besides those of every dataset."""
+        return own_of_dicts(self.columns)
 
     def file(self, path: str) -> Entry | None:
         """Find a file by its path in the folder."""
@@ -292,6 +302,7 @@ class Manifest:
                 self.splits,
                 own["responses"],
                 self.bins,
+                tuple(filter(None, own.get("columns", "").split(","))),
                 sources=self.sources,
             )
         except (KeyError, TypeError) as error:

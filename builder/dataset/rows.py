@@ -10,13 +10,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from builder.archive.packages import Package
-from builder.model.columns import COLUMNS, arrow_schema, columns_of
+from builder.model.columns import COLUMNS, Column, arrow_schema, columns_of
 from builder.model.ids import DetectionId
+from builder.model.own import own_columns
 from builder.model.splits import Splits
 from builder.store.packages import PackageResult
 
 HEALPIX_NSIDE = 16
-FULL_SCHEMA = arrow_schema(COLUMNS)
 
 
 def healpix(ra: pa.ChunkedArray, dec: pa.ChunkedArray) -> pa.Array:
@@ -42,7 +42,8 @@ def join(catalog: pa.Table, package: Package, result: PackageResult, splits: Spl
     Returns
     -------
     pyarrow.Table
-        Columns of `builder.model.columns.COLUMNS`, flat, in the order of the catalog and then of the cycles.
+        Columns of `builder.model.columns.COLUMNS` and the catalog's own, flat, in the order of the catalog and then of
+        the cycles.
     """
     measured = result.spectra
     known = catalog.slice(package.start, len(package.detections)).take(measured["row"])
@@ -54,25 +55,28 @@ def join(catalog: pa.Table, package: Package, result: PackageResult, splits: Spl
         "split": pa.array(map(splits.of, cells.to_pylist()), pa.string()),
     }
     columns = []
-    for name in FULL_SCHEMA.names:
+    schema = arrow_schema((*COLUMNS, *own_columns(catalog.schema)))
+    for name in schema.names:
         if name in derived:
             columns.append(derived[name])
         else:
             columns.append((known if name in known.column_names else measured)[name])
-    return pa.Table.from_arrays(columns, schema=FULL_SCHEMA)
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
-def public(rows: pa.Table, config: str, bins: int = 0) -> pa.Table:
+def public(rows: pa.Table, config: str, bins: int = 0, own: tuple[Column, ...] = ()) -> pa.Table:
     """Return the columns of one config in their public types, with `struct.field` columns gathered into structs.
 
     Parameters
     ----------
     bins : int
         Number of bins, for config ``binned``.
+    own : tuple of Column
+        Columns besides those of every dataset.
     """
     arrays: dict[str, pa.Array] = {}
     structs: dict[str, dict[str, pa.Array]] = {}
-    for column in columns_of(config, bins):
+    for column in columns_of(config, bins, own):
         array = rows[column.name].cast(column.public_type).combine_chunks()
         struct, _, name = column.name.rpartition(".")
         if struct:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from builder.dataset.layout import HDF5_FILE, Manifest
-from builder.model.columns import ROW_CONFIGS
+from builder.model.columns import ROW_CONFIGS, Column
 from builder.model.splits import SPLITS
 
 SLICE_ROWS = 500
@@ -38,6 +38,8 @@ class Rows:
         Number of each row in its split.
     files : dict of (str, str) to list of (int, str)
         For each config and split the first row and the name of every shard; for ``hdf5`` the one file.
+    own : tuple of Column
+        Columns besides those of every dataset.
     """
 
     start: int
@@ -47,6 +49,7 @@ class Rows:
     split: list[str]
     position: NDArray[np.int64]
     files: dict[tuple[str, str], list[tuple[int, str]]]
+    own: tuple[Column, ...] = ()
 
     def __len__(self) -> int:
         return len(self.spectra)
@@ -121,7 +124,7 @@ def slices(folder: Path, manifest: Manifest, order: NDArray[np.int64], size: int
         place = pa.array(np.argsort(sorted_rows))
         rows = {config: pa.concat_tables(found).take(place) for config, found in tables.items()}
         spectra, counts, binned = (rows.get(config) for config in ROW_CONFIGS)
-        yield Rows(start, spectra, counts, binned, [SPLITS[code] for code in codes], position, begins)
+        yield Rows(start, spectra, counts, binned, [SPLITS[code] for code in codes], position, begins, manifest.own)
 
 
 def order_of(folder: Path, manifest: Manifest) -> NDArray[np.int64]:

@@ -22,6 +22,7 @@ from builder import __version__
 from builder.archive.packages import Package, Plan
 from builder.dataset.binned import binned
 from builder.dataset.card import write_card
+from builder.dataset.describe import parquet_schema
 from builder.dataset.hdf5 import HDF5Writer
 from builder.dataset.layout import (
     DATA_FILES,
@@ -43,8 +44,9 @@ from builder.dataset.slices import flat_tables
 from builder.dataset.sources import sum_sources
 from builder.dataset.statistics import train_statistics
 from builder.files import Folder, reported
-from builder.model.columns import columns_when, features
+from builder.model.columns import columns_when
 from builder.model.errors import OutputError
+from builder.model.own import own_columns, own_dicts
 from builder.model.settings import EMBEDDED, EMBEDDED_REMARK, Settings
 from builder.model.splits import SPLITS
 from builder.model.text import Progress
@@ -89,8 +91,9 @@ def write_folder(
     rejections = [rejections_table(planned.rejections)]
     grids = EBOUNDS_SCHEMA.empty_table()
     rows, selected = 0, len(planned.rejections)
+    own = own_columns(planned.catalog.schema)
     shards = {
-        (config, split): ShardWriter(folder / DATA_FILES[config], features(config, settings.bins).arrow_schema, split)
+        (config, split): ShardWriter(folder / DATA_FILES[config], parquet_schema(config, settings.bins, own), split)
         for config, split in parts(settings.splits, settings.responses, settings.bins, settings.sources)
     }
     known: set[str] = set()  # responses that are written
@@ -98,7 +101,8 @@ def write_folder(
         for (config, _), writer in shards.items():
             if config != "sources":  # made of what the others have written
                 stack.enter_context(writer)
-        hdf5 = stack.enter_context(HDF5Writer(folder / HDF5_FILE, attributes, columns_when(settings.recipe.subtract)))
+        columns = (*columns_when(settings.recipe.subtract), *own)
+        hdf5 = stack.enter_context(HDF5Writer(folder / HDF5_FILE, attributes, columns))
         for package, result in results:
             selected += _complete(package, result)
             table = join(planned.catalog, package, result, settings.splits)
@@ -108,7 +112,7 @@ def write_folder(
             for config, whole in rows_of.items():
                 for split in settings.splits.names:
                     part = whole.filter(pc.equal(whole["split"], split)) if settings.splits.divided else whole
-                    shards[config, split].append(public(part, config, settings.bins))
+                    shards[config, split].append(public(part, config, settings.bins, own))
             hdf5.append(table)
             for number, key in enumerate(result.responses["rmf_sha256"].to_pylist()):
                 if key not in known:  # one by one: a package's together take 70 MB, and as much again
@@ -151,6 +155,7 @@ def write_folder(
         | _matched(planned),
         Counts(detections, planned.duplicates, selected, rows, len(rejected), reasons),
         tuple(files),
+        tuple(own_dicts(own)),
     )
     manifest = dataclasses.replace(manifest, statistics=train_statistics(folder, manifest))
     files += [Entry.of(folder / HDF5_FILE, folder, rows), Entry.of(folder / REJECTIONS_FILE, folder, len(rejected))]

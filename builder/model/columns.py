@@ -72,6 +72,10 @@ class Column:
         Attribute of `builder.model.records.Spectrum` that holds it, where it is not `name`.
     nullable : bool
         Whether a row may lack it.
+    ucd : str
+        Kind of quantity of an own column in the words of the Virtual Observatory (UCD1+), where it is said.
+    own : bool
+        Whether it is a column of a catalog beside the declared ones, see `builder.model.own`.
     """
 
     name: str
@@ -85,6 +89,13 @@ class Column:
     query: str = ""
     record: str = ""
     nullable: bool = False
+    ucd: str = ""
+    own: bool = False
+
+    @property
+    def stand_in(self) -> int:
+        """Value that stands for a null in HDF5, where the type has no NaN."""
+        return -(2**63) if self.own and self.dtype == "int64" else -1
 
     @property
     def hdf5_name(self) -> str:
@@ -236,8 +247,7 @@ COLUMNS: tuple[Column, ...] = (
     _catalog("m", "err_ellipse_r0", "float32", "major radius of the 95 % error ellipse of the position", "arcsec"),
     _catalog("m", "err_ellipse_r1", "float32", "minor radius of the 95 % error ellipse of the position", "arcsec"),
     _catalog("m", "err_ellipse_ang", "float32", "position angle of the error ellipse's major axis, from north", "deg"),
-    _catalog("m", "nh_gal", "float32", "Galactic column density of neutral hydrogen towards the master source, "
-             "in units of 10^20 atoms", "10**20 cm-2"),
+    _catalog("m", "nh_gal", "float32", "Galactic column density of neutral hydrogen", "10**20 cm-2"),
     _catalog("o", "gti_end", "string", "end of the good time, ISO 8601 (TT)"),
     # labels
     *_limits("o", "flux_aper_b", "flux_aper_{}_b", "net energy flux, 0.5-7 keV", "erg s-1 cm-2"),
@@ -429,17 +439,19 @@ def binned_columns(bins: int) -> tuple[Column, ...]:
     )  # fmt: skip
 
 
-def columns_of(config: str, bins: int = DEFAULT_BINS) -> tuple[Column, ...]:
+def columns_of(config: str, bins: int = DEFAULT_BINS, own: tuple[Column, ...] = ()) -> tuple[Column, ...]:
     """Return the columns of one configuration; SettingError for an unknown one.
 
     Parameters
     ----------
     bins : int
         Number of bins of config ``binned``.
+    own : tuple of Column
+        Columns besides those of every dataset, see `builder.model.own`; they come last.
     """
     if config not in CONFIGS:
         raise SettingError(f"unknown config {config!r}: choose one of {', '.join(CONFIGS)}")
-    every = (*COLUMNS, *binned_columns(bins), *SOURCES, *EBOUNDS, *RESPONSES)
+    every = (*COLUMNS, *binned_columns(bins), *SOURCES, *EBOUNDS, *RESPONSES, *own)
     return tuple(column for column in every if config in column.configs)
 
 
@@ -461,12 +473,12 @@ def configs_with(responses: bool, bins: int = 0, sources: bool = False) -> tuple
     return tuple(config for config in CONFIGS if there.get(config, True))
 
 
-def features(config: str, bins: int = DEFAULT_BINS) -> Features:
-    """Return the `datasets.Features` of one configuration; `bins` as for `columns_of`."""
+def features(config: str, bins: int = DEFAULT_BINS, own: tuple[Column, ...] = ()) -> Features:
+    """Return the `datasets.Features` of one configuration; `bins` and `own` as for `columns_of`."""
     from datasets import Features, Sequence, Value  # Sequence gives a List; datasets 3 has no other word for it
 
     tree: dict[str, Any] = {}
-    for column in columns_of(config, bins):
+    for column in columns_of(config, bins, own):
         value: Any = Value(column.dtype)
         for length in reversed(column.shape):
             value = Sequence(value, length=length)

@@ -123,13 +123,16 @@ class Settings:
     release : str
         Version word of the catalog.
     catalog : str
-        A catalog file (VOTable, Parquet or HDF5) in place of the archive's own catalog.
+        A catalog file (any table that astropy reads) in place of the archive's own catalog.
     selection : Selection
         A cut that is not given is that of `DEFAULT_CUTS`, and none for the embedded sample and a catalog file.
     responses : bool
         Keep the response matrices, for config ``responses``.
     bins : int
         Number of logarithmic bins of the kept energies, for config ``binned``; 0 for none.
+    columns : tuple of str
+        Columns of the catalog besides those of the dataset, such as ``m.gal_l`` (of its sources) and ``o.apec_z`` (of
+        its detections).
     sources : bool
         Sum the detections of each source, for config ``sources``.
 
@@ -147,6 +150,7 @@ class Settings:
     splits: Splits = dataclasses.field(default_factory=Splits)
     responses: bool = False
     bins: int = 0
+    columns: tuple[str, ...] = ()
     sources: bool = False
 
     def __post_init__(self) -> None:
@@ -168,6 +172,9 @@ class Settings:
         if "://" in self.archive:
             object.__setattr__(self, "archive", _address(self.archive))
         release_of(self.release)  # refuses one that cannot be
+        object.__setattr__(self, "columns", tuple(dict.fromkeys(self.columns)))
+        if self.columns and (self.catalog or self.archive == EMBEDDED):
+            raise SettingError("columns are asked of a service or taken from a mirror; a catalog file brings its own")
         asked = self.archive.startswith(("http://", "https://")) and not self.catalog
         if asked and not all(map(designation, self.selection.names)):  # a catalog of one's own may have any names
             raise SettingError(self.selection.name_hint())
@@ -201,6 +208,7 @@ class Settings:
             "recipe": self.recipe.as_dict(),
             "splits": str(self.splits),
             "responses": self.responses,
+            **({"columns": ",".join(self.columns)} if self.columns else {}),
             **({"bins": self.bins} if self.bins else {}),
             **({"sources": True} if self.sources else {}),
         }

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
-from builder.model.columns import ASKED
 from builder.model.errors import SettingError
+from builder.simulator.sky import SERVED
 
-_COLUMNS = {table: [column.name for column in ASKED if column.query.startswith(table)] for table in "mo"}
+_COLUMNS = {table: [column.name for column in SERVED if column.query.startswith(table)] for table in "mo"}
 
 # Columns, and the keys by which one row is found. Every observation is a stack of its own, and every match unique.
 _TABLES = {
@@ -58,7 +58,7 @@ class Catalog:
     Parameters
     ----------
     rows : sequence of mapping
-        One a detection, by the names of `ASKED`; None, NaN and missing keys are null. Of several rows with the same
+        One a detection, by the names of `SERVED`; None, NaN and missing keys are null. Of several rows with the same
         key the first is taken.
     """
 
@@ -106,7 +106,7 @@ class Catalog:
     def _database(self) -> sqlite3.Connection:
         database = sqlite3.connect(":memory:", check_same_thread=False)
         database.execute("ATTACH ':memory:' AS csc21")
-        names = [column.name for column in ASKED]
+        names = [column.name for column in SERVED]
         made = "detect_stack_id AS (obsid || '_' || obi), match_type AS ('u')"
         # Without types: a number never equals the text that spells it, and what goes in comes out.
         database.execute(f"CREATE TABLE detection ({', '.join(names)}, {made})")

@@ -66,7 +66,7 @@ class MirrorHoldings:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            table, _ = read_votable(folder / CATALOG_FILE, str(folder / CATALOG_FILE))
+            table, _ = read_votable(folder / CATALOG_FILE, str(folder / CATALOG_FILE), needed=())
         except OSError as error:
             raise ArchiveError(f"cannot read {error.filename}: {error.strerror}; is {folder} a mirror?") from error
         self._tars = {

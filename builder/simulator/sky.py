@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.model.columns import ASKED
+from builder.model.columns import ASKED, Column
 from builder.model.sky import source_name
 
 Floats = NDArray[np.float64]
@@ -28,6 +28,32 @@ _FITTED = 150
 """Net counts from which on the catalog's pipeline fits a spectrum."""
 
 _PAIRS = ("hm", "hs", "ms")
+
+
+def _more(query: str, dtype: str, meaning: str, unit: str = "", ucd: str = "") -> Column:
+    return Column(query[2:], dtype, meaning, "", unit, query=query, nullable=True, ucd=ucd, own=True)
+
+
+MORE = (
+    _more("m.gal_l", "float64", "Galactic longitude of the source", "deg", "pos.galactic.lon"),
+    _more("m.gal_b", "float64", "Galactic latitude of the source", "deg", "pos.galactic.lat"),
+    _more("o.apec_z", "float64", "redshift of the best fitting absorbed APEC model"),
+    _more("o.cnts_aper_b", "int64", "counts in the source region", "counts", "phot.count"),
+    _more("o.gti_obs", "string", "start time of the valid data", "", "time.start"),
+)
+"""Columns that the catalog has, and the dataset takes where they are asked for: a few of some two hundred."""
+
+SERVED = (*ASKED, *MORE)
+"""Columns of a simulated catalog."""
+
+# From equatorial (ICRS) to Galactic coordinates: Hipparcos and Tycho Catalogues, ESA SP-1200, volume 1, section 1.5.3.
+_GALACTIC = np.array(
+    [
+        (-0.0548755604, -0.8734370902, -0.4838350155),
+        (0.4941094279, -0.4448296300, 0.7469822445),
+        (-0.8676661490, -0.1980763734, 0.4559837762),
+    ]
+)
 
 # What is drawn for each detection. Angles in deg, theta in arcmin, exposure in s, nh in cm-2, temperature and iron
 # (equivalent width) in keV; counts and background are those expected in the source region in 0.5-7 keV, and area is
@@ -244,7 +270,11 @@ def catalog_rows(truth: NDArray[np.void], n: int, seed: int) -> list[dict[str, o
         column = values.astype(object)
         column[values != values] = None
         columns[name] = column.tolist()
-    names = [column.name for column in ASKED]
+    columns["gti_obs"] = list(map(time_text, truth["mjd"].tolist()))
+    columns["cnts_aper_b"] = np.rint(truth["counts"] + truth["background"]).astype(int).tolist()
+    columns["apec_z"] = [None if kt is None else 0.0 for kt in columns["apec_kt"]]
+    columns["gal_l"], columns["gal_b"] = (angle.tolist() for angle in _galactic(truth["ra"], truth["dec"]))
+    names = [column.name for column in SERVED]
     return [dict(zip(names, row, strict=True)) for row in zip(*(columns[name][:n] for name in names), strict=True)]
 
 
@@ -302,6 +332,15 @@ def _of_source(
         "likelihood_class": np.array(["TRUE"] * len(first), dtype=object),
     }
     return {name: value[source] for name, value in values.items()}
+
+
+def _galactic(ra: Floats, dec: Floats) -> tuple[Floats, Floats]:
+    """Turn positions in deg into Galactic longitude and latitude in deg."""
+    ra, dec = np.radians(ra), np.radians(dec)
+    place = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
+    # No matrix product: its rounding would depend on the number of rows.
+    x, y, z = ((row[:, None] * place).sum(axis=0) for row in _GALACTIC)
+    return np.degrees(np.arctan2(y, x)) % 360.0, np.degrees(np.arcsin(np.clip(z, -1.0, 1.0)))
 
 
 def time_text(mjd: float, after: float = 0.0) -> str:

@@ -9,15 +9,17 @@ from http import HTTPStatus
 from xml.sax.saxutils import escape
 
 from builder.archive.votable import write_votable
-from builder.model.columns import ASKED
 from builder.model.errors import SettingError
 from builder.model.releases import Release
 from builder.simulator.adql import Catalog
 from builder.simulator.habits import MISSING_COLUMNS, SILENT_ROWS
 from builder.simulator.reply import Reply
+from builder.simulator.sky import MORE, SERVED
 
 _VOTABLE = "application/x-votable+xml"
-_LIST = re.compile(r"\s*SELECT\s+table_name\s*,\s*column_name\s+FROM\s+TAP_SCHEMA\.columns\s*", re.IGNORECASE)
+_LIST = re.compile(
+    r"\s*SELECT\s+(table_name\s*,\s*column_name[\w\s,]*?)\s+FROM\s+TAP_SCHEMA\.columns\s*", re.IGNORECASE
+)
 _COUNT = re.compile(r"\s*SELECT\s+COUNT\b", re.IGNORECASE)
 _RANGE = re.compile(r"\bobsid\s+(BETWEEN|IN)\b", re.IGNORECASE)
 _TABLES = {"m": "master_source", "o": "observation_source"}
@@ -43,8 +45,14 @@ class TapService:
         self._queries: dict[str, tuple[str, int | None]] = {}
         lacking = MISSING_COLUMNS if {"fewer-columns", "no-tables"} & habits else frozenset[str]()
         self._columns = [
-            (f"{release.schema}.{_TABLES[column.query[0]]}", column.name)
-            for column in ASKED
+            {
+                "table_name": f"{release.schema}.{_TABLES[column.query[0]]}",
+                "column_name": column.name,
+                "description": column.meaning,
+                "unit": column.unit,
+                "ucd": column.ucd,
+            }
+            for column in SERVED
             if column.name not in lacking
         ]
         words = "|".join(lacking) or "(?!)"
@@ -92,8 +100,8 @@ class TapService:
         if name not in self._queries:
             return Reply("results", b"There is no such result.\n", status=404)
         query, maxrec = self._queries[name]
-        if _LIST.fullmatch(query):
-            return self._list()
+        if listed := _LIST.fullmatch(query):
+            return self._list(re.findall(r"\w+", listed[1]))
         if _COUNT.match(query) and "no-count" in self.habits:
             return self._bad_query("results", "Function COUNT not found")
         if unknown := self._unknown.search(query):
@@ -108,23 +116,22 @@ class TapService:
         except SettingError as error:
             return self._bad_query("results", str(error))
         overflow = result.overflow and not silent
-        return Reply("results", write_votable(result.names, result.rows, overflow=overflow), _VOTABLE)
+        return Reply("results", write_votable(result.names, result.rows, MORE, overflow=overflow), _VOTABLE)
 
     def _bad_query(self, service: str, reason: str) -> Reply:
         return Reply(service, write_votable([], [], error=reason), _VOTABLE, self.error_status)
 
-    def _list(self) -> Reply:
+    def _list(self, names: list[str]) -> Reply:
         if "no-tables" in self.habits:
             return self._bad_query("results", "table TAP_SCHEMA.columns not found")
-        names = ["table_name", "column_name"]
-        rows = [dict(zip(names, pair, strict=True)) for pair in self._columns]
-        return Reply("results", write_votable(names, rows), _VOTABLE)
+        return Reply("results", write_votable(names, self._columns), _VOTABLE)
 
     def _tables(self) -> Reply:
         """List the tables as VOSI 1.1 does."""
         tables: dict[str, list[str]] = {}
-        for table, column in self._columns:
-            tables.setdefault(table, []).append(f"<column><name>{escape(column)}</name></column>")
+        for column in self._columns:
+            words = f"<column><name>{escape(column['column_name'])}</name></column>"
+            tables.setdefault(column["table_name"], []).append(words)
         body = "".join(f"<table><name>{name}</name>{''.join(found)}</table>" for name, found in tables.items())
         text = (
             '<vosi:tableset xmlns:vosi="http://www.ivoa.net/xml/VOSITables/v1.0">'

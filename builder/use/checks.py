@@ -139,9 +139,10 @@ def _differ(one: pa.ChunkedArray, other: pa.ChunkedArray) -> NDArray[np.bool_]:
 def check_nulls(check: Check, rows: Rows) -> bool:
     """Check that only values of the catalog are null; return whether that holds: else the rest means nothing."""
     before = check.failed
+    may_be_null = _MAY_BE_NULL | {column.name for column in rows.own}
     for config, table in rows.tables.items():
         for name in table.column_names:
-            if name not in _MAY_BE_NULL and table[name].null_count:
+            if name not in may_be_null and table[name].null_count:
                 check.fail_rows(rows, config, pc.is_null(table[name]).to_numpy(), f"{name} is null")
             if pa.types.is_floating(table[name].type):
                 unknown = pc.fill_null(pc.invert(pc.is_finite(table[name])), False).to_numpy()
@@ -208,8 +209,9 @@ def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str], split
     if splits.divided:
         wrong = _differ(table["split"], pa.chunked_array([pa.array(rows.split, pa.string())]))
         check.fail_rows(rows, "spectra", wrong, "split is {}, its file is of another", table["split"])
+    scalars = (*_SCALARS, *(column.name for column in rows.own))
     for config, others in rows.tables.items():
-        for name in _SCALARS if config != "spectra" else ():
+        for name in scalars if config != "spectra" else ():
             one, other = others[name], table[name]
             check.fail_rows(rows, config, _differ(one, other), f"{name} is {{}}, in config spectra {{}}", one, other)
     return int(numbers[-1])
@@ -342,15 +344,16 @@ def _check_bins(
     check.fail_faults(rows, "spectra", channel_faults(recipe, grid, (low, high), row, counts, totals), chosen)
 
 
-def hdf5_columns(check: Check, file: h5py.File, name: str, rows: int) -> bool:
+def hdf5_columns(check: Check, file: h5py.File, name: str, rows: int, own: tuple[Column, ...]) -> bool:
     """Check that the HDF5 file has every column with its unit, and as many rows; return whether it has."""
     before = check.failed
-    expected = {column.hdf5_name for column in COLUMNS} | {"ebounds"}
+    columns = (*COLUMNS, *own)
+    expected = {column.hdf5_name for column in columns} | {"ebounds"}
     for missing in sorted(expected - set(file)):
         check.fail(name, missing, "is missing")
     for unknown in sorted(set(file) - expected):
         check.fail(name, unknown, "is no column")
-    for column in COLUMNS:
+    for column in columns:
         if isinstance(dataset := file.get(column.hdf5_name), h5py.Dataset):
             if len(dataset) != rows:
                 check.fail(name, column.hdf5_name, f"has {len(dataset)} rows, not {rows}")
@@ -361,7 +364,7 @@ def hdf5_columns(check: Check, file: h5py.File, name: str, rows: int) -> bool:
 
 def check_hdf5(check: Check, rows: Rows, file: h5py.File) -> None:
     """Check that the HDF5 file holds the numbers and words of Parquet; doubles where Parquet has them rounded."""
-    for column in COLUMNS:
+    for column in (*COLUMNS, *rows.own):
         table = rows.spectra if "spectra" in column.configs else rows.counts
         dataset = file[column.hdf5_name]
         where = slice(rows.start, rows.start + len(rows))
@@ -378,7 +381,7 @@ def check_hdf5(check: Check, rows: Rows, file: h5py.File) -> None:
             expected = array.to_numpy()
             found = dataset[where].astype(expected.dtype)
         else:
-            found, expected = dataset[where], array.cast(pa.int64()).fill_null(-1).to_numpy()
+            found, expected = dataset[where], array.cast(pa.int64()).fill_null(column.stand_in).to_numpy()
         wrong = (found != expected) & ~((found != found) & (expected != expected))
         check.fail_rows(rows, "hdf5", wrong, f"{column.hdf5_name} is {{}}, in Parquet {{}}", found, expected)
 

@@ -17,7 +17,7 @@ import numpy as np
 from builder.dataset.hdf5 import HDF5Writer, read_rows
 from builder.dataset.layout import HDF5_FILE, Manifest, unreadable
 from builder.files import file_sha256, recover_folder, staging_folder, workplace
-from builder.model.columns import COLUMNS, columns_when
+from builder.model.columns import Column, columns_when
 from builder.model.errors import OutputError, SettingError, require
 from builder.model.ids import DetectionId
 from builder.model.text import Progress, silent
@@ -130,11 +130,11 @@ def _writer(
     if detections or archive:
         raise SettingError(f"--detection and --archive are for --layout fits; {layout} takes all rows")
     if layout == "healpix":
-        return write_healpix
+        return partial(write_healpix, own=manifest.own)
     require("hats", "hats", "--layout hats")
     from builder.use.export_hats import write_hats
 
-    return write_hats
+    return partial(write_hats, own=manifest.own)
 
 
 def _check_free(output: Path, force: bool) -> None:
@@ -158,7 +158,9 @@ def _whole_hdf5(folder: Path, manifest: Manifest) -> Path:
     return path
 
 
-def write_healpix(file: h5py.File, folder: Path, progress: Progress, slice_rows: int = 500) -> None:
+def write_healpix(
+    file: h5py.File, folder: Path, progress: Progress, own: tuple[Column, ...] = (), slice_rows: int = 500
+) -> None:
     """Write the rows of each sky pixel (nside 16, nested) as ``spectra/healpix=<pixel>/001-of-001.hdf5``.
 
     Each file is laid out as the canonical one and carries its attributes, but has no group ``ebounds``: readers take
@@ -170,10 +172,12 @@ def write_healpix(file: h5py.File, folder: Path, progress: Progress, slice_rows:
         The canonical file.
     folder : Path
         An empty folder.
+    own : tuple of Column
+        Columns besides those of every dataset.
     slice_rows : int
         Rows in hand at once; 500 are about 20 MB.
     """
-    columns = columns_when(json.loads(file.attrs["recipe"])["subtract"])
+    columns = (*columns_when(json.loads(file.attrs["recipe"])["subtract"]), *own)
     pixels = file["healpix"][:]
     order = np.argsort(pixels, kind="stable")
     done = 0
@@ -182,6 +186,6 @@ def write_healpix(file: h5py.File, folder: Path, progress: Progress, slice_rows:
         path.parent.mkdir(parents=True)
         with HDF5Writer(path, dict(file.attrs), columns, chunk=len(rows)) as writer:
             for start in range(0, len(rows), slice_rows):
-                writer.append(read_rows(file, COLUMNS, rows[start : start + slice_rows]))
+                writer.append(read_rows(file, columns, rows[start : start + slice_rows]))
         done += len(rows)
         progress("export", done, len(pixels))

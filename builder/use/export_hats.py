@@ -22,16 +22,17 @@ from hats.pixel_math.spatial_index import SPATIAL_INDEX_COLUMN, SPATIAL_INDEX_OR
 from numpy.typing import NDArray
 
 from builder import __version__
+from builder.dataset.describe import with_descriptions
 from builder.dataset.hdf5 import read_rows
 from builder.dataset.rows import public
-from builder.model.columns import columns_of
+from builder.model.columns import Column, columns_of
 from builder.model.text import Progress
 
 _ROWS = 10_000
 """Rows in a file at most, about 30 MB; as many are in hand at once."""
 
 
-def write_hats(file: h5py.File, folder: Path, progress: Progress) -> None:
+def write_hats(file: h5py.File, folder: Path, progress: Progress, own: tuple[Column, ...] = ()) -> None:
     """Write the columns of config ``spectra`` as a HATS catalog.
 
     Rows are in the order of their place on the sky. The bins of a spectrum are a struct of lists, which LSDB takes
@@ -43,14 +44,17 @@ def write_hats(file: h5py.File, folder: Path, progress: Progress) -> None:
         The canonical file.
     folder : Path
         An empty folder, the root of the catalog.
+    own : tuple of Column
+        Columns besides those of every dataset.
     """
-    columns = columns_of("spectra")
+    columns = columns_of("spectra", own=own)
     index = compute_spatial_index(file["ra"][:], file["dec"][:])
     pixels, done, largest = [], 0, 0
     for pixel, rows in _partitions(index, np.argsort(index, kind="stable")):
         rising = np.sort(rows)
-        table = public(read_rows(file, columns, rising), "spectra").take(np.searchsorted(rising, rows))
+        table = public(read_rows(file, columns, rising), "spectra", own=own).take(np.searchsorted(rising, rows))
         table = table.add_column(0, SPATIAL_INDEX_COLUMN, pa.array(index[rows]))
+        table = table.cast(with_descriptions(table.schema, columns))
         path = Path(str(pixel_catalog_file(folder, pixel)))
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, path, **get_parquet_write_table_kwargs(table.schema))

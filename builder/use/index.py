@@ -17,10 +17,13 @@ from builder.archive.catalog import from_rows
 from builder.archive.mirror import Mirror, open_mirror
 from builder.archive.packages import PACKAGE_SIZE, plan
 from builder.archive.products import KINDS, MAX_MEMBER_BYTES, Member, ProductName, members
+from builder.archive.values import tidy
 from builder.dataset.catalog_file import read_catalog
 from builder.files import reported
+from builder.model.columns import Column
 from builder.model.errors import ArchiveError, ProductError, SettingError, StoreError
 from builder.model.ids import DetectionId
+from builder.model.own import own_columns
 from builder.model.text import Progress, silent
 from builder.reduce.headers import header_row
 from builder.reduce.ogip import inflate
@@ -98,7 +101,7 @@ def index(folder: Path, mirror: Path, catalog: Path | None = None, progress: Pro
         raise SettingError(f"{folder}: no such folder")
     if folder.resolve() == mirror.resolve():
         raise SettingError(f"{mirror} is the folder itself: give another one for the mirror")
-    listed = _listed(catalog) if catalog else {}
+    listed, own = _listed(catalog) if catalog else ({}, ())
     done = Indexed()
     with tempfile.TemporaryDirectory(prefix="chandra_spectra_") as work:
         found = _find(folder, mirror, Path(work), done)
@@ -111,7 +114,7 @@ def index(folder: Path, mirror: Path, catalog: Path | None = None, progress: Pro
                 f"{done.hrc + done.others:,} files"
             )
         with open_mirror(mirror) as target:
-            _fill(target, groups, found, listed, done, progress)
+            _fill(target, groups, found, listed, own, done, progress)
     return done
 
 
@@ -120,6 +123,7 @@ def _fill(
     groups: dict[DetectionId, list[tuple[DetectionId, str]]],
     found: Found,
     listed: dict[DetectionId, dict[str, Any]],
+    own: tuple[Column, ...],
     done: Indexed,
     progress: Progress,
 ) -> None:
@@ -137,12 +141,12 @@ def _fill(
         for kind in {*KINDS} - {kind for _, kind in keys}:
             done.lacking[kind] += 1
         row = _row(detection, [found[key][1] for key in keys], done)
-        if own := listed.get(detection):
+        if known := listed.get(detection):
             done.listed += 1
-            row |= {name: value for name, value in own.items() if value is not None}
+            row |= {name: value for name, value in known.items() if value is not None}
         rows.append(row)
         progress("read", number, len(groups))
-    planned = plan(from_rows(rows))
+    planned = plan(from_rows(rows, own))
     for rejection in planned.rejections:
         logger.warning("%s: %s", rejection.detection, rejection.message)
     mirror.write_catalog(planned)
@@ -162,10 +166,11 @@ def _row(detection: DetectionId, files: list[Member], done: Indexed) -> dict[str
     return row or header_row(detection)
 
 
-def _listed(path: Path) -> dict[DetectionId, dict[str, Any]]:
-    """Read the rows of a catalog file by detection; of several the first, as `plan` orders them."""
-    rows = plan(read_catalog(path)).catalog.to_pylist()
-    return {detection: row for row in rows if (detection := DetectionId.of(row))}
+def _listed(path: Path) -> tuple[dict[DetectionId, dict[str, Any]], tuple[Column, ...]]:
+    """Read the rows of a catalog file by detection, the first of several, as `plan` orders them; and own columns."""
+    catalog, _ = tidy(read_catalog(path))
+    rows = plan(catalog).catalog.to_pylist()
+    return {detection: row for row in rows if (detection := DetectionId.of(row))}, own_columns(catalog.schema)
 
 
 def _find(folder: Path, mirror: Path, work: Path, done: Indexed) -> Found:

@@ -26,7 +26,7 @@ from builder.dataset.layout import REJECTIONS_FILE, Counts, Manifest, unreadable
 from builder.dataset.read import Overview, check_outside, date_text, overview, read_rows, read_scalars
 from builder.dataset.summary import SCALARS, Floats, Summary, galactic_plane, summarize
 from builder.files import write_whole
-from builder.model.columns import columns_of
+from builder.model.columns import Column, columns_of
 from builder.model.errors import OutputError, require
 from builder.model.records import REASONS
 from builder.model.settings import Recipe
@@ -108,7 +108,7 @@ def write_report(folder: Path, path: Path) -> Written:
             for one in summary.histograms
         ],
         "hardness": _hardness(summary),
-        "rows": _rows(folder, shown),
+        "rows": _rows(folder, shown, (*_FACTS, *manifest.own)),
     }
     words = {
         **_words(folder, manifest, seen, Counter(scalars["split"].to_pylist())),
@@ -279,9 +279,9 @@ def _hardness(summary: Summary) -> dict[str, Any]:
     return {"middles": _rounded((edges[:-1] + edges[1:]) / 2), "rows": rows.tolist(), "known": len(summary.soft)}
 
 
-def _rows(folder: Path, detections: list[str]) -> dict[str, Any]:
+def _rows(folder: Path, detections: list[str], columns: tuple[Column, ...]) -> dict[str, Any]:
     """Return the rows of the sample: their scalars by column, and their spectra."""
-    names = [column.name for column in _FACTS]
+    names = [column.name for column in columns]
     rows = read_rows(folder, detections, [*names, "spectrum"])
     facts = [
         {
@@ -290,7 +290,7 @@ def _rows(folder: Path, detections: list[str]) -> dict[str, Any]:
             "meaning": column.meaning,
             "values": [_value(row[column.name]) for row in rows],
         }
-        for column in _FACTS
+        for column in columns
     ]
     spectra = [
         _spectrum(row["spectrum"], *counts) for row, counts in zip(rows, binned_counts(folder, rows), strict=True)

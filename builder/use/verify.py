@@ -216,7 +216,7 @@ def _check_numbers(check: Check, folder: Path, manifest: Manifest) -> None:
             with reading(check, path):
                 parquet = pq.ParquetFile(folder / path)
                 equal("number of rows", parquet.metadata.num_rows, rows, path)
-                if Features.from_arrow_schema(parquet.schema_arrow) != features(config, manifest.bins):
+                if Features.from_arrow_schema(parquet.schema_arrow) != features(config, manifest.bins, manifest.own):
                     check.fail(path, f"has not the columns of config {config}")
         if not shards and counts.rows and config not in DIVIDED_CONFIGS:
             check.fail(MANIFEST_FILE, f"names no file of config {config}")
@@ -280,7 +280,7 @@ def _check_content(
     previous, distinct, used, responses = -1, 0, set[str](), dict[str, str]()
     with h5py.File(folder / HDF5_FILE) as file, reading(ids, "Parquet"):
         known = _check_ebounds(grids, hdf5, folder, manifest.shards("ebounds", "train"), file)
-        comparable = hdf5_columns(hdf5, file, HDF5_FILE, counts.rows)
+        comparable = hdf5_columns(hdf5, file, HDF5_FILE, counts.rows, manifest.own)
         for rows in slices(folder, manifest, order_of(folder, manifest), slice_rows):
             if check_nulls(ids, rows):
                 numbers = rows.spectra["object_id"].to_numpy() // 10 * 10  # without the cycle
@@ -365,6 +365,6 @@ def _check_loads(check: Check, folder: Path, manifest: Manifest) -> None:
             found = {split: len(dataset) for split, dataset in loaded.items()}
             if found != expected:
                 check.fail(f"config {config}", f"load_dataset gives {found} rows, not {expected}")
-            if any(dataset.features != features(config, manifest.bins) for dataset in loaded.values()):
+            if any(dataset.features != features(config, manifest.bins, manifest.own) for dataset in loaded.values()):
                 check.fail(f"config {config}", "load_dataset gives other features")
     check.scope = ", ".join(wanted) or "no rows"
