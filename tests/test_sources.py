@@ -53,7 +53,7 @@ def tables(full_sample: Path) -> list[pa.Table]:
 
 
 def sums(tables: list[pa.Table], at_once: int = 4000) -> list[dict[str, Any]]:
-    return [row for table in sum_sources(lambda: iter(tables), at_once) for row in table.to_pylist()]
+    return [row for table in sum_sources(lambda: iter(tables), at_once=at_once) for row in table.to_pylist()]
 
 
 def all_ids(tables: list[pa.Table]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pyarrow as pa
@@ -90,6 +90,8 @@ class Plan:
         Where the catalog was asked for, where it was.
     matches : tuple of Match
         The source of each position that was asked for.
+    labels : dict of str to int
+        What became of a file of labels, where there is one.
     """
 
     catalog: pa.Table
@@ -98,6 +100,7 @@ class Plan:
     duplicates: int
     origin: Origin | None = None
     matches: tuple[Match, ...] = ()
+    labels: dict[str, int] = field(default_factory=dict)
 
 
 def plan(answer: pa.Table, size: int = PACKAGE_SIZE, limit: int | None = None, origin: Origin | None = None) -> Plan:

@@ -79,6 +79,15 @@ def prepare(
     sources: Annotated[
         bool, typer.Option("--sources", help="Sums of the detections of each source as config sources.")
     ] = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            callback=local, help="File with labels of sources: a table with detection_id, name, or ra and dec."
+        ),
+    ] = None,
+    label_radius: Annotated[
+        str, typer.Option(metavar="ANGLE", help="Greatest distance of a label's position from its source, with a unit.")
+    ] = "1arcsec",
     workers: Annotated[
         int,
         typer.Option(
@@ -132,6 +141,7 @@ def prepare(
     from builder.files import check_place, write_whole
     from builder.model.errors import SettingError
     from builder.model.settings import Settings
+    from builder.model.sky import radius_of
     from builder.model.splits import Splits
 
     recipe = Recipe(energy_min, energy_max, group_counts, subtract, group)
@@ -146,6 +156,8 @@ def prepare(
         bins,
         asked(columns),
         sources=sources,
+        labels=str(labels or ""),
+        label_radius=radius_of(label_radius),
     )
     means: dict[str, Any] = {"cache": cache, "workers": workers, "connections": connections, "store": store}
     means["patience"] = _patience(patience)

@@ -33,7 +33,6 @@ from builder.model.columns import (
 from builder.model.errors import MissingExtraError
 from builder.model.folding import PHOTON_ENERGIES
 from builder.model.records import REASONS
-from builder.model.selection import Selection
 from builder.model.settings import EMBEDDED, EMBEDDED_REMARK, Recipe, Settings, last_part
 from builder.model.sky import radius_of
 from builder.model.splits import SPLITS, Splits
@@ -324,6 +323,8 @@ def _inputs(settings: Settings) -> str:
         lines.append(f"`{last_part(settings.archive)}` is the mirror folder {made} download` writes it.\n")
     if settings.catalog:
         lines.append(f"`{last_part(settings.catalog)}` is the catalog file {made} catalog` writes it.\n")
+    if settings.labels:
+        lines.append(f"`{last_part(settings.labels)}` is the file with the labels.\n")
     if settings.selection.detections:
         lines.append(f"`{DETECTIONS_FILE}` is the file beside this card.\n")
     if settings.selection.positions:
@@ -347,7 +348,7 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
         "detections": DETECTIONS_FILE if selection.detections else None,
         "columns": ",".join(settings.columns) or None,
         "positions": POSITIONS_FILE if selection.positions else None,
-        "radius": _radius(selection) if selection.positions else None,
+        "radius": _angle(selection.radius or 0) if selection.positions else None,
         "limit": selection.limit,
         "energy-min": recipe.energy_min,
         "energy-max": recipe.energy_max,
@@ -364,13 +365,15 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
     words += ["--with-responses"] if settings.responses else []
     words += [f"--bins {settings.bins}"] if settings.bins else []
     words += ["--sources"] if settings.sources else []
+    if settings.labels:
+        words += [f"--labels {shlex.quote(last_part(settings.labels))} --label-radius {_angle(settings.label_radius)}"]
     return " \\\n  ".join(words)
 
 
-def _radius(selection: Selection) -> str:
-    """Write the radius of a match so that it is read back as the same number."""
-    text = f"{3600 * (selection.radius or 0):g}arcsec"
-    return text if radius_of(text) == selection.radius else f"{selection.radius!r}deg"
+def _angle(radius: float) -> str:
+    """Write the radius of a match (deg) so that it is read back as the same number."""
+    text = f"{3600 * radius:g}arcsec"
+    return text if radius_of(text) == radius else f"{radius!r}deg"
 
 
 def _front_matter(sizes: dict[str, dict[str, _Size]], bins: int, own: tuple[Column, ...]) -> str:

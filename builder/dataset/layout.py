@@ -18,7 +18,7 @@ from builder.model.columns import CONFIGS, DIVIDED_CONFIGS, Column, configs_with
 from builder.model.errors import OutputError, SettingError
 from builder.model.own import own_of_dicts
 from builder.model.selection import Selection
-from builder.model.settings import Recipe, Settings
+from builder.model.settings import DEFAULT_LABEL_RADIUS, Recipe, Settings
 from builder.model.sky import Cone
 from builder.model.splits import SPLITS, Splits
 
@@ -304,6 +304,8 @@ class Manifest:
                 self.bins,
                 tuple(filter(None, own.get("columns", "").split(","))),
                 sources=self.sources,
+                labels=own.get("labels", ""),
+                label_radius=own.get("label_radius", DEFAULT_LABEL_RADIUS),
             )
         except (KeyError, TypeError) as error:
             raise SettingError(

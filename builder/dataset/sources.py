@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from builder.model.columns import SOURCES
+from builder.model.columns import SOURCES, Column
 from builder.model.records import N_CHANNELS
 
 Tables = Callable[[], Iterator[pa.Table]]
@@ -31,7 +31,7 @@ _ENERGIES = ("arf.energy_lo", "arf.energy_hi")
 _COUNTS = ("counts", "background_counts")
 
 
-def sum_sources(detections: Tables, at_once: int = _AT_ONCE) -> Iterator[pa.Table]:
+def sum_sources(detections: Tables, own: tuple[Column, ...] = (), at_once: int = _AT_ONCE) -> Iterator[pa.Table]:
     """Sum the detections of each source, see docs/recipe.md.
 
     No more than the scalars of all detections, and the sums of some sources, are in memory.
@@ -40,32 +40,35 @@ def sum_sources(detections: Tables, at_once: int = _AT_ONCE) -> Iterator[pa.Tabl
     ----------
     detections : callable
         Gives an iterator over the same tables each time.
+    own : tuple of Column
+        Columns besides those of every dataset; the ones of a source are kept.
     at_once : int
         Sources whose sums are made in one reading.
 
     Yields
     ------
     pyarrow.Table
-        Columns of `builder.model.columns.SOURCES`, flat; sources in the order of their first detections.
+        Columns of `builder.model.columns.SOURCES` and own ones, flat; sources in the order of their first detections.
     """
-    scalars, grids = _read_scalars(detections())
+    master = (*_MASTER, *(column.name for column in own if "sources" in column.configs))
+    scalars, grids = _read_scalars(detections(), master)
     found = _grouped(scalars, grids)
     for start in range(0, len(found), at_once):
         some = found[start : start + at_once]
-        yield pa.table(_scalars_of(scalars, some) | _sums(detections(), scalars, some))
+        yield pa.table(_scalars_of(scalars, some, master) | _sums(detections(), scalars, some))
 
 
-def _read_scalars(tables: Iterator[pa.Table]) -> tuple[pa.Table, list[bytes]]:
+def _read_scalars(tables: Iterator[pa.Table], master: tuple[str, ...]) -> tuple[pa.Table, list[bytes]]:
     """Read the scalars of all detections, and what their areas' energies come to."""
     known, grids = [], []
     for table in tables:
-        known.append(table.select((*_MASTER, *_MEASURED)))
+        known.append(table.select((*master, *_MEASURED)))
         edges = [table[name].combine_chunks() for name in _ENERGIES]
         grids += [
             hashlib.sha256(b"".join(each[row].values.to_numpy().tobytes() for each in edges)).digest()
             for row in range(len(table))
         ]
-    empty = pa.table({name: pa.array([], pa.string()) for name in (*_MASTER, *_MEASURED)})
+    empty = pa.table({name: pa.array([], pa.string()) for name in (*master, *_MEASURED)})
     return pa.concat_tables(known) if known else empty, grids
 
 
@@ -95,7 +98,9 @@ def _grouped(scalars: pa.Table, grids: list[bytes]) -> list[tuple[list[int], lis
     return found
 
 
-def _scalars_of(scalars: pa.Table, sources: list[tuple[list[int], list[int]]]) -> dict[str, pa.Array]:
+def _scalars_of(
+    scalars: pa.Table, sources: list[tuple[list[int], list[int]]], master: tuple[str, ...]
+) -> dict[str, pa.Array]:
     """Return the scalars and lists of ids of sources."""
     first = scalars.take(pa.array([min(summed + others) for summed, others in sources]))
     made: dict[str, list[Any]] = {name: [] for name in _TYPES if name not in (*_MASTER, *_COUNTS) and "." not in name}
@@ -114,8 +119,8 @@ def _scalars_of(scalars: pa.Table, sources: list[tuple[list[int], list[int]]]) -
         for name in ("grating", "ebounds_id"):
             made[name].append(of[name][0])
         made["rmf_sha256"].append(of["rmf_sha256"][int(np.argmax(of["exposure"]))])
-    master = {name: first[name].combine_chunks() for name in _MASTER}
-    return master | {name: pa.array(values, _TYPES[name]) for name, values in made.items()}
+    of_source = {name: first[name].combine_chunks() for name in master}
+    return of_source | {name: pa.array(values, _TYPES[name]) for name, values in made.items()}
 
 
 def _mean(values: list[float], weights: list[float], otherwise: list[float]) -> float:

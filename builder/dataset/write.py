@@ -127,8 +127,8 @@ def write_folder(
     for split in settings.splits.names if settings.sources else ():
         progress("sum sources", 0, rows)
         with shards["sources", split] as writer:
-            for sums in sum_sources(partial(flat_tables, shards["counts", split].paths)):
-                writer.append(public(sums, "sources"))
+            for sums in sum_sources(partial(flat_tables, shards["counts", split].paths), own):
+                writer.append(public(sums, "sources", own=own))
         progress("sum sources", rows, rows)
     for (_, split), writer in shards.items():
         if settings.splits.divided and not sum(writer.rows) and (rows or split != SPLITS[0]):
@@ -152,7 +152,8 @@ def write_folder(
         versions,
         {"detections": detections, "sha256": _sha256_of_table(planned.catalog)}
         | _origin(planned, settings)
-        | _matched(planned),
+        | _matched(planned)
+        | ({"labels": planned.labels} if planned.labels else {}),
         Counts(detections, planned.duplicates, selected, rows, len(rejected), reasons),
         tuple(files),
         tuple(own_dicts(own)),

@@ -76,6 +76,8 @@ class Column:
         Kind of quantity of an own column in the words of the Virtual Observatory (UCD1+), where it is said.
     own : bool
         Whether it is a column of a catalog beside the declared ones, see `builder.model.own`.
+    classes : tuple of str
+        Names of classes, of which the values are the numbers; empty for other columns.
     """
 
     name: str
@@ -91,11 +93,12 @@ class Column:
     nullable: bool = False
     ucd: str = ""
     own: bool = False
+    classes: tuple[str, ...] = ()
 
     @property
     def stand_in(self) -> int:
         """Value that stands for a null in HDF5, where the type has no NaN."""
-        return -(2**63) if self.own and self.dtype == "int64" else -1
+        return -(2**63) if self.own and self.dtype == "int64" and not self.classes else -1
 
     @property
     def hdf5_name(self) -> str:
@@ -475,11 +478,16 @@ def configs_with(responses: bool, bins: int = 0, sources: bool = False) -> tuple
 
 def features(config: str, bins: int = DEFAULT_BINS, own: tuple[Column, ...] = ()) -> Features:
     """Return the `datasets.Features` of one configuration; `bins` and `own` as for `columns_of`."""
-    from datasets import Features, Sequence, Value  # Sequence gives a List; datasets 3 has no other word for it
+    from datasets import (  # Sequence gives a List; datasets 3 has no other word for it
+        ClassLabel,
+        Features,
+        Sequence,
+        Value,
+    )
 
     tree: dict[str, Any] = {}
     for column in columns_of(config, bins, own):
-        value: Any = Value(column.dtype)
+        value: Any = ClassLabel(names=list(column.classes)) if column.classes else Value(column.dtype)
         for length in reversed(column.shape):
             value = Sequence(value, length=length)
         struct, _, field = column.name.rpartition(".")

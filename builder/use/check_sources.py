@@ -25,8 +25,8 @@ def check_sources(check: Check, folder: Path, manifest: Manifest) -> None:
             files = np.repeat(list(shards), list(shards.values())) if shards else np.empty(0, str)
             reader, number = RowReader(folder, shards), 0
             paths = [folder / path for path in manifest.shards("counts", split)]
-            for sums in sum_sources(partial(flat_tables, paths)):
-                made = public(sums, "sources").flatten()
+            for sums in sum_sources(partial(flat_tables, paths), manifest.own):
+                made = public(sums, "sources", own=manifest.own).flatten()
                 there = min(len(made), files.size - number)
                 if there:
                     _compare(check, made.slice(0, there), reader.take(there), files, number)
