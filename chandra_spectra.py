@@ -31,14 +31,15 @@ if "ChandraSpectraError" not in getattr(builder, "__all__", ()):
     raise ImportError(f"{builder.__file__} hides chandra-spectra's package of that name: rename it or leave its folder")
 
 from builder import __version__
-from builder.archive.interface import Answer, Archive, Fetched, Record, forget
+from builder.archive.interface import Answer, Archive, Choose, Fetched, Record, forget
 from builder.archive.packages import Package
 from builder.dataset.layout import parts
 from builder.model.columns import CONFIGS, DEFAULT_BINS, features
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
+from builder.model.own import own_columns
 from builder.model.selection import Selection
-from builder.model.settings import DEFAULT_ARCHIVE, Recipe, Settings
+from builder.model.settings import DEFAULT_ARCHIVE, RMFS, Recipe, Settings
 from builder.model.splits import Splits
 from builder.use.batches import Buckets, collate
 from builder.use.calibration import Calibration
@@ -103,9 +104,12 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
         Version word of the catalog.
     recipe : Recipe or dict
         The reduction's settings, see `builder.model.settings.Recipe`.
+    rmf : {'each', 'observation'}
+        Whose RMF is asked for: that of each detection, or of one of each observation, whose channel energies then serve
+        the others.
     splits : str
-        ``none``: all rows are `train`; ``source``, or with other shares ``source:70/20/10``: train, validation and
-        test, see `builder.model.splits`.
+        ``source``, or with other shares ``source:70/20/10``: train, validation and test, see `builder.model.splits`;
+        ``none``: all rows are `train`.
     bins : int
         Number of bins, of config ``binned`` only.
 
@@ -123,8 +127,9 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
     archive: str = DEFAULT_ARCHIVE
     release: str = "rel2.1"
     recipe: Recipe | dict[str, Any] = field(default_factory=Recipe)
-    splits: str = "none"
+    splits: str = "source"
     bins: int = DEFAULT_BINS
+    rmf: str = RMFS[0]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,9 +143,17 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
         """The settings as the stages take them."""
         selection = Selection(self.min_cnts, self.min_sig, self.max_theta)
         recipe = Recipe.from_dict(self.recipe) if isinstance(self.recipe, dict) else self.recipe
-        return Settings(self.archive, self.release, selection=selection, recipe=recipe,
-                        splits=Splits.parse(self.splits), responses=self.table == "responses",
-                        bins=self.bins if self.table == "binned" else 0, sources=self.table == "sources")  # fmt: skip
+        return Settings(
+            self.archive,
+            self.release,
+            selection=selection,
+            recipe=recipe,
+            splits=Splits.parse(self.splits),
+            responses=self.table == "responses",
+            bins=self.bins if self.table == "binned" else 0,
+            rmf=self.rmf,
+            sources=self.table == "sources",
+        )
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
         """Name what is cached by the settings and by the content of the archive and the catalog, not by their names."""
@@ -201,9 +214,11 @@ class ArchiveDownloadManager(datasets.DownloadManager, Archive):
         """See `Archive.expect`."""
         self._opened.archive.expect(detections)
 
-    def fetch(self, package: Package, record: Record = forget) -> AbstractContextManager[Fetched]:
+    def fetch(
+        self, package: Package, record: Record = forget, choose: Choose | None = None
+    ) -> AbstractContextManager[Fetched]:
         """See `Archive.fetch`."""
-        return self._opened.archive.fetch(package, self._record)
+        return self._opened.archive.fetch(package, self._record, choose)
 
     def _record(self, address: str, path: Path) -> None:
         self._recorded_sizes_checksums[address] = get_size_checksum_dict(str(path), self.record_checksums)
@@ -261,9 +276,12 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
             dl_manager = ArchiveDownloadManager(settings)
         workspace = dl_manager.workspace
         plan = make_plan(workspace, settings)
+        if left := [column.name for column in own_columns(plan.catalog.schema)]:
+            logger.warning("the builder leaves out %s: chandra-spectra prepare keeps them", ", ".join(left))
         # datasets shares lists out among its processes, but what is distinct or summed must be met by one process
         packages = tuple(plan.packages) if self.config.table in (*_DISTINCT, "sources") else list(plan.packages)
-        found = {"packages": packages, "catalog": plan.catalog, "workspace": workspace}
+        # of a tuple every process gets the whole
+        found = {"packages": packages, "plan": plan.packages, "catalog": plan.catalog, "workspace": workspace}
         names = [
             split
             for config, split in parts(settings.splits, True, self.config.bins, True)
@@ -271,7 +289,7 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         ]
         if len(names) > 1:  # datasets refuses a split without rows
             there: set[str] = set()
-            for package, result in results(packages, workspace.archive, workspace.store):
+            for package, result in results(packages, workspace.archive, workspace.store, plan.packages):
                 there.update(join(plan.catalog, package, result, settings.splits)["split"].to_pylist())
                 if len(there) == len(names):
                     break
@@ -279,42 +297,61 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         own = [{"split": split, "warn": split == names[0]} for split in names]
         return [datasets.SplitGenerator(options["split"], found | options) for options in own]
 
-    def _generate_examples(
-        self, packages: list[Package], catalog: pa.Table, workspace: Workspace, split: str, warn: bool
-    ) -> Iterator[tuple[int | str, dict[str, Any]]]:
+    def _generate_examples(self, **share: Any) -> Iterator[tuple[int | str, dict[str, Any]]]:
+        from builder.dataset.rows import examples
+
+        key = _DISTINCT.get(self.config.table, "object_id")
+        for _, table in self._generate_tables(**share):
+            for row in examples(table):
+                yield row["detection_ids"][0] if self.config.table == "sources" else row[key], row
+
+    def _generate_tables(
+        self,
+        packages: list[Package],
+        plan: tuple[Package, ...],
+        catalog: pa.Table,
+        workspace: Workspace,
+        split: str,
+        warn: bool,
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """Yield the rows of each package that has any, as one table."""
         from builder.dataset.binned import binned
-        from builder.dataset.rows import examples, join, public
+        from builder.dataset.rows import join, public
         from builder.dataset.sources import sum_sources
         from builder.store.fill import results
 
-        table, settings = self.config.table, self.config.settings
+        name, settings = self.config.table, self.config.settings
         splits, bins = settings.splits, settings.bins
-        rejected, known = 0, set()
+        rejected, known = 0, set[str]()
 
-        def read() -> Iterator[tuple[PackageResult, pa.Table]]:
+        def read() -> Iterator[tuple[Package, PackageResult, pa.Table]]:
+            """Read the packages, from the first on each time; of joined rows those of the split."""
             nonlocal rejected
             rejected = 0
-            for package, result in results(packages, workspace.archive, workspace.store):
+            for package, result in results(packages, workspace.archive, workspace.store, plan):
                 rejected += len(result.rejections)
-                yield result, join(catalog, package, result, splits)
-
-        def own(rows: pa.Table) -> pa.Table:
-            return rows.filter(pc.equal(rows["split"], split)) if splits.divided else rows
-
-        if key := _DISTINCT.get(table):
-            for result, _ in read():
-                for row in examples(public(getattr(result, table), table)):
-                    if row[key] not in known:
-                        known.add(row[key])
-                        yield row[key], row
-        elif table == "sources":
-            for sums in sum_sources(lambda: (own(rows) for _, rows in read())):
-                for row in examples(public(sums, table)):
-                    yield [*row["detection_ids"], *row["other_detection_ids"]][0], row
-        else:
-            for result, rows in read():
+                rows = join(catalog, package, result, splits)
                 rows = binned(rows, result, settings.recipe, bins) if bins else rows
-                for row in examples(public(own(rows), table, bins)):
-                    yield row["object_id"], row
+                yield package, result, rows.filter(pc.equal(rows["split"], split)) if splits.divided else rows
+
+        if name == "sources":
+            for number, sums in enumerate(sum_sources(lambda: (rows for *_, rows in read()))):
+                yield number, public(sums, name)
+        else:
+            for package, result, rows in read():
+                if key := _DISTINCT.get(name):
+                    rows = getattr(result, name)
+                    new = [value not in known for value in rows[key].to_pylist()]
+                    known.update(rows[key].to_pylist())
+                    rows = rows.filter(pa.array(new, pa.bool_()))
+                if len(rows):
+                    yield package.start, public(rows, name, bins)
         if rejected and warn:  # each split goes through all packages
             logger.warning("%d detections have no usable spectrum and are left out", rejected)
+
+    def _prepare_split_single(self, **options: Any) -> Iterator[tuple[int, bool, Any]]:
+        """Write the tables as they are: a Python dict a row, with an array for each list, takes five times as long."""
+        for name in ("split_info", "check_duplicate_keys"):  # the latter of datasets 3
+            options.pop(name, None)
+        written: Iterator[tuple[int, bool, Any]] = datasets.ArrowBasedBuilder._prepare_split_single(self, **options)
+        return written

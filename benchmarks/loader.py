@@ -40,7 +40,9 @@ Batches = Iterator[dict[str, Any]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, help="a prepared folder with responses, else one is made")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="a prepared folder with responses and bins, else one is made"
+    )
     parser.add_argument("--detections", type=int, default=5000, help="rows to be made (default: 5000)")
     parser.add_argument("--responses", type=int, default=100, help="rows to be made with responses (default: 100)")
     parser.add_argument("--rounds", type=int, default=5)
@@ -59,7 +61,11 @@ def main() -> None:
 def prepared(folder: Path, number: int, responses: bool) -> Path:
     with ArchiveServer(SimulatedArchive(number)) as server:
         settings = Settings(
-            server.url, selection=Selection(0, 0, 60), splits=Splits(divided=False), responses=responses
+            server.url,
+            selection=Selection(0, 0, 60),
+            splits=Splits(divided=False),
+            responses=responses,
+            bins=64 if responses else 0,
         )
         prepare(folder, settings, cache=folder.parent / "cache", workers=2)
     return folder
@@ -205,6 +211,15 @@ def calibrating(folder: Path, full: Path, rounds: int) -> None:
             folding.fold(lambda low, high: high - low, responding[begin : begin + SIZE])
         return len(responding)
 
+    binned = load_dataset(str(full), "binned", split="train").with_format("arrow")
+
+    def compact(most: int) -> int:
+        for begin in range(0, most, SIZE):
+            batch = collate(binned[begin : begin + SIZE])
+            photons = batch["photon_energy_hi"] - batch["photon_energy_lo"]
+            batch["exposure"][:, None] * torch.einsum("re,reb->rb", photons, batch["response"])
+        return most
+
     folding.fold(lambda low, high: high - low, responding[:1])  # opens the file
     rows = min(len(counts), SLOW)
     table = Table(title="rows a second of CPU", title_justify="left")
@@ -214,6 +229,7 @@ def calibrating(folder: Path, full: Path, rounds: int) -> None:
         ("rebin, tables", lambda: rebin("arrow", rows)),
         ("rebin, plain batches", lambda: rebin(None, rows)),
         ("fold, each row with a response of its own", fold),
+        ("the same with compact responses, loading included", lambda: compact(len(binned))),
     ):
         found = []
         for _ in range(rounds):

@@ -2,7 +2,8 @@
 
 The command runs as it is and is watched from outside, through /proc: CPU by stage, memory and disk. The server is a
 process of its own, and its CPU is not counted. Run it with
-``python benchmarks/prepare.py [--detections 1000 --detections 4000] [--workers 2] [--bandwidth MB/s] [--real]``.
+``python benchmarks/prepare.py [--detections 1000 --detections 4000] [--workers 2] [--bandwidth MB/s] [--real]
+[--rmf observation]``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rich.table import Table
 from builder.archive.products import ProductName, group_products
 from builder.model.ids import DetectionId
 from builder.model.records import File
-from builder.model.settings import Recipe
+from builder.model.settings import RMFS, Recipe
 from builder.reduce.ogip import inflate
 from builder.simulator.embedded import embedded_rows_and_files
 from builder.simulator.products import SimulatedArchive
@@ -37,6 +38,7 @@ from builder.simulator.services import Holdings
 TICK = os.sysconf("SC_CLK_TCK")
 PERIOD = 0.1  # s between two looks at the run
 SAMPLE = 40  # detections whose reduction alone is timed, before and after each run
+OBSERVATION = 13  # detections of an observation in the default selection: 130,000 of some 10,000
 ALL = ("--min-cnts", "0", "--min-sig", "0", "--max-theta", "60")
 
 
@@ -45,12 +47,15 @@ def main() -> None:
     parser.add_argument("--detections", type=int, action="append", help="catalog rows; may be repeated")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--bandwidth", type=float, help="of the server, MB/s")
+    parser.add_argument("--latency", type=float, default=0.0, help="of the server, s")
     parser.add_argument("--real", action="store_true", help="serve the two real detections' files under other ids")
+    parser.add_argument("--rmf", choices=RMFS, default=RMFS[0], help="this beside 'each', where it is another")
     options = parser.parse_args()
     runs = []
     for number in options.detections or [1000, 4000]:
-        with tempfile.TemporaryDirectory() as folder:
-            runs.append(measure(number, options.workers, options.bandwidth, options.real, Path(folder)))
+        for rmf in dict.fromkeys((RMFS[0], options.rmf)):
+            with tempfile.TemporaryDirectory() as folder:
+                runs.append(measure(number, options, rmf, Path(folder)))
     report(runs, options.workers, options.bandwidth)
 
 
@@ -58,10 +63,13 @@ def main() -> None:
 
 
 class RealHoldings:
-    """The files of the two real detections under the ids of simulated ones: real sizes, made at little cost."""
+    """The files of the two real detections under other ids, 13 of an observation: real sizes, made at little cost."""
 
     def __init__(self, n: int) -> None:
-        self.rows = SimulatedArchive(n, interleaved=0.0).rows
+        self.rows = [
+            row | {"obsid": 50000 + number // OBSERVATION, "obi": 0, "region_id": number % OBSERVATION + 1}
+            for number, row in enumerate(SimulatedArchive(n, interleaved=0.0).rows)
+        ]
         embedded = embedded_rows_and_files()
         self._products = [
             [_Product(file) for file in files] for row, files in embedded if str(row["name"]).startswith("2CXO")
@@ -105,12 +113,12 @@ def holdings(number: int, real: bool) -> Holdings:
     return RealHoldings(number) if real else SimulatedArchive(number)
 
 
-def serve(number: int, real: bool, bandwidth: float | None, pipe: Connection) -> None:
+def serve(number: int, real: bool, bandwidth: float | None, latency: float, pipe: Connection) -> None:
     """Serve until told to stop; says its address first and the bytes served last."""
     from builder.simulator.server import ArchiveServer
 
     limit = bandwidth and bandwidth * 1e6
-    with ArchiveServer(holdings(number, real), bytes_per_second=limit) as server:
+    with ArchiveServer(holdings(number, real), bytes_per_second=limit, latency=latency) as server:
         pipe.send(server.url)
         pipe.recv()
         pipe.send(sum(request.size for request in server.log))
@@ -123,6 +131,7 @@ def serve(number: int, real: bool, bandwidth: float | None, pipe: Connection) ->
 class Run:
     """One run of the command; CPU and times in s, sizes in bytes."""
 
+    rmf: str = RMFS[0]
     detections: int = 0
     wall: float = 0.0
     served: int = 0
@@ -140,12 +149,13 @@ class Run:
         return self.fetch + self.reduce + self.assemble
 
 
-def measure(number: int, workers: int, bandwidth: float | None, real: bool, folder: Path) -> Run:
+def measure(number: int, options: argparse.Namespace, rmf: str, folder: Path) -> Run:
+    workers, real = options.workers, options.real
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    server = context.Process(target=serve, args=(number, real, bandwidth, there))
+    server = context.Process(target=serve, args=(number, real, options.bandwidth, options.latency, there))
     server.start()
-    run = Run()
+    run = Run(rmf)
     try:
         url = here.recv()
         run.alone += reduce_alone(number, real)
@@ -161,6 +171,8 @@ def measure(number: int, workers: int, bandwidth: float | None, real: bool, fold
             str(folder / "cache"),
             "--workers",
             str(workers),
+            "--rmf",
+            rmf,
             *ALL,
         ]
         with (folder / "log").open("w") as log:
@@ -260,7 +272,8 @@ def report(runs: list[Run], workers: int, bandwidth: float | None) -> None:
     table = Table(title=f"prepare, {workers} workers", title_justify="left")
     table.add_column("")
     for run in runs:
-        table.add_column(f"{run.detections:,} spectra", justify="right")
+        shared = "" if run.rmf == RMFS[0] else f", --rmf {run.rmf}"
+        table.add_column(f"{run.detections:,} spectra{shared}", justify="right")
 
     def row(label: str, cells: list[str], last: bool = False) -> None:
         table.add_row(label, *cells, end_section=last)
@@ -271,6 +284,10 @@ def report(runs: list[Run], workers: int, bandwidth: float | None) -> None:
     alone = [median(run.alone) for run in runs]
     row("spectra a second", [f"{run.detections / run.wall:.0f}" for run in runs])
     row("answers, MB", [f"{run.served / 1e6:,.0f}" for run in runs], last=not bandwidth)
+    each = [next(other for other in runs if other.detections == run.detections) for run in runs]
+    if any(run.rmf != RMFS[0] for run in runs):
+        row("answers / those of each", [f"{run.served / one.served:.3f}" for run, one in zip(runs, each, strict=True)])
+        row("CPU / that of each", [f"{run.cpu / one.cpu:.2f}" for run, one in zip(runs, each, strict=True)], True)
     if bandwidth:
         row("time / time of the link alone", [f"{run.wall / (run.served / bandwidth / 1e6):.2f}" for run in runs], True)
     row("CPU a spectrum, ms", per("cpu"))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import hashlib
+import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from builder.archive.mirror import open_mirror
-from builder.archive.packages import Package, Plan
+from builder.archive.packages import Package
 from builder.dataset.layout import (
     CARD_FILE,
     DATA_FILES,
@@ -31,12 +33,15 @@ from builder.dataset.write import upload_folder, write_folder
 from builder.files import Folder, check_place, open_url, recover_folder, staging_folder, workplace
 from builder.model.errors import OutputError, SettingError, StoreError
 from builder.model.settings import DEFAULT_CONNECTIONS, Settings
-from builder.model.text import Progress, silent, size_text
-from builder.store.fill import counter, dask_executor, fill, fill_by, results
+from builder.model.text import Progress, several, silent, size_text
+from builder.store.fill import agree, counter, dask_executor, fill, fill_by, results
 from builder.workspace import Workspace, default_cache, describe, make_plan, open_workspace
 
 if TYPE_CHECKING:
     from builder.archive.http import Patience
+
+
+logger = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
@@ -58,12 +63,12 @@ def prepare(
     output: Path | str,
     settings: Settings,
     *,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     workers: int = 1,
     connections: int = DEFAULT_CONNECTIONS,
     force: bool = False,
     retry_rejected: bool = False,
-    keep_downloads: Path | None = None,
+    keep_downloads: Path | str | None = None,
     store: str | None = None,
     dask: str | None = None,
     patience: Patience | None = None,
@@ -77,7 +82,7 @@ def prepare(
         The folder, which is swapped into place when it is complete; until then an older one stays whole. Or a URL of
         fsspec such as ``s3://bucket/chandra_spectra``, with the credentials that its back-end finds: the folder is
         then prepared below the cache and uploaded, its manifest last.
-    cache : Path, optional
+    cache : Path or str, optional
         Folder for the store and downloads, `builder.workspace.default_cache` by default.
     workers, connections : int
         See `builder.store.fill.fill`.
@@ -86,7 +91,7 @@ def prepare(
     retry_rejected : bool
         Make again the packages with rejections that other files may change: all but ``no_background``,
         ``no_counts`` and ``not_acis``.
-    keep_downloads : Path, optional
+    keep_downloads : Path or str, optional
         A mirror folder in which to keep what is downloaded; not with `dask`.
     store : str, optional
         Folder or fsspec URL for finished packages, in place of one in the cache.
@@ -113,8 +118,9 @@ def prepare(
         raise SettingError("downloads are kept by one machine: no keep_downloads with dask")
     started = time.monotonic()
     progress = progress or _bars()
-    there = _target(output)
-    _check_apart(there.place, cache or default_cache(), keep_downloads, store)
+    there, cache = _target(output), _cache(cache)
+    keep_downloads = Path(keep_downloads) if keep_downloads else None
+    _check_apart(there.place, cache, keep_downloads, store)
     described = describe(settings)  # before the catalog is read: the folder is not of one that changes meanwhile
     if isinstance(there.place, Path):
         recover_folder(there.place)
@@ -131,28 +137,35 @@ def prepare(
         with workplace(folder) as place:
             planned = make_plan(workspace, settings)
             _check_room(place, folder, len(planned.catalog))
-            done = counter(progress, "reduce", len(planned.catalog))
-            again = _rejected(planned, workspace) if retry_rejected else frozenset()
-            if dask:
-                with dask_executor(dask) as executor:
-                    fill_by(executor, planned.packages, workspace.archive, workspace.store, again=again, done=done)
-            else:
-                with open_mirror(keep_downloads) if keep_downloads else contextlib.nullcontext() as mirror:
+            with contextlib.ExitStack() as stack:
+                if dask:
+                    make_missing = functools.partial(fill_by, stack.enter_context(dask_executor(dask)))
+                else:
+                    mirror = stack.enter_context(open_mirror(keep_downloads)) if keep_downloads else None
                     if mirror:
                         mirror.write_catalog(planned)
-                    fill(
-                        planned.packages,
-                        workspace.archive,
-                        workspace.store,
-                        workers=workers,
-                        connections=connections,
-                        mirror=mirror,
-                        again=again,
-                        done=done,
+                    make_missing = functools.partial(fill, workers=workers, connections=connections, mirror=mirror)
+
+                def make_all(packages: Sequence[Package], step: str) -> None:
+                    total = sum(len(package.detections) for package in packages)
+                    again = _rejected(packages, workspace) if retry_rejected else frozenset[Package]()
+                    done = counter(progress, step, total)
+                    make_missing(packages, workspace.archive, workspace.store, again=again, done=done)
+
+                make_all(planned.packages, "reduce")
+                agreement = agree(planned.packages, workspace.archive, workspace.store)
+                packages = [agreement.settle(package) for package in planned.packages]
+                if left := [package for package in packages if package.own]:
+                    number = len({name for package in left for name in package.own})
+                    logger.warning(
+                        "in %s an RMF has other channel energies than all known ACIS products: there each detection's "
+                        "own RMF is fetched",
+                        several(number, "observation"),
                     )
+                    make_all(left, "fetch each RMF")
             with staging_folder(folder, place) as staging:
-                packages = results(planned.packages, workspace.archive, workspace.store)
-                manifest = write_folder(staging, settings, described, planned, packages, progress)
+                made = results(packages, workspace.archive, workspace.store)
+                manifest = write_folder(staging, settings, described, planned, made, progress)
                 manifest = replace(
                     manifest,
                     created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -184,7 +197,7 @@ def prepare_share(
     settings: Settings,
     share: tuple[int, int],
     *,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     workers: int = 1,
     connections: int = DEFAULT_CONNECTIONS,
     store: str | None = None,
@@ -200,11 +213,16 @@ def prepare_share(
     cache, workers, connections, store, patience, progress
         As for `prepare`; all shares must have the same cache and store.
     """
-    workspace = open_workspace(settings, cache, connections, store, patience)
+    workspace = open_workspace(settings, _cache(cache), connections, store, patience)
     packages = make_plan(workspace, settings).packages[share[0] :: share[1]]
     done = counter(progress, "reduce", sum(len(package.detections) for package in packages))
     fill(packages, workspace.archive, workspace.store, workers=workers, connections=connections, done=done)
     return len(packages)
+
+
+def _cache(cache: Path | str | None) -> Path:
+    check_place(str(cache or ""))
+    return Path(cache) if cache else default_cache()
 
 
 def _target(output: Path | str) -> Folder:
@@ -243,20 +261,20 @@ def _check_room(place: Path, output: Path, detections: int) -> None:
 
 
 @contextlib.contextmanager
-def _place(there: Folder, cache: Path | None) -> Iterator[Path]:
+def _place(there: Folder, cache: Path) -> Iterator[Path]:
     """Give the folder to prepare in: the output itself, or one to upload from, for as long as it is needed."""
     if isinstance(there.place, Path):
         yield there.place
     else:
         name = hashlib.sha256(there.place.encode()).hexdigest()[:16]
-        with workplace((cache or default_cache()) / "uploads" / name, there.place) as place:
+        with workplace(cache / "uploads" / name, there.place) as place:
             yield place / "chandra_spectra"
 
 
-def _rejected(planned: Plan, workspace: Workspace) -> frozenset[Package]:
+def _rejected(packages: Iterable[Package], workspace: Workspace) -> frozenset[Package]:
     """Return the finished packages that hold rejections which other files may change."""
     found = set()
-    for package in workspace.store.finished(planned.packages):
+    for package in workspace.store.finished(packages):
         with contextlib.suppress(StoreError):  # one that is damaged is made anyway
             if {*workspace.store.read(package).rejections["reason"].to_pylist()} - _LASTING:
                 found.add(package)

@@ -173,7 +173,8 @@ def make_plan(workspace: Workspace, settings: Settings) -> Plan:
         matches = counted(matches, _rows(kept))
         if cut := [match.label for match in matches if match.source and not match.detections]:
             logger.warning("no detection passes all cuts of the source of %s", _list(cut, "position"))
-    planned = replace(plan(kept, limit=settings.selection.limit, origin=origin), matches=matches)
+    planned = plan(kept, limit=settings.selection.limit, origin=origin, rmf=settings.rmf)
+    planned = replace(planned, matches=matches)
     if settings.labels:
         from builder.dataset.labels import add_labels
 

@@ -15,11 +15,16 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import matplotlib as mpl
+try:
+    from matplotlib import pyplot as plt
+except ImportError as error:
+    sys.exit(f"{error}: pip install 'chandra-spectra[plots]'")
 import numpy as np
 from astropy import units
 from astropy.coordinates import SkyCoord
 from datasets import concatenate_datasets, load_dataset
+
+from builder.dataset.layout import lacks
 
 RADIUS = 2 * units.arcsec
 
@@ -44,9 +49,6 @@ def match(listed: SkyCoord, rows: SkyCoord) -> list[tuple[int, int]]:
 
 
 def draw(picture: str, listed: SkyCoord, sky: SkyCoord, pairs: list[tuple[int, int]], spectra: Any) -> None:
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 4), width_ratios=(1, 1.3), layout="constrained")
     left.add_patch(plt.Circle((0, 0), RADIUS.value, fill=False, color="0.7"))
     left.plot(0, 0, "+", color="0.5", ms=10)
@@ -74,6 +76,9 @@ def draw(picture: str, listed: SkyCoord, sky: SkyCoord, pairs: list[tuple[int, i
 
 def main(folder: str = "chandra_spectra", picture: str = "crossmatch.png") -> None:
     """Match, print the matches, and draw."""
+    plt.switch_backend("Agg")
+    if reason := lacks(folder):
+        sys.exit(reason)
     spectra = concatenate_datasets(list(load_dataset(folder).values()))
     places = spectra.select_columns(["ra", "dec"])[:]
     sky = SkyCoord(places["ra"], places["dec"], unit="deg")

@@ -1,12 +1,12 @@
-"""Predict a source's hardness ratio from its spectrum, with torch, streaming.
+"""Predict a source's hardness ratio from its spectrum, with torch and a stream.
 
     pip install 'chandra-spectra[plots,torch]'
     python examples/hardness.py [FOLDER] [PICTURE]
 
 FOLDER is a prepared folder (default chandra_spectra), PICTURE the PNG to write (default hardness.png).
 
-Rows are streamed by a worker process, padded by `collate`, and split by place on the sky (column `split`), so that no
-source is on both sides. The catalog's `hard_hs` is of photon fluxes; the model has the spectrum in counts only, and has
+Rows are streamed as Arrow tables, padded by `collate`, and split by place on the sky, so that no source is on both
+sides. The catalog's `hard_hs` is of photon fluxes; the model has the spectrum in counts only, and has
 to find out by itself what the effective area does, which energies matter, and that the number of bins does not.
 """
 
@@ -15,13 +15,17 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import matplotlib as mpl
-import torch
-from datasets import concatenate_datasets, load_dataset
-from torch import nn
-from torch.utils.data import DataLoader
+try:
+    import torch
+    from matplotlib import pyplot as plt
+    from torch import nn
+    from torch.utils.data import DataLoader
+except ImportError as error:
+    sys.exit(f"{error}: pip install 'chandra-spectra[plots,torch]'")
+import pyarrow.compute as pc
 
-from chandra_spectra import collate
+from builder.dataset.layout import lacks
+from chandra_spectra import Stream, collate
 
 EPOCHS = 50
 
@@ -43,16 +47,10 @@ class Hardness(nn.Module):
         return self.of_mean(mean)[:, 0]
 
 
-def is_train(row: dict[str, Any]) -> bool:
-    return row["hard_hs"] is not None and row["split"] == "train"
-
-
-def is_held_out(row: dict[str, Any]) -> bool:
-    return row["hard_hs"] is not None and row["split"] != "train"
-
-
-def loader(data: Any) -> DataLoader[Any]:
-    return DataLoader(data, batch_size=8, num_workers=1, collate_fn=collate, persistent_workers=True)
+def loader(folder: str, split: str, *, shuffle: bool) -> DataLoader[Any]:
+    known = pc.field("hard_hs").is_valid()
+    stream = Stream(folder, split=split, columns=["hard_hs", "spectrum"], where=known, batch_size=8, shuffle=shuffle)
+    return DataLoader(stream, batch_size=None, collate_fn=collate)
 
 
 @torch.no_grad()
@@ -64,9 +62,7 @@ def predict(model: nn.Module, batches: DataLoader[Any]) -> tuple[torch.Tensor, t
 
 
 def draw(picture: str, train: tuple[torch.Tensor, torch.Tensor], held_out: tuple[torch.Tensor, torch.Tensor]) -> None:
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt.switch_backend("Agg")
     figure, axes = plt.subplots(figsize=(5, 4.6), layout="constrained")
     axes.plot([-1, 1], [-1, 1], color="0.7", lw=1, zorder=0)
     axes.plot(*train, "o", mfc="none", color="C0", alpha=0.6, ms=5, label=f"train ({len(train[0])})")
@@ -84,18 +80,16 @@ def draw(picture: str, train: tuple[torch.Tensor, torch.Tensor], held_out: tuple
 
 def main(folder: str = "chandra_spectra", picture: str = "hardness.png") -> None:
     """Train, compare with guessing the mean, and draw."""
+    if reason := lacks(folder):
+        sys.exit(reason)
     torch.manual_seed(0)
     torch.set_num_threads(1)  # the batches are tiny
-    splits = load_dataset(folder, streaming=True, columns=["split", "hard_hs", "spectrum"])
-    data = concatenate_datasets(list(splits.values()))  # one, unless the folder was prepared with --splits source
-    # Shards are read one by one: to read several at once, datasets starts threads, and waits 5 s for them to end.
-    train = loader(data.filter(is_train).shuffle(seed=0, max_buffer_input_shards=1))
-    held_out = loader(data.filter(is_held_out))
+    train = loader(folder, "train", shuffle=True)  # another order in each epoch
+    held_out = loader(folder, "validation+test", shuffle=False)
     model = Hardness()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
-    for epoch in range(EPOCHS):
-        train.dataset.set_epoch(epoch)  # another order each time
+    for _ in range(EPOCHS):
         for batch in train:
             loss = nn.functional.mse_loss(model(batch["spectrum"]), batch["hard_hs"])
             optimizer.zero_grad()

@@ -60,9 +60,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded sample, prepared by the command into a folder named chandra_spectra."""
+    """The embedded sample in one split, prepared by the command into a folder named chandra_spectra."""
     folder = tmp_path_factory.mktemp("sample") / "chandra_spectra"
-    result = command("prepare", folder, "--archive", "embedded", "--workers", 1)
+    result = command("prepare", folder, "--archive", "embedded", "--splits", "none", "--workers", 1)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     return folder
@@ -70,13 +70,13 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def full_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded sample in splits by source, with all configs (64 bins), in a folder named chandra_spectra."""
+    """The embedded sample as `make sample` prepares it: in splits, with all configs, 64 bins and labels."""
     from builder.model.settings import Settings
-    from builder.model.splits import Splits
     from builder.prepare import prepare
 
     folder = tmp_path_factory.mktemp("full") / "chandra_spectra"
-    prepare(folder, Settings(archive="embedded", splits=Splits(divided=True), responses=True, bins=64, sources=True))
+    labels = str(Path(__file__).parents[1] / "examples" / "sample_classes.csv")
+    prepare(folder, Settings(archive="embedded", responses=True, bins=64, sources=True, labels=labels))
     return folder
 
 

@@ -127,7 +127,7 @@ def test_a_compact_response_is_the_mean_over_the_logarithm_of_energy(edges: Any,
     dense = random.random((6, 1024)) * (random.random((6, 1024)) < 0.2)
     energy, channel = np.nonzero(dense)
     ones = np.ones(energy.size, int)
-    matrix = Matrix(fine[:-1], fine[1:], energy, ones, channel, dense[energy, channel].astype(np.float32))
+    matrix = Matrix(fine[:-1], fine[1:], energy, channel, ones, dense[energy, channel].astype(np.float32))
     bins = Bins(np.sort(random.choice(1025, 5, replace=False)), np.zeros(4), np.ones(4))
     area = random.uniform(0, 600, 6)
     points = np.geomspace(edges[0], edges[-1], 200_001)

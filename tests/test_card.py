@@ -34,7 +34,7 @@ from builder.dataset.layout import DATA_FILES, Counts, Entry, Manifest
 from builder.dataset.pictures import draw_pictures, energy_axis
 from builder.dataset.shards import ShardWriter
 from builder.dataset.summary import SCALARS
-from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, configs_with, features, markdown
+from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, binned_columns, configs_with, features, markdown
 from builder.model.ids import DetectionId
 from builder.model.records import REASONS
 from builder.model.selection import Selection
@@ -174,7 +174,8 @@ def test_the_tables_of_columns_are_the_declarations(text: str) -> None:
 
 def test_the_card_of_a_folder_with_splits_and_responses_says_so(full_sample: Path) -> None:
     text = (full_sample / "README.md").read_text()
-    assert markdown(RESPONSES) in text
+    assert markdown(RESPONSES) in text and markdown(binned_columns(64)) in text
+    assert "summed to 64 logarithmic bins of 0.5-8 keV" in text and "128 logarithmic bins of 0.3-9.3 keV" in text
     assert "The redistribution matrix is in config `responses`" in prose(text)
     assert "There is one split" not in text
     data = metadata_load(full_sample / "README.md")
@@ -184,6 +185,7 @@ def test_the_card_of_a_folder_with_splits_and_responses_says_so(full_sample: Pat
         "spectra": ["train", "validation", "test"],
         "counts": ["train", "validation", "test"],
         "binned": ["train", "validation", "test"],
+        "sources": ["train", "validation", "test"],
         "ebounds": ["train"],
         "responses": ["train"],
     }
@@ -284,7 +286,8 @@ def card_of(folder: Path, sample: Path, settings: Settings, **counts: Any) -> st
         Settings(selection=Selection(detections=frozenset({DetectionId(4938, 0, 43), DetectionId(7867, 0, 2)}))),
         Settings("embedded", recipe=Recipe(0.3, 7.25, 20, subtract=False, group=False)),
         Settings("a mirror", catalog="cat.parquet", selection=Selection(limit=5)),
-        Settings("embedded", splits=Splits.parse("source:70/20/10"), responses=True),
+        Settings("embedded", splits=Splits.parse("source:70/20/10"), responses=True, bins=32),
+        Settings("embedded", splits=Splits(divided=False)),
     ],
 )
 def test_the_command_comes_to_the_same_settings(
@@ -467,7 +470,7 @@ def test_without_matplotlib_there_are_no_pictures_and_one_line_says_so(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with caplog.at_level(logging.WARNING):
-        manifest = prepare(tmp_path / "out", Settings("embedded")).manifest
+        manifest = prepare(tmp_path / "out", Settings("embedded", splits=Splits(divided=False))).manifest
     assert [record.getMessage() for record in caplog.records] == [
         "the card has no pictures: a picture needs matplotlib: pip install 'chandra-spectra[plots]'"
     ]

@@ -393,7 +393,7 @@ def test_a_place_that_cannot_be_written_is_no_reason_to_ask_again(serve: Serve, 
 def test_a_slot_is_taken_over_with_what_a_killed_run_left_removed(tmp_path: Path) -> None:
     (tmp_path / "slot-0").mkdir()
     (tmp_path / "slot-0" / "0.tar.partial").write_bytes(b"x")
-    with Slots(tmp_path, 1).take() as folder:
+    with Slots(tmp_path, 1).take() as (folder, _):
         assert list(folder.iterdir()) == []
         (folder / "more").write_bytes(b"x")
     assert list((tmp_path / "slot-0").iterdir()) == []
@@ -463,7 +463,39 @@ def test_however_many_threads_wait_only_one_looks_for_a_slot(tmp_path: Path, mon
         assert len(tried) == 1
     for thread in threads:
         thread.join()
-    assert len(tried) == 20
+
+
+def test_a_connection_is_kept_from_package_to_package_unless_somebody_waits(tmp_path: Path) -> None:
+    sessions = []
+
+    def take() -> None:
+        with Slots(tmp_path, 1).take() as (_, session):
+            sessions.append(session)
+
+    for _ in range(3):
+        take()
+    assert len({*sessions}) == 1
+    waiting = threading.Thread(target=take)
+    with Slots(tmp_path, 1).take() as (_, session):
+        assert session is sessions[0]
+        waiting.start()
+        wait_for(lambda: stays_locked(tmp_path / "next.lock"))
+    waiting.join()
+    assert sessions[-1] is not sessions[0]
+
+
+def test_a_kept_connection_is_closed_when_it_is_idle_or_beyond_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Slots(tmp_path, 2).take() as (_, first), Slots(tmp_path, 2).take() as (folder, second):
+        assert folder.name == "slot-1"
+    with Slots(tmp_path, 1).take() as (folder, session):
+        assert folder.name == "slot-0" and session is first is not second
+        assert not stays_locked(tmp_path / "slot-1.lock")
+    monkeypatch.setattr(client_module, "_IDLE", 0.01)
+    with Slots(tmp_path, 1).take():
+        pass
+    wait_for(lambda: not stays_locked(tmp_path / "slot-0.lock"))
 
 
 def tar_of(**files: bytes) -> bytes:
@@ -814,6 +846,7 @@ def test_an_answer_that_never_ends_is_a_failure_like_others(kind: str, tmp_path:
     archive = SimulatedArchive(1)
     detection = DetectionId.of(archive.rows[0])
     assert detection is not None
+    archive.files(detection)  # the first files take a while
     faults = Faults(1, {kind: 1.0}, stall_seconds=60)  # of three tries the third is spared
     with ArchiveServer(archive, faults=faults) as server, one_session() as session:
         client = Client(server.url, Patience(read=2, base=0.01))

@@ -75,6 +75,7 @@ UNITLESS = {
     "pha_sha256",
     "arf_sha256",
     "rmf_sha256",
+    "ebounds_from",
     "split",
     "several_sources",
     "extent_flag",

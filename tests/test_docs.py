@@ -18,7 +18,7 @@ import pytest
 from typer.main import get_command
 
 from builder.cli.run import app
-from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES
+from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, binned_columns
 from builder.use.export import export
 from tests.goldens import GOLDENS
 from tests.runs import Run, python
@@ -58,7 +58,6 @@ def blocks() -> Iterator[Block]:
 
 BLOCKS = list(blocks())
 RUN = [block for block in BLOCKS if not block.marked]
-NEED_RESPONSES = {"docs/training.md"}
 NEED_TORCH = {block.page for block in RUN if "torch" in block.code}
 
 
@@ -66,26 +65,23 @@ NEED_TORCH = {block.page for block in RUN if "torch" in block.code}
 
 
 @pytest.fixture(scope="module")
-def desk(sample: Path, full_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two folders to work in, as the pages ask for: with the sample and its exports, and with the full sample."""
+def desk(full_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to work in, as the pages ask for: with what `make sample` makes and its exports."""
     desk = tmp_path_factory.mktemp("docs")
-    for name, prepared in (("plain", sample), ("full", full_sample)):
-        (desk / name).mkdir()
-        (desk / name / "chandra_spectra").symlink_to(prepared)
+    (desk / "chandra_spectra").symlink_to(full_sample)
     for layout in ("healpix", "hats", "fits"):
         options: dict[str, Any] = {"detections": list(GOLDENS), "archive": "embedded"} if layout == "fits" else {}
-        export(sample, desk / "plain" / f"chandra_spectra_{layout}", layout=layout, **options)
+        export(full_sample, desk / f"chandra_spectra_{layout}", layout=layout, **options)
     return desk
 
 
 # Blocks of a page share their names, pages do not. The code is padded, so that a traceback has the page's lines.
 RUNNER = """
-import contextlib, io, json, os, sys
+import contextlib, io, json, sys
 printed, page = [], None
 for block in json.load(sys.stdin):
     if block["page"] != page:
         page, names = block["page"], {"__name__": "__main__"}
-    os.chdir(block["folder"])
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(compile("\\n" * block["line"] + block["code"], page, "exec"), names)
     printed.append(out.getvalue())
@@ -114,10 +110,7 @@ def test_small_numbers_are_compared_as_closely_as_large_ones() -> None:
 @pytest.mark.parametrize("torch", [False, True], ids=["pages without torch", "pages with torch"])
 def test_the_python_of_every_page_runs_and_prints_what_the_page_says(torch: bool, desk: Path, tmp_path: Path) -> None:
     chosen = [block for block in RUN if (block.page in NEED_TORCH) is torch]
-    where = {page: str(desk / ("full" if page in NEED_RESPONSES else "plain")) for page in PAGES}
-    task = [
-        {"page": block.page, "line": block.line, "code": block.code, "folder": where[block.page]} for block in chosen
-    ]
+    task = [{"page": block.page, "line": block.line, "code": block.code} for block in chosen]
     environment = {"HF_HOME": str(tmp_path), "MPLBACKEND": "Agg", "PYTHONWARNINGS": "ignore"}
     wrong = []
     for block, printed in zip(chosen, python(RUNNER, cwd=desk, stdin=json.dumps(task), **environment), strict=True):
@@ -135,7 +128,10 @@ def test_few_blocks_are_not_run() -> None:
 
 # --- what consoles show
 
-MAKE = {"make sample": "chandra-spectra prepare chandra_spectra --archive embedded"}
+MAKE = {
+    "make sample": "chandra-spectra prepare chandra_spectra --archive embedded --with-responses --bins 64 --sources "
+    "--labels examples/sample_classes.csv"
+}
 OFFLINE = re.compile(r"chandra-spectra (prepare|info|plot|report|verify|export|push .* --dry-run)")
 
 
@@ -176,9 +172,10 @@ def test_lines_of_a_console_agree_but_for_what_is_left_out() -> None:
         assert not agree(["a 2.8 kB", "...", "c"], printed)
 
 
-def test_the_consoles_of_the_pages_show_what_the_commands_print(sample: Path, tmp_path: Path) -> None:
+def test_the_consoles_of_the_pages_show_what_the_commands_print(full_sample: Path, tmp_path: Path) -> None:
     assert {console.words[0] for console in CONSOLES} >= {"prepare", "plot", "report", "verify", "push"}
-    (tmp_path / "chandra_spectra").symlink_to(sample)
+    (tmp_path / "chandra_spectra").symlink_to(full_sample)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     runs = [Run(*console.words, cwd=tmp_path) for console in CONSOLES]  # all at once
     ended = [run.wait() for run in runs]
     for console, done in zip(CONSOLES, ended, strict=True):
@@ -313,5 +310,5 @@ def test_lines_of_prose_fit_a_screen() -> None:
 
 
 def test_every_column_is_in_the_reference() -> None:
-    for column in (*COLUMNS, *EBOUNDS, *RESPONSES):
+    for column in (*COLUMNS, *binned_columns(64), *EBOUNDS, *RESPONSES):
         assert f"| `{column.name}` | {column.dtype}" in PAGES["docs/columns.md"]

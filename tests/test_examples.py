@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+SHORT = {"inference": ("600",)}
+"""A smaller form of what takes minutes."""
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
@@ -18,7 +21,7 @@ def printed(full_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     """What each prints, run as its docstring says."""
     work, found = tmp_path_factory.mktemp("examples"), {}
     for name in NAMES:
-        words = [sys.executable, str(EXAMPLES / f"{name}.py"), str(full_sample), f"{name}.png"]
+        words = [sys.executable, str(EXAMPLES / f"{name}.py"), str(full_sample), f"{name}.png", *SHORT.get(name, ())]
         result = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, cwd=work)
         assert result.returncode == 0, result.stderr
         assert result.stderr == "", name
@@ -40,6 +43,14 @@ def test_a_model_learns_the_hardness_of_sources_that_it_never_saw(printed: dict[
     assert 0 < error < guess / 3
 
 
+def test_a_model_learns_the_photon_index_of_the_fits(printed: dict[str, str]) -> None:
+    """From 32 labels, nulls left out, with half the error of guessing the mean, or less."""
+    sizes, errors, _ = printed["powerlaw"].splitlines()
+    assert numbers(sizes) == [62, 41, 32, 9]
+    guess, error = numbers(errors)
+    assert 0 < error < guess / 2
+
+
 def test_a_fit_by_fold_is_sherpas_own(printed: dict[str, str]) -> None:
     """The parameters themselves are those of a plain extragalactic source: an index near 2, hardly absorbed."""
     _, nh, index, norm, difference, _ = printed["forward_fit"].splitlines()
@@ -55,6 +66,52 @@ def test_positions_find_all_detections_of_their_source_and_nothing_else(printed:
     assert "A   4938.0.43     0.62    1669  2CXO J231929.3+003557" in lines
     assert [line[0] for line in lines[2:-1]] == list("ABCCDDDEEEFFFXY")
     assert [line for line in lines if "nothing within" in line] == lines[-3:-1]
+
+
+def test_a_trained_posterior_covers_the_truth_and_is_near_sherpas_fits(printed: dict[str, str]) -> None:
+    """As often as it says on draws with responses of other sources, though it is far from trained to the end."""
+    lines = printed["inference"].splitlines()
+    for line in lines[1:4]:
+        narrow, wide = numbers(line)[-2:]
+        assert 60 < narrow < 78 and 90 < wide < 99, line
+    assert len(lines) == 4 + 6 + 1
+    for line in lines[4:-1]:
+        mean, deviation, fit, error = numbers(line)[-4:]
+        assert deviation > 0 and error > 0
+        assert abs(mean - fit) < 3 * (deviation + error), line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_says_in_one_line_that_it_lacks_a_folder(name: str, tmp_path: Path) -> None:
+    words = [sys.executable, str(EXAMPLES / f"{name}.py"), "nothing"]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(r"there is no prepared folder nothing: make one with chandra-spectra .*\n", result.stderr)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_says_in_one_line_that_it_lacks_an_extra(name: str, tmp_path: Path) -> None:
+    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError(\"No module named 'matplotlib'\")\n")
+    words = [sys.executable, str(EXAMPLES / f"{name}.py")]
+    result = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert result.returncode == 1
+    assert re.fullmatch(r"No module named 'matplotlib': pip install 'chandra-spectra\[plots.*\]'\n", result.stderr)
+
+
+@pytest.mark.parametrize(("name", "option"), [("forward_fit", "--with-responses"), ("inference", "--bins 64")])
+def test_a_folder_without_the_config_says_how_to_get_it(name: str, option: str, sample: Path, tmp_path: Path) -> None:
+    words = [sys.executable, str(EXAMPLES / f"{name}.py"), str(sample)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == f"{sample} was prepared without {option}: prepare it again so, with --force\n"
 
 
 def test_each_is_short_and_says_how_to_run_it() -> None:

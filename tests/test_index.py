@@ -12,11 +12,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from astropy.table import Table
 
-from builder.archive.catalog import from_rows
 from builder.archive.mirror import read_index
 from builder.archive.products import members
-from builder.dataset.catalog_file import read_catalog, write_catalog
+from builder.dataset.catalog_file import read_catalog
 from builder.dataset.layout import Manifest
 from builder.model.errors import SettingError
 from builder.model.settings import Settings
@@ -171,13 +171,16 @@ def test_the_later_version_of_a_file_is_taken_and_hrc_is_left_out(loose: Path, t
 def test_rows_of_a_catalog_file_are_joined_and_pass_the_cuts(loose: Path, tmp_path: Path) -> None:
     known = {"name": "2CXO J231929.4+003556", "obsid": 4938, "obi": 0, "region_id": 43, "flux_bb_aper_b": 1e-13}
     known |= {"src_cnts_aper_b": 500.0, "flux_significance_b": 30.0, "theta": 1.0}
-    write_catalog(tmp_path / "cat.parquet", from_rows([known, known | {"obsid": 1}]))
-    shown = command("index", loose, tmp_path / "mirror", "--cat-file", tmp_path / "cat.parquet")
+    Table(
+        {name.upper(): [value] * 2 for name, value in known.items()} | {"OBSID": [4938, 1], "Kind": ["AGN", "star"]}
+    ).write(tmp_path / "cat.fits")
+    shown = command("index", loose, tmp_path / "mirror", "--cat-file", tmp_path / "cat.fits")
     assert re.search(r"^  listed +1 +with a row of the catalog file$", shown.stdout, re.M)
     rows = read_catalog(tmp_path / "mirror" / "catalog.vot").to_pylist()
     assert [row["obsid"] for row in rows] == [4938, 7867]
     assert rows[0]["name"] == known["name"] and rows[0]["theta"] == 1.0  # the file's
     assert rows[0]["livetime"] == pytest.approx(REAL[0][0]["livetime"])  # the header's
+    assert [row["kind"] for row in rows] == ["AGN", None]  # the user's own
     manifest = prepare(tmp_path / "out", Settings(str(tmp_path / "mirror")), cache=tmp_path / "cache").manifest
     assert manifest.counts.rows == 1
 

@@ -12,6 +12,9 @@ import pytest
 from builder.archive.mirror import Mirror, MirrorArchive, open_mirror, read_index
 from builder.archive.packages import Package
 from builder.archive.products import members
+from builder.archive.values import SCHEMA
+from builder.archive.votable import write_votable
+from builder.dataset.catalog_file import read_catalog
 from builder.dataset.layout import Manifest
 from builder.model.errors import ArchiveError, CatalogError, OutputError, SettingError
 from builder.model.ids import DetectionId
@@ -150,6 +153,27 @@ def test_a_catalog_that_the_service_cut_at_its_row_limit_is_refused(mirror: Path
     (mirror / "catalog.vot").write_bytes(content.replace(b'"OK"', b'"OVERFLOW"'))
     with pytest.raises(CatalogError, match="row limit"):
         prepare(tmp_path / "out", Settings(str(mirror)), cache=tmp_path / "c")
+
+
+def test_a_mirror_of_an_older_version_lacks_columns_and_those_of_the_cuts_it_must_have(
+    mirror: Path, tmp_path: Path
+) -> None:
+    whole = read_catalog(mirror / "catalog.vot").to_pylist()
+
+    def without(*names: str) -> None:
+        kept = [name for name in SCHEMA.names if name not in names]
+        content = write_votable(kept, [{name: row[name] for name in kept} for row in whole])
+        (mirror / "catalog.vot").write_bytes(content)
+
+    without("var_index_b", "phi")
+    assert set(MirrorArchive(mirror, "rel2.1").catalog(CUTS).rows["phi"].to_pylist()) == {None}
+    with open_mirror(mirror) as target:
+        settings = Settings(str(mirror), selection=CUTS)
+        target.write_catalog(make_plan(open_workspace(settings, tmp_path), settings))
+    assert len(read_catalog(mirror / "catalog.vot")) == len(whole)
+    without("theta")
+    with pytest.raises(CatalogError, match="has no column theta"):
+        MirrorArchive(mirror, "rel2.1").catalog(CUTS)
 
 
 def test_two_mirrors_with_other_files_of_the_same_detections_share_no_finished_package(

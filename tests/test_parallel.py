@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from builder.archive.interface import Fetched, Record, forget
+from builder.archive.interface import Choose, Fetched, Record, forget
 from builder.archive.mirror import Mirror, MirrorArchive
 from builder.archive.packages import Package
 from builder.model.errors import ArchiveError, ChandraSpectraError
@@ -125,11 +125,11 @@ def test_after_an_error_no_further_package_is_begun(tmp_path: Path) -> None:
 
     class Failing(MirrorArchive):
         @contextlib.contextmanager
-        def fetch(self, package: Package, record: Record = forget) -> Iterator[Fetched]:
+        def fetch(self, package: Package, record: Record = forget, choose: Choose | None = None) -> Iterator[Fetched]:
             begun.append(package)
             if len(begun) > 1:
                 raised.wait(30)  # its thread may have begun the next before the error was seen, but not another
-            with super().fetch(package, record) as fetched:
+            with super().fetch(package, record, choose) as fetched:
                 yield fetched
 
     before = set(threading.enumerate())
@@ -150,10 +150,10 @@ def test_after_an_error_no_worker_is_left(mirror: Path, tmp_path: Path) -> None:
 
     class Failing(MirrorArchive):
         @contextlib.contextmanager
-        def fetch(self, package: Package, record: Record = forget) -> Iterator[Fetched]:
+        def fetch(self, package: Package, record: Record = forget, choose: Choose | None = None) -> Iterator[Fetched]:
             if package is not first:
                 wait_for(multiprocessing.active_children)
-            with super().fetch(package, record) as fetched:
+            with super().fetch(package, record, choose) as fetched:
                 yield fetched
 
     with pytest.raises(ArchiveError, match="has no files of"):
@@ -245,6 +245,16 @@ def test_workers_find_a_mirror_and_a_store_that_are_named_from_the_folder_of_the
     result = command("prepare", "out", *words, "--min-cnts", 0, "--min-sig", 0, "--max-theta", 60, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert list((tmp_path / "store").rglob("*.arrows")) and not list(cluster.folder.rglob("*.arrows"))
+
+
+def test_a_dask_cluster_gives_the_same_bytes_with_one_rmf_an_observation(
+    cluster: Cluster, mirror: Path, tmp_path: Path
+) -> None:
+    words = ("--archive", mirror, "--rmf", "observation", "--min-cnts", 0, "--min-sig", 0, "--max-theta", 60)
+    for name, more in (("alone", ()), ("dask", ("--dask", cluster.address))):
+        result = command("prepare", tmp_path / name, *words, "--cache", tmp_path / f"{name}-cache", *more)
+        assert (result.returncode, result.stderr) == (0, "")
+    assert data_of(tmp_path / "dask") == data_of(tmp_path / "alone")
 
 
 def test_workers_that_write_to_a_store_of_their_own_end_the_run(cluster: Cluster, mirror: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from builder.model.ids import DetectionId
 from builder.model.records import REASONS, Rejection
 from builder.model.selection import Selection
 from builder.model.settings import Settings
+from builder.model.splits import Splits
 from builder.prepare import _rejected, prepare
 from builder.store.packages import package_result
 from builder.workspace import default_cache, make_plan, open_workspace
@@ -38,7 +39,7 @@ from tests.folders import contents
 from tests.goldens import GOLDENS
 from tests.runs import Run, command, python
 
-EMBEDDED = Settings(archive="embedded")
+EMBEDDED = Settings(archive="embedded", splits=Splits(divided=False))
 
 
 def load(folder: Path, *arguments: str, **options: object) -> datasets.Dataset:
@@ -156,7 +157,7 @@ def test_two_runs_in_different_folders_give_the_same_bytes(sample: Path, tmp_pat
 
 def test_a_finished_folder_is_left_alone(sample: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in sample.rglob("*")}
-    result = command("prepare", sample, "--archive", "embedded")
+    result = command("prepare", sample, "--archive", "embedded", "--splits", "none")
     assert result.returncode == 0
     assert "nothing to do" in result.stdout
     assert before == {path: path.stat().st_mtime_ns for path in sample.rglob("*")}
@@ -274,7 +275,7 @@ def test_only_what_other_files_may_change_is_tried_again(tmp_path: Path) -> None
     missing = Package(0, (DetectionId(1, 2, 3),))
     planned = replace(make_plan(source, EMBEDDED), packages=(*packages.values(), missing))
     kept = {packages[reason] for reason in ("no_background", "no_counts", "not_acis")}
-    assert _rejected(planned, source) == {*packages.values()} - kept
+    assert _rejected(planned.packages, source) == {*packages.values()} - kept
 
 
 def test_downloads_are_not_kept_by_the_workers_of_a_cluster(tmp_path: Path) -> None:

@@ -260,6 +260,7 @@ def spectrum(**changes: Any) -> Spectrum:
         "specresp": area,
         "ebounds_lo": bounds[:-1],
         "ebounds_hi": bounds[1:],
+        "ebounds_from": DetectionId(1, 0, 1),
         "files": ("p", "a", "r"),
         "sha256": ("1", "2", "3"),
     }

@@ -25,7 +25,8 @@ from builder.model.ids import DetectionId
 from builder.model.records import N_CHANNELS, REASONS, File, Products, Rejection, Response, Spectrum
 from builder.model.settings import Recipe
 from builder.reduce import ogip
-from builder.reduce.spectrum import _warn_of_cycle, reduce_products
+from builder.reduce.energies import _warn_of_cycle
+from builder.reduce.spectrum import reduce_products
 from tests import fits_files as ff
 from tests.fits_files import DETECTION, KINDS, REAL, poisson, products, real_products, stable, with_file
 from tests.goldens import GOLDENS

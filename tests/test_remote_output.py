@@ -31,9 +31,9 @@ from tests.runs import command
 s3fs = pytest.importorskip("s3fs", reason="the extra [s3] is not installed")
 
 # The first detections of the sample whose sources are in two splits.
-SETTINGS = Settings("embedded", selection=Selection(limit=12))
-DIVIDED = Settings("embedded", selection=Selection(limit=12), splits=Splits.parse("source"))
-WORDS = ("--archive", "embedded", "--limit", "12", "--workers", "1")
+SETTINGS = Settings("embedded", selection=Selection(limit=12), splits=Splits(divided=False))
+DIVIDED = Settings("embedded", selection=Selection(limit=12))
+WORDS = ("--archive", "embedded", "--limit", "12", "--splits", "none", "--workers", "1")
 
 
 class S3:

@@ -103,8 +103,8 @@ def test_a_row_without_a_position_is_train() -> None:
 @pytest.mark.parametrize("text", ["none:80/10/10", "source:80/10/10", "source:70/20/10", "source:100/0/0"])
 def test_the_text_of_splits_reads_back(text: str) -> None:
     assert str(Splits.parse(text)) == text
-    assert Splits.parse("source") == Splits(divided=True)
-    assert Splits.parse("none") == Splits()
+    assert Splits.parse("source") == Splits()
+    assert Splits.parse("none") == Splits(divided=False)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,8 @@ def test_load_dataset_gives_the_splits_and_the_card_their_sizes(full_sample: Pat
         assert set(loaded[split]["split"]) == {split}
         assert len(loaded[split]) == files[f"data/{split}-00000-of-00001.parquet"]
         assert f"| `{split}` | {share} % | {len(loaded[split])} |" in text
-    assert "--splits source:80/10/10" in text
+    assert "--splits" not in text
+    assert len(load_dataset(str(full_sample), split="+".join(SPLITS), cache_dir=str(tmp_path))) == 62
 
 
 def test_a_split_without_rows_has_no_files_and_the_folder_loads(tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_a_split_without_rows_has_no_files_and_the_folder_loads(tmp_path: Path) 
 
 
 def test_the_builder_gives_the_splits_of_the_folder(full_sample: Path, tmp_path: Path) -> None:
-    builder = ChandraSpectra(archive="embedded", splits="source", cache_dir=str(tmp_path / "cache"))
+    builder = ChandraSpectra(archive="embedded", cache_dir=str(tmp_path / "cache"))
     builder.download_and_prepare()
     mine, theirs = builder.as_dataset(), load_dataset(str(full_sample), cache_dir=str(tmp_path / "other"))
     assert list(mine) == list(theirs)
@@ -219,7 +220,7 @@ def test_wrong_splits_end_the_command_in_one_line(tmp_path: Path) -> None:
     result = command("prepare", tmp_path / "out", "--archive", "embedded", "--splits", "50/50")
     assert result.returncode == 1
     assert result.stderr == (
-        "chandra-spectra: splits '50/50': give none, source, or source:70/20/10 for other shares\n"
+        "chandra-spectra: splits '50/50': give source, source:70/20/10 for other shares, or none\n"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -202,7 +202,7 @@ def test_a_changed_version_of_the_recipe_is_another_store(store: Store, monkeypa
 def test_a_file_of_another_format_is_missing_and_not_damaged(store: Store) -> None:
     store.write(PACKAGE, RESULT)
     folder = path_of(store).parent
-    folder.rename(folder.with_name(folder.name.removesuffix("-4") + "-3"))  # where an older version kept its own
+    folder.rename(folder.with_name(folder.name.removesuffix("-6") + "-5"))  # where an older version kept its own
     assert PACKAGE not in store and not store.finished([PACKAGE])
 
 
@@ -370,7 +370,7 @@ def test_the_payload_is_plain_arrow(store: Store) -> None:
     """Four streams behind the first line: other programs can read them."""
     store.write(PACKAGE, RESULT)
     line, _, payload = path_of(store).read_bytes().partition(b"\n")
-    assert line.startswith(b"chandra-spectra package 5 ")
+    assert line.startswith(b"chandra-spectra package 6 ")
     source = pa.BufferReader(payload)
     tables = [pa.ipc.open_stream(source).read_all() for _ in range(4)]
     assert [len(table) for table in tables] == [4, 1, len(RESULT.ebounds), 0]

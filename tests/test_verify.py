@@ -23,6 +23,7 @@ from builder.dataset.rows import public
 from builder.model.columns import COLUMNS, arrow_schema, columns_of, features
 from builder.model.errors import OutputError, SettingError
 from builder.model.settings import Recipe, Settings
+from builder.model.splits import Splits
 from builder.prepare import prepare
 from builder.simulator.server import ArchiveServer
 from builder.use import verify
@@ -90,7 +91,7 @@ def test_shards_and_slices_of_any_size_are_read_and_named(tmp_path: Path, monkey
     monkeypatch.setattr(shards, "_GROUP_ROWS", 10)
     monkeypatch.setattr(shards, "_SHARD_BYTES", 300_000)
     folder = tmp_path / "out"
-    prepare(folder, Settings(archive="embedded"), cache=tmp_path / "cache")
+    prepare(folder, Settings(archive="embedded", splits=Splits(divided=False)), cache=tmp_path / "cache")
     assert len(list((folder / "data").iterdir())) == 1
     assert content(folder, slice_rows=7).failures == []
     path = folder / "counts" / "train-00001-of-00002.parquet"

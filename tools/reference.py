@@ -8,7 +8,7 @@ from typing import Any
 from typer.main import get_command
 
 from builder.cli.run import app
-from builder.model.columns import COLUMNS, CONFIGS, EBOUNDS, RESPONSES, SOURCES, markdown
+from builder.model.columns import COLUMNS, CONFIGS, DEFAULT_BINS, EBOUNDS, RESPONSES, SOURCES, binned_columns, markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -24,7 +24,8 @@ What each config of a prepared folder holds. [README](../README.md#columns) has 
 | --- | --- |
 {configs}
 
-- `[n]` is a list whose length differs from row to row, `[1024]` one with a value for each PI channel.
+- `[n]` is a list whose length differs from row to row, `[1024]` one with a value for each PI channel,
+  `[128, 64]` one of 128 lists of 64.
 - Units are those of the FITS standard. Energies are in keV, `count` is a number of events.
 - A null means that the catalog, or for what is read of files, such as `detnam`, the file, gives no value. HDF5 has
   NaN there, -1 in integer and boolean columns, and an empty text or list. -1 is true, and has every bit set: ask for
@@ -35,7 +36,7 @@ What each config of a prepared folder holds. [README](../README.md#columns) has 
 - Columns of a `--cat-file` of one's own, and those of `--columns`, come last: see [regenerate](regenerate.md).
 - `spectrum` and `arf` are structs of lists: `row["spectrum"]["flux"]`.
 
-## Scalars, in `spectra` and `counts`
+## Scalars, in `spectra`, `counts` and `binned`
 
 {scalars}
 
@@ -46,6 +47,13 @@ What each config of a prepared folder holds. [README](../README.md#columns) has 
 ## `counts`: the channels
 
 {channels}
+
+## `binned`: fixed bins
+
+Only in a folder that was prepared with `--bins N`; the lengths are those of 64 bins.
+[The recipe](recipe.md#fixed-bins) has the formulas, [training](training.md#fold-a-batch-and-learn-through-it) the use.
+
+{binned}
 
 ## `sources`
 
@@ -76,8 +84,8 @@ CAL/GEN/92-002): photon energy i has `n_grp[i]` groups of channels, a group has 
 
 Nothing is rounded there: what the catalog gives and the reduced spectrum are float64, also where Parquet has float32.
 Booleans are int8; an integer column of one's own has the attribute `null` with what stands for one. Lists of length n
-are variable-length datasets. Each dataset has its `description`, `source` and
-`unit` as attributes. The columns of `ebounds` are in the group `ebounds`; the responses are not in the file.
+are variable-length datasets. Each dataset has its `description`, `source` and `unit` as attributes. The columns of
+`ebounds` are in the group `ebounds`; neither the responses nor the fixed bins are in the file.
 """
 
 COMMANDS_PAGE = """\
@@ -111,6 +119,7 @@ def columns_page() -> str:
         scalars=markdown(tuple(column for column in COLUMNS if column not in lists)),
         spectrum=markdown(tuple(column for column in lists if column.configs == ("spectra",))),
         channels=markdown(tuple(column for column in lists if column.configs == ("counts",))),
+        binned=markdown(binned_columns(DEFAULT_BINS)),
         sources=markdown(SOURCES),
         ebounds=markdown(EBOUNDS),
         responses=markdown(RESPONSES),

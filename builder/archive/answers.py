@@ -7,7 +7,6 @@ then made into a plain one, so that nothing below need know.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
 import re
@@ -84,27 +83,24 @@ def check_listing(path: Path, framed: bool) -> None:
 
 
 class ProductCheck:
-    """A check that takes a FITS file, gzipped or not; one whose gzip is damaged only when it comes so twice.
+    """A check that takes a FITS file, gzipped or not.
 
     Attributes
     ----------
-    damaged : bool
-        Whether what was taken is damaged: the reduction says in what way.
+    damaged : bytes
+        What was refused last because its gzip is damaged.
     """
 
     def __init__(self) -> None:
-        self.damaged = False
-        self._before: set[bytes] = set()
+        self.damaged = b""
 
     def __call__(self, path: Path, framed: bool) -> None:
         """Check a file; the errors are those of `builder.archive.http.Check`."""
         data = path.read_bytes()
         if not data.startswith((_GZIP, b"SIMPLE  =")):
             raise WrongAnswerError(f"the package service answered {_words(path)!r} instead of a FITS file")
-        self.damaged = not _inflates(data)
-        digest = hashlib.sha256(data).digest()
-        if self.damaged and digest not in self._before:
-            self._before.add(digest)
+        if not _inflates(data):
+            self.damaged = data
             raise WrongAnswerError("the package service answered a file whose gzip is cut short or damaged")
 
 

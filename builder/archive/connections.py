@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
-from typing import Any
+from typing import Any, ClassVar
 
 import requests
 import urllib3
@@ -22,11 +24,29 @@ from builder.model.settings import DEFAULT_CONNECTIONS
 _LEAST = 1000
 """Bytes a second that an answer must bring, or it is as good as none."""
 
+_IDLE = 2.0
+"""Seconds for which a connection is kept that nobody waits for: longer than from one package to the next."""
+
 _MAX_HEADERS = 2**18
 """Bytes before an answer's body: http.client takes 6.5 MB, and as many `100 Continue` as come."""
 
 _WINDOW = 120.0
 """Seconds over which the rate is taken where a socket has no timeout."""
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A slot that this process holds, and its connection."""
+
+    lock: FileLock
+    folder: Path
+    session: requests.Session
+
+    def close(self) -> None:
+        """Close the connection, then let others have the slot."""
+        close_connections(self.session)
+        self.session.close()
+        self.lock.release()
 
 
 class Slots:
@@ -36,18 +56,24 @@ class Slots:
     itself. The system frees the lock of a process that dies, and whoever takes the slot next finds and removes what
     it left, so that the disk in use is bounded as the connections are.
 
+    A slot that nobody waits for is kept for a while with its connection, for what the same process fetches next: to
+    open one takes several times as long as light takes to the archive and back.
+
     Parameters
     ----------
     folder : Path
         Shared by all that share the budget.
     """
 
+    _kept: ClassVar[dict[Path, list[_Slot]]] = {}
+    _guard = threading.Lock()
+
     def __init__(self, folder: Path, number: int = DEFAULT_CONNECTIONS) -> None:
         self.folder, self.number = folder, number
 
     @contextlib.contextmanager
-    def take(self) -> Iterator[Path]:
-        """Wait for a slot; gives its folder, emptied now and when the context ends.
+    def take(self) -> Iterator[tuple[Path, requests.Session]]:
+        """Wait for a slot; gives its folder, emptied now and when the context ends, and a session with one connection.
 
         Raises
         ------
@@ -55,17 +81,23 @@ class Slots:
             If the folder cannot be written.
         """
         try:
-            lock, folder = self._acquire()
+            slot, whole = self._acquire(), False
             try:
-                _empty(folder)
-                yield folder
+                _empty(slot.folder)
+                yield slot.folder, slot.session
+                whole = True
             finally:
-                _empty(folder)
-                lock.release()
+                try:
+                    _empty(slot.folder)
+                finally:
+                    if not (whole and self._keep(slot)):
+                        slot.close()
         except OSError as error:
             raise StoreError(f"cannot use {self.folder}: {error.strerror or error}") from error
 
-    def _acquire(self) -> tuple[FileLock, Path]:
+    def _acquire(self) -> _Slot:
+        if slot := self._kept_one():
+            return slot
         self.folder.mkdir(parents=True, exist_ok=True)
         # Who waits for a slot, and nobody else, looks for one: waiting costs little, and none who waits is overtaken.
         with FileLock(self.folder / "next.lock", thread_local=False).acquire(poll_interval=0.1):
@@ -74,8 +106,42 @@ class Slots:
                     lock = FileLock(self.folder / f"slot-{index}.lock", thread_local=False)
                     with contextlib.suppress(Timeout):
                         lock.acquire(timeout=0)
-                        return lock, self.folder / f"slot-{index}"
+                        return _Slot(lock, self.folder / f"slot-{index}", new_session())
                 time.sleep(0.02)
+                if slot := self._kept_one():
+                    return slot
+
+    def _kept_one(self) -> _Slot | None:
+        with self._guard:
+            kept = self._kept.get(self.folder, [])
+            while kept:
+                slot = kept.pop()
+                if int(slot.folder.name.removeprefix("slot-")) < self.number:
+                    return slot
+                slot.close()  # of a run with a larger budget
+            return None
+
+    def _keep(self, slot: _Slot) -> bool:
+        """Keep a slot for this process, unless anybody waits for one."""
+        try:
+            FileLock(self.folder / "next.lock", thread_local=False).acquire(timeout=0).lock.release()
+        except Timeout:
+            return False
+        with self._guard:
+            self._kept.setdefault(self.folder, []).append(slot)
+        timer = threading.Timer(_IDLE, self._end, [slot])
+        timer.daemon = True
+        timer.start()
+        return True
+
+    def _end(self, slot: _Slot) -> None:
+        """Close a slot that was kept and not taken again."""
+        with self._guard:
+            kept = self._kept.get(self.folder, [])
+            if slot not in kept:
+                return
+            kept.remove(slot)
+        slot.close()
 
 
 def _empty(folder: Path) -> None:
@@ -84,9 +150,16 @@ def _empty(folder: Path) -> None:
         path.unlink()
 
 
+def new_session() -> requests.Session:
+    """Make a session with one connection, which no answer holds for ever."""
+    session = requests.Session()
+    _watch(session)
+    return session
+
+
 @contextlib.contextmanager
 def one_session() -> Iterator[requests.Session]:
-    """Give a session with one connection, which no answer holds for ever, and which is closed when the context ends."""
+    """Give such a session, whose connection is closed when the context ends."""
     with requests.Session() as session, mount(session):
         yield session
 
@@ -94,12 +167,16 @@ def one_session() -> Iterator[requests.Session]:
 @contextlib.contextmanager
 def mount(session: requests.Session) -> Iterator[None]:
     """Let a session have one connection, which is watched, and is closed when the context ends."""
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, _Adapter(pool_connections=1, pool_maxsize=1))
+    _watch(session)
     try:
         yield
     finally:
         close_connections(session)
+
+
+def _watch(session: requests.Session) -> None:
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _Adapter(pool_connections=1, pool_maxsize=1))
 
 
 def close_connections(session: requests.Session) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import requests
 
-from builder.archive.connections import Slots, one_session
+from builder.archive.connections import Slots
 from builder.archive.csccli import Collector, Facts, PackageService
 from builder.archive.http import Client
-from builder.archive.interface import Answer, Archive, Fetched, Record, forget
+from builder.archive.interface import Answer, Archive, Choose, Fetched, Record, choose_all, forget
 from builder.archive.packages import Package
 from builder.archive.tap import CatalogService
 from builder.model.errors import TransientError
@@ -47,6 +47,7 @@ class HttpArchive(Archive):
     folder: Path
     client: Client
     connections: int = DEFAULT_CONNECTIONS
+    remote: bool = True
     _facts: Facts = field(default_factory=lambda: Facts(uuid.uuid4().hex))
     _others: tuple[DetectionId, ...] = ()
 
@@ -66,7 +67,7 @@ class HttpArchive(Archive):
     @contextlib.contextmanager
     def slot(self) -> Iterator[tuple[Path, requests.Session]]:
         """Give a folder and a session with one connection: they last as long as the place in the budget."""
-        with Slots(self.folder, self.connections).take() as folder, one_session() as session:
+        with Slots(self.folder, self.connections).take() as (folder, session):
             yield folder, session
 
     @property
@@ -88,7 +89,7 @@ class HttpArchive(Archive):
         self._others = tuple(detections)
 
     @contextlib.contextmanager
-    def fetch(self, package: Package, record: Record = forget) -> Iterator[Fetched]:
+    def fetch(self, package: Package, record: Record = forget, choose: Choose | None = None) -> Iterator[Fetched]:
         """See `Archive.fetch`.
 
         Detections that the service serves in no way, though it serves others, are named in `Fetched.unserved`.
@@ -98,13 +99,13 @@ class HttpArchive(Archive):
         UnavailableError
             If it serves nothing else either, for as long as the client's patience says.
         """
-        service = self.packages
+        service, choose = self.packages, choose or choose_all(package)
         urls = {detection: service.detection_url(detection) for detection in package.detections}
         begun, tries = self.client.clock(), 0
         with self.slot() as (folder, session):
             while True:
                 collector = Collector(service, session, folder, package.detections, record)
-                if collector.collect() or collector.alone:
+                if _collected(collector, choose):
                     break
                 # To go on would turn an outage into rejections, which are not asked for again by themselves.
                 words = next(iter(collector.refusals.values()), "it lists no files")
@@ -116,4 +117,16 @@ class HttpArchive(Archive):
                         break
                 for path in folder.iterdir():
                     path.unlink()
-            yield Fetched(tuple(collector.parts), urls, collector.refusals)
+            rmfs = None if collector.rmfs.issuperset(package.detections) else frozenset(collector.rmfs)
+            yield Fetched(tuple(collector.parts), urls, collector.refusals, rmfs=rmfs)
+
+
+def _collected(collector: Collector, choose: Choose) -> bool:
+    """Collect all files of a package, more RMFs for as long as any are chosen; whether it may be believed."""
+    chosen = choose(None)
+    while chosen:
+        collector.rmfs |= chosen
+        if not (collector.collect() or collector.alone):
+            return False
+        chosen = choose(collector.parts)
+    return True

@@ -20,6 +20,7 @@ import requests
 from builder.archive.answers import Contents, Product, ProductCheck, check_listing, judge_tar
 from builder.archive.http import Client, Request
 from builder.archive.interface import Record
+from builder.archive.packages import PACKAGE_PRODUCTS
 from builder.archive.products import KINDS, MAX_DETECTION_BYTES, MAX_MEMBER_BYTES, ProductName
 from builder.model.errors import ArchiveError, RefusedError, StoreError, UnavailableError, WrongAnswerError
 from builder.model.ids import DetectionId
@@ -161,6 +162,8 @@ class Collector:
         Where the files go.
     parts : list of Path
         Tars and single files; of two files of one name the later is the better.
+    rmfs : set of DetectionId
+        Detections whose RMF is asked for; more may be added before each `collect`.
     refusals : dict of DetectionId to str
         Detections that the service did not serve, and its words.
     doubtful : set of DetectionId
@@ -173,16 +176,20 @@ class Collector:
     detections: tuple[DetectionId, ...]
     record: Record
     parts: list[Path] = field(default_factory=list)
+    rmfs: set[DetectionId] = field(default_factory=set)
     refusals: dict[DetectionId, str] = field(default_factory=dict)
     doubtful: set[DetectionId] = field(default_factory=set)
     _have: set[Product] = field(default_factory=set)
     _damaged: set[Product] = field(default_factory=set)
+    _settled: set[Product] = field(default_factory=set)
     _down: UnavailableError | None = None
     _alive: bool = False
     _turn: int = 0
 
     def collect(self) -> bool:
         """Ask for all in a package, then for what it lacks, then file by file.
+
+        What an earlier call could not get is not asked for again.
 
         Returns
         -------
@@ -194,14 +201,17 @@ class Collector:
         ArchiveError
             The archive refuses this client, or answers nothing.
         """
-        facts = self.service.facts
+        facts, earlier = self.service.facts, self.refusals
+        if not self._lacking():
+            return True
+        self.refusals = {}
         if facts.packages:
-            self._divide(self.detections)
+            self._divide(tuple(dict.fromkeys(detection for detection, _ in self._lacking())))
             again = [product for product in self._lacking() if product[0] not in self.refusals]
             if again:
                 self._once_more(again)
         else:
-            self.refusals = dict.fromkeys(self.detections, "packages are not served")
+            self.refusals = dict.fromkeys((one for one, _ in self._lacking()), "packages are not served")
         if self._down is not None and not self._lists_anything():
             raise self._down
         for number, detection in enumerate(dict.fromkeys(detection for detection, _ in self._lacking())):
@@ -215,21 +225,30 @@ class Collector:
             facts.tell(f"{self.service.client.host} serves no packages: files are asked for one by one")
         self.refusals = {d: words for d, words in self.refusals.items() if d in lacking and not self._reducible(d)}
         self.doubtful = {*self.refusals} or ({*self.detections} if not self._have | self._damaged else set())
+        self.refusals = earlier | self.refusals
+        self._settled |= {*self._lacking()}
         return not self.doubtful or self.alive()
 
     def _divide(self, detections: tuple[DetectionId, ...]) -> None:
         """Ask for detections in one package; where that is refused though others are served, in halves."""
+        products = [product for product in self._lacking() if product[0] in detections]
+        if len(products) > PACKAGE_PRODUCTS and len(detections) > 1:
+            self._halve(detections)
+            return
         try:
-            self._retrieve([(detection, kind) for detection in detections for kind in FILETYPES])
+            self._retrieve(products)
         except (RefusedError, WrongAnswerError, UnavailableError) as error:
             if isinstance(error, UnavailableError):
                 self._down = error
             self._alive = self._alive or (len(detections) > 1 and self._serves_packages(detections))
             if len(detections) > 1 and self._alive:
-                self._divide(detections[: len(detections) // 2])
-                self._divide(detections[len(detections) // 2 :])
+                self._halve(detections)
             else:
                 self.refusals |= dict.fromkeys(detections, str(error))
+
+    def _halve(self, detections: tuple[DetectionId, ...]) -> None:
+        self._divide(detections[: len(detections) // 2])
+        self._divide(detections[len(detections) // 2 :])
 
     def _once_more(self, products: list[Product]) -> None:
         """Ask for what a package lacked."""
@@ -304,8 +323,8 @@ class Collector:
                 said = [words for words in (self.refusals.get(detection), str(error)) if words]
                 self.refusals[detection] = "; ".join(dict.fromkeys(said))
                 return
-            if not listed:  # without this file there is no row, whatever else there is
-                break
+            if not listed and (kind != "rmf" or self.rmfs.issuperset(self.detections)):
+                break  # without this file there is no row, whatever else there is
         self.refusals.pop(detection, None)
 
     def _lists_anything(self) -> bool:
@@ -347,7 +366,7 @@ class Collector:
         service = self.service
         name = filename.replace("\\", "/").rpartition("/")[2]  # parsed as a product's, so no path hides in it
         path = self.folder / name
-        check = ProductCheck()
+        check, held = ProductCheck(), self._have
         request = service.single(filename, product[1], check)
         alive = functools.partial(self.alive, {product[0].catalog})
         try:
@@ -355,10 +374,13 @@ class Collector:
         except (RefusedError, WrongAnswerError):
             if product in self._damaged:  # as it came in the package: the reduction says what is wrong with it
                 return
-            raise
+            if not check.damaged:
+                raise
+            path.write_bytes(check.damaged)
+            held = self._damaged
         self.record(request.url, path)
         self.parts.append(path)
-        (self._damaged if check.damaged else self._have).add(product)
+        held.add(product)
         service.facts.proof = service.facts.proof or request
 
     def alive(self, asked: Iterable[DetectionId] = ()) -> bool:
@@ -409,15 +431,20 @@ class Collector:
         return [
             (detection, kind)
             for detection in self.detections
-            for kind in FILETYPES
-            if any((key, kind) not in self._have for key in cycles.get(detection, {detection}))
+            for kind in self._kinds(detection)
+            if (detection, kind) not in self._settled
+            and any((key, kind) not in self._have for key in cycles.get(detection, {detection}))
         ]
+
+    def _kinds(self, detection: DetectionId) -> list[str]:
+        """List the kinds of file that are asked for, in the service's order."""
+        return [kind for kind in FILETYPES if kind != "rmf" or detection in self.rmfs]
 
     def _reducible(self, detection: DetectionId) -> bool:
         """Tell whether all files of a spectrum of the detection are there, be they damaged."""
         there = self._have | self._damaged
         keys = {key for key, _ in there if key.catalog == detection}
-        return any(all((key, kind) in there for kind in KINDS) for key in keys)
+        return any(all((key, kind) in there for kind in self._kinds(detection)) for key in keys)
 
 
 def parsed_listing(path: Path, product: Product) -> dict[Product, str]:

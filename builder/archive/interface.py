@@ -21,8 +21,18 @@ Record = Callable[[str, Path], None]
 """A function that is called with the address and the file of each answer, while the file is there."""
 
 
+Choose = Callable[[Sequence[Path] | None], frozenset[DetectionId]]
+"""A function that chooses the detections whose RMF is asked for next: given None at first, and then all parts of the
+package that are there, until it chooses none."""
+
+
 def forget(address: str, path: Path) -> None:
     """Record nothing."""
+
+
+def choose_all(package: Package) -> Choose:
+    """Choose all detections of a package at first."""
+    return lambda parts: frozenset(package.detections) if parts is None else frozenset()
 
 
 class Answer(NamedTuple):
@@ -46,12 +56,15 @@ class Fetched:
         Detections that the archive refuses to serve, and its words.
     sha256 : tuple of str
         What the parts were when they were kept; empty where no one knows.
+    rmfs : frozenset of DetectionId, optional
+        Detections whose RMF was asked for; None for all.
     """
 
     parts: tuple[Path, ...]
     urls: dict[DetectionId, str]
     unserved: dict[DetectionId, str] = field(default_factory=dict)
     sha256: tuple[str, ...] = ()
+    rmfs: frozenset[DetectionId] | None = None
 
     def check(self) -> None:
         """Raise ArchiveError if a part is not what was kept."""
@@ -68,6 +81,8 @@ class Archive(ABC):
     """A source of the catalog and of packages."""
 
     release: str
+    remote: bool = False
+    """Whether packages come over connections, of which there are few."""
     nulls: bool = False
     """Let a detection pass a cut on a quantity that the catalog does not give."""
 
@@ -92,8 +107,13 @@ class Archive(ABC):
         """
 
     @abstractmethod
-    def fetch(self, package: Package, record: Record = forget) -> AbstractContextManager[Fetched]:
-        """Get the files of a package, which are there until the context ends; ArchiveError if it fails."""
+    def fetch(
+        self, package: Package, record: Record = forget, choose: Choose | None = None
+    ) -> AbstractContextManager[Fetched]:
+        """Get the files of a package, which are there until the context ends; ArchiveError if it fails.
+
+        PHA and ARF of every detection, and the RMF of those that `choose` chooses, all by default.
+        """
 
     def expect(self, detections: Sequence[DetectionId]) -> None:  # noqa: B027  not all archives can be out of order
         """Hear of some detections of the plan, so that an outage can be told from what one of them lacks."""

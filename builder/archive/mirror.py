@@ -1,8 +1,9 @@
 """Mirrors: folders with what the archive answered, to build from later and without a network.
 
 A mirror holds ``catalog.vot``, ``packages/*.tar`` and ``packages.jsonl``, the index: for each tar, one line with its
-size, SHA-256, detections, and those of them that were refused. A tar is renamed into place before its line is written,
-so whatever the index names is whole, and a download that is interrupted goes on after the last line.
+size, SHA-256, detections, those of them that were refused and, unless it was all, those whose RMF was asked for. A tar
+is renamed into place before its line is written, so whatever the index names is whole, and a download that is
+interrupted goes on after the last line.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from builder.archive.catalog import read_columns, write_votable
-from builder.archive.interface import Answer, Archive, Fetched, Record, forget
+from builder.archive.interface import Answer, Archive, Choose, Fetched, Record, choose_all, forget
 from builder.archive.packages import Package, Plan, plan
 from builder.archive.products import members, write_tar
 from builder.archive.values import normalise
@@ -59,6 +60,7 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
         for line in lines:
             line["detections"] = [str(DetectionId.parse(text)) for text in line["detections"]]
             line["file"], line["bytes"], line["sha256"] = str(line["file"]), int(line["bytes"]), str(line["sha256"])
+            line["rmfs"] = [str(DetectionId.parse(text)) for text in line.get("rmfs", line["detections"])]
     except OSError as error:
         raise ArchiveError(f"cannot read {path}: {error.strerror}; is {folder} a mirror?") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -81,6 +83,7 @@ class MirrorArchive(Archive):
     nulls: bool = False
     _index: dict[str, dict[str, tuple[int, str]]] = field(default_factory=dict, compare=False, repr=False)
     _unserved: dict[DetectionId, str] = field(default_factory=dict, compare=False, repr=False)
+    _rmfs: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @property
     def identity(self) -> str:
@@ -95,6 +98,7 @@ class MirrorArchive(Archive):
         path = self.folder / CATALOG_FILE
         own = {column.partition(".")[2] for column in columns}
         try:
+            # One of an older version, or of another program, has not all columns.
             found, overflow = read_columns(path, str(path))
             record(str(path), path)
         except OSError as error:
@@ -108,7 +112,7 @@ class MirrorArchive(Archive):
         return Answer(normalise(found, str(path), needed=selection.columns, own=own or None, file=CATALOG_FILE))
 
     @contextmanager
-    def fetch(self, package: Package, record: Record = forget) -> Iterator[Fetched]:
+    def fetch(self, package: Package, record: Record = forget, choose: Choose | None = None) -> Iterator[Fetched]:
         """See `Archive.fetch`."""
         if not self._index:
             index: dict[str, dict[str, tuple[int, str]]] = {}
@@ -119,6 +123,7 @@ class MirrorArchive(Archive):
                     # A later download may have brought what an earlier one was refused.
                     unserved.pop(DetectionId.parse(detection), None)
                 unserved |= {DetectionId.parse(text): words for text, words in _refused(line).items()}
+                self._rmfs.update(line["rmfs"])
             self._unserved.update(unserved)
             self._index.update(index)  # at once: other threads look into it
         tars: dict[str, tuple[int, str]] = {}
@@ -137,7 +142,21 @@ class MirrorArchive(Archive):
         refused = {d: self._unserved[d] for d in package.detections if d in self._unserved}
         named = {detection: " ".join(self._index[str(detection)]) for detection in package.detections}
         digests = tuple(digest for _, digest in tars.values())
-        yield Fetched(tuple(self.folder / name for name in tars), named, refused, digests)
+        parts, asked = tuple(self.folder / name for name in tars), set[DetectionId]()
+        choose = choose or choose_all(package)
+        chosen = choose(None)
+        while chosen:
+            for detection in sorted(chosen):
+                if str(detection) not in self._rmfs:
+                    raise ArchiveError(
+                        f"{self.folder} was made with --rmf observation, and has not the RMF of {detection}: give that "
+                        "option and the same cuts, or run its download again without it"
+                    )
+            asked |= chosen
+            chosen = choose(parts)
+        yield Fetched(
+            parts, named, refused, digests, None if asked.issuperset(package.detections) else frozenset(asked)
+        )
 
 
 @contextmanager
@@ -180,24 +199,35 @@ class Mirror:
             (folder / "packages").mkdir(parents=True, exist_ok=True)
             index = folder / INDEX_FILE
             index.touch()
-            self._held = self._mend(index)
+            self._held: set[str] = set()
+            self._shared: dict[tuple[str, ...], set[str]] = {}
+            for line in self._mend(index):
+                self._hold(line)
         except OSError as error:
             raise StoreError(f"cannot write {error.filename or folder}: {error.strerror}") from error
 
-    def _mend(self, index: Path) -> set[str]:
-        """Drop lines that were cut short or whose tar is not what they say; give the detections of the others."""
+    def _mend(self, index: Path) -> list[dict[str, Any]]:
+        """Drop lines that were cut short or whose tar is not what they say; give the others."""
         whole = [line for line in read_index(self.folder) if has_tar(self.folder, line)]
-        text = "".join(json.dumps(line) + "\n" for line in whole)
+        text = "".join(json.dumps(_brief(line)) + "\n" for line in whole)
         if text != index.read_text(encoding="utf-8"):
             with write_whole(index, StoreError) as partial:
                 partial.write_text(text, encoding="utf-8")
-        return {detection for line in whole for detection in line["detections"] if detection not in _refused(line)}
+        return whole
+
+    def _hold(self, line: dict[str, Any]) -> None:
+        ids, rmfs = line["detections"], {*line["rmfs"]}
+        if rmfs.issuperset(ids):
+            self._held.update({*ids} - _refused(line).keys())
+        elif not _refused(line):
+            self._shared.setdefault(tuple(ids), set()).update(rmfs)
 
     def __contains__(self, package: Package) -> bool:
-        return all(map(self.holds, package.detections))
+        ids = tuple(map(str, package.detections))
+        return self._held.issuperset(ids) or self._shared.get(ids, set()).issuperset(map(str, package.first_rmfs))
 
     def holds(self, detection: DetectionId) -> bool:
-        """Tell whether the mirror has the files of a detection."""
+        """Tell whether the mirror has all files of a detection."""
         return str(detection) in self._held
 
     def write_catalog(self, planned: Plan) -> None:
@@ -212,15 +242,21 @@ class Mirror:
     def add(self, package: Package, fetched: Fetched) -> None:
         """Keep the files of a package, as `keep` does."""
         files = (product for part in fetched.parts for product in members(part))
-        self.keep(package.detections, files, fetched.unserved)
+        self.keep(package.detections, files, fetched.unserved, fetched.rmfs)
 
     def keep(
         self,
         detections: Sequence[DetectionId],
         files: Iterable[ProductFile],
         unserved: Mapping[DetectionId, str] = MappingProxyType({}),
+        rmfs: frozenset[DetectionId] | None = None,
     ) -> None:
         """Keep the files of some detections: one tar, flushed and renamed, then its line in the index.
+
+        Parameters
+        ----------
+        rmfs : frozenset of DetectionId, optional
+            Detections whose RMF was asked for; None for all.
 
         Raises
         ------
@@ -228,22 +264,24 @@ class Mirror:
             If it cannot be written; what was there before stays.
         """
         ids = [str(detection) for detection in detections]
-        name = f"packages/{hashlib.sha256(' '.join(ids).encode()).hexdigest()[:16]}.tar"
+        asked = ids if rmfs is None else sorted(map(str, rmfs))
+        words = ids if rmfs is None else [*ids, "rmf", *asked]
+        name = f"packages/{hashlib.sha256(' '.join(words).encode()).hexdigest()[:16]}.tar"
         path = self.folder / name
         with write_whole(path, StoreError, advice="; what was finished is kept") as partial:
             with partial.open("wb") as file:
                 write_tar(file, files)
             size, digest = partial.stat().st_size, file_sha256(partial)
-        line: dict[str, Any] = {"file": name, "bytes": size, "sha256": digest, "detections": ids}
+        line: dict[str, Any] = {"file": name, "bytes": size, "sha256": digest, "detections": ids, "rmfs": asked}
         if unserved:
             line["unserved"] = {str(detection): words for detection, words in unserved.items()}
         path = self.folder / INDEX_FILE
         try:
             with self._lock, path.open("a", encoding="utf-8") as index:
-                index.write(json.dumps(line) + "\n")
+                index.write(json.dumps(_brief(line)) + "\n")
                 index.flush()
                 os.fsync(index.fileno())
-                self._held.update(set(ids) - _refused(line).keys())
+                self._hold(line)
         except OSError as error:
             raise StoreError(f"cannot write {path}: {error.strerror}; what was finished is kept") from error
 
@@ -252,6 +290,11 @@ def has_tar(folder: Path, line: dict[str, Any]) -> bool:
     """Tell whether the tar of an index line is there, in its full size."""
     path = folder / line["file"]
     return path.is_file() and bool(path.stat().st_size == line["bytes"])
+
+
+def _brief(line: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of an index line what goes without saying: that the RMF of each detection was asked for."""
+    return {key: value for key, value in line.items() if key != "rmfs" or value != line["detections"]}
 
 
 def _refused(line: dict[str, Any]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from builder import __version__
 from builder.model.errors import SettingError
 from builder.model.releases import RELEASES
 from builder.model.selection import Selection
-from builder.model.settings import DEFAULT_CUTS
+from builder.model.settings import DEFAULT_CUTS, RMFS
 from builder.model.sky import Cone, radius_of
 from builder.model.text import is_url
 
@@ -85,6 +85,14 @@ Patience = Annotated[
         metavar="SECONDS",
         help="Time after which one request to the archive is given up, s.",
         show_default="900, and 40 for a host that was never reached",
+    ),
+]
+Rmf = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(RMFS),
+        help="Detections whose RMF is downloaded: each, or one an observation, whose channel energies serve the others "
+        "(about a tenth of the bytes).",
     ),
 ]
 Columns = Annotated[

@@ -20,6 +20,7 @@ from builder.cli.app import (
     Interrupted,
     Patience,
     Release,
+    Rmf,
     app,
     asked,
     end,
@@ -27,7 +28,7 @@ from builder.cli.app import (
     selects,
 )
 from builder.cli.terminal import bars, shell_path, show_estimate, show_indexed, show_summary, show_uploaded, waiting
-from builder.model.settings import DEFAULT_ARCHIVE, DEFAULT_CONNECTIONS, DEFAULT_RELEASE, Recipe
+from builder.model.settings import DEFAULT_ARCHIVE, DEFAULT_CONNECTIONS, DEFAULT_RELEASE, RMFS, Recipe
 from builder.simulator.habits import HABITS
 
 if TYPE_CHECKING:
@@ -68,14 +69,15 @@ def prepare(
     group: Annotated[bool, typer.Option(rich_help_panel=RECIPE, help="Grouping of the channels.")] = _RECIPE.group,
     splits: Annotated[
         str,
-        typer.Option(help="'none' (all rows are train) or 'source' (by sky cell; other shares as 'source:70/20/10')."),
-    ] = "none",
+        typer.Option(help="'source' (by sky cell; other shares as 'source:70/20/10') or 'none' (all rows are train)."),
+    ] = "source",
     with_responses: Annotated[
         bool, typer.Option("--with-responses", help="Response matrices as config responses, 1 MB a row.")
     ] = False,
     bins: Annotated[
         int, typer.Option(min=0, help="Number of bins of config binned, such as 64; 0 for no such config.")
     ] = 0,
+    rmf: Rmf = RMFS[0],
     sources: Annotated[
         bool, typer.Option("--sources", help="Sums of the detections of each source as config sources.")
     ] = False,
@@ -154,6 +156,7 @@ def prepare(
         Splits.parse(splits),
         with_responses,
         bins,
+        rmf,
         asked(columns),
         sources=sources,
         labels=str(labels or ""),
@@ -267,6 +270,7 @@ def download(
     archive: Archive = DEFAULT_ARCHIVE,
     release: Release = DEFAULT_RELEASE,
     selection: Any = None,
+    rmf: Rmf = RMFS[0],
     columns: Columns = None,
     connections: Connections = DEFAULT_CONNECTIONS,
     patience: Patience = None,
@@ -289,7 +293,7 @@ def download(
         raise SettingError("give the mirror folder to write: chandra-spectra download MIRROR")
     if output_file:
         check_ending(output_file)
-    settings = Settings(archive, release, selection=selection, columns=asked(columns))
+    settings = Settings(archive, release, selection=selection, rmf=rmf, columns=asked(columns))
     with bars() as progress:
         from builder.archive.mirror import open_mirror
         from builder.store.fill import counter, download
@@ -350,6 +354,9 @@ def serve_archive(
     seed: Annotated[int, typer.Option(help="Seed of the simulation and of the faults.")] = 0,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Row limit of the catalog.")] = None,
     bandwidth: Annotated[float | None, typer.Option(min=0.001, help="Bandwidth of all answers together, MB/s.")] = None,
+    latency: Annotated[
+        float, typer.Option(min=0, help="Round-trip time of each connection and each request, s.")
+    ] = 0.0,
     cache: Cache = None,
 ) -> None:
     """Serve an archive on this machine, with the addresses and the habits of the real services, to try things on."""
@@ -364,6 +371,7 @@ def serve_archive(
         habits=habit or [],
         max_rows=max_rows,
         bytes_per_second=bandwidth and bandwidth * 1e6,
+        latency=latency,
     )
     print(f"serving on {server.url}   (Ctrl-C ends it)")
     print(f"try:  chandra-spectra prepare --archive {server.url}", flush=True)

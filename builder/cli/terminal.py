@@ -255,7 +255,16 @@ def show_row(row: dict[str, Any], own: tuple[Column, ...] = ()) -> None:
     from builder.dataset.read import date_text
     from builder.model.columns import columns_of
 
-    texts = ("name", "detection_id", "obsid", "obi", "region_id", "cycle", "instrument")  # said in the title
+    texts = (
+        "name",
+        "detection_id",
+        "obsid",
+        "obi",
+        "region_id",
+        "cycle",
+        "instrument",
+        "ebounds_from",
+    )  # said elsewhere
     table = _table()
     missing = []
     for column in columns_of("spectra", own=own):
@@ -276,7 +285,9 @@ def show_row(row: dict[str, Any], own: tuple[Column, ...] = ()) -> None:
     instrument = f", {row['instrument']}" if row["instrument"] else ""
     console.print(f"\ndetection {row['detection_id']}{of}{instrument}", style="bold")
     _show(table, console)
-    console.print("files  " + "\n       ".join(row[f"{kind}_file"] for kind in ("pha", "arf", "rmf")))
+    files = [row[f"{kind}_file"] for kind in ("pha", "arf", "rmf")]
+    files[2] = files[2] or f"channel energies from the RMF of {row['ebounds_from']}"
+    console.print("files  " + "\n       ".join(files))
     if missing:
         print(textwrap.fill(", ".join(missing), console.width, initial_indent="null   ", subsequent_indent=" " * 7))
     print()
@@ -341,14 +352,14 @@ def waiting(text: str) -> Iterator[None]:
 
 
 def show_estimate(planned: Plan, bandwidth: float) -> None:
-    """Show the size and the time of the download of a selection, at a bandwidth in MB/s."""
+    """Show the size and the time of the download of a selection, with either choice of RMFs, at a bandwidth in MB/s."""
     from rich.console import Console
     from rich.table import Table
 
-    from builder.archive.packages import DETECTION_BYTES
+    from builder.archive.packages import DETECTION_BYTES, RMF_BYTES, divide
+    from builder.model.settings import RMFS
 
-    size = len(planned.catalog) * DETECTION_BYTES
-    hours = size / (bandwidth * 1e6) / 3600
+    detections = [detection for package in planned.packages for detection in package.detections]
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -356,10 +367,12 @@ def show_estimate(planned: Plan, bandwidth: float) -> None:
     table.add_row("detections", f"{len(planned.catalog):,}", f"in {several(len(planned.packages), 'package')}")
     if planned.rejections:
         table.add_row("without spectra", f"{len(planned.rejections):,}", "not ACIS")
-    table.add_row("download", size_text(size), "about 1.1 MB a detection")
-    table.add_row(
-        "time", f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(hours * 60))} min", f"at {bandwidth:g} MB/s"
-    )
+    for rmf in RMFS:
+        rmfs = sum(len(package.first_rmfs) for package in divide(detections, rmf=rmf))
+        size = len(detections) * (DETECTION_BYTES - RMF_BYTES) + rmfs * RMF_BYTES
+        hours = size / (bandwidth * 1e6) / 3600
+        time_text = f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(hours * 60))} min"
+        table.add_row(f"--rmf {rmf}", size_text(size), f"{several(rmfs, 'RMF')}, {time_text} at {bandwidth:g} MB/s")
     _show(table, Console(highlight=False))
     _show_matches(planned.matches)
 

@@ -33,7 +33,7 @@ from builder.model.columns import (
 from builder.model.errors import MissingExtraError
 from builder.model.folding import PHOTON_ENERGIES
 from builder.model.records import REASONS
-from builder.model.settings import EMBEDDED, EMBEDDED_REMARK, Recipe, Settings, last_part
+from builder.model.settings import EMBEDDED, EMBEDDED_REMARK, RMFS, Recipe, Settings, last_part
 from builder.model.sky import radius_of
 from builder.model.splits import SPLITS, Splits
 from builder.model.text import several, size_text
@@ -156,7 +156,8 @@ def _render(
             for config, splits in sizes.items()
         ),
         "splits": _splits(settings, scalars),
-        "how_to_split": _DIVIDED if settings.splits.divided else _UNDIVIDED,
+        "first": next(iter(sizes["spectra"])),
+        "how_to_split": _DIVIDED.format("+".join(sizes["spectra"])) if settings.splits.divided else _UNDIVIDED,
         "several": f"{len(repeated):,} of the {len(names):,} sources",
         "repeated": f"{sum(repeated):,}",
         "selected": selection_words(settings),
@@ -174,8 +175,10 @@ def _render(
         "matrix": (
             "The redistribution matrix is in config `responses`, under `rmf_sha256`."
             if settings.responses
-            else "The redistribution matrix (RMF) is not in the dataset; `rmf_file` and `rmf_sha256` name it."
+            else "The redistribution matrix (RMF) is not in the dataset; `rmf_file` and `rmf_sha256` name it"
+            + (" where it was read." if settings.rmf != RMFS[0] else ".")
         ),
+        "rmf": "" if settings.rmf == RMFS[0] else _rmf(manifest.own_rmfs),
         "negative": " Background-subtracted rates can be negative." if recipe.subtract else "",
         "saturated": several(pc.sum(scalars["sat_src_flag"]).as_py() or 0, "row"),
         "streaked": several(pc.sum(scalars["streak_src_flag"]).as_py() or 0, "row"),
@@ -220,9 +223,30 @@ The splits are by place on the sky, so that a source is on one side only, as col
 ```python
 from datasets import load_dataset
 
-print(load_dataset("chandra_spectra"))
+parts = load_dataset("chandra_spectra")                                          # by name
+everything = load_dataset("chandra_spectra", split="{}")
 ```
 """
+
+
+_SHARED = """
+**One RMF an observation** was downloaded (`--rmf observation`). The reduction takes nothing of an RMF but the energies
+of the channels, and they are the same, bit for bit, in all ACIS products that are known: the catalog's pipeline makes
+each RMF for channels 1 to 1024 of 14.6 eV. `ebounds_from` names the detection whose RMF they were read in; where it is
+another, `rmf_file` and `rmf_sha256` are null. No RMF of such a row was looked at: `chandra-spectra verify
+chandra_spectra --recheck 100` fetches those of 100 rows and compares. {}
+"""
+
+
+def _rmf(own: tuple[str, ...]) -> str:
+    """Explain one RMF an observation, and name the observations in which it did not do."""
+    if not own:
+        return _SHARED.format("All RMFs that were read have these energies.")
+    named = ", ".join(own[:_LONG]) + (f" and {len(own) - _LONG:,} more" if len(own) > _LONG else "")
+    return _SHARED.format(
+        f"In {several(len(own), 'observation')} ({named}) an RMF has other energies: there each row has those of its "
+        "own RMF, see `own_rmfs` in `manifest.json`."
+    )
 
 
 def release_words(settings: Settings) -> str:
@@ -362,6 +386,7 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
     words += [] if recipe.subtract else ["--no-subtract"]
     words += [] if recipe.group else ["--no-group"]
     words += [] if settings.splits == Splits() else [f"--splits {settings.splits}"]
+    words += [] if settings.rmf == RMFS[0] else [f"--rmf {settings.rmf}"]
     words += ["--with-responses"] if settings.responses else []
     words += [f"--bins {settings.bins}"] if settings.bins else []
     words += ["--sources"] if settings.sources else []

@@ -141,6 +141,9 @@ class Manifest:
         the embedded sample a ``remark``.
     files : tuple of Entry
         All files but the manifest.
+    own_rmfs : tuple of str
+        With ``rmf`` of the settings ``observation``, the observations of which an RMF was read that has other channel
+        energies than all known ACIS products: there each detection's own RMF was asked for.
     columns : tuple of dict
         Columns besides those of every dataset, as `builder.model.own.own_dicts` gives them.
     statistics : dict
@@ -159,6 +162,7 @@ class Manifest:
     catalog: dict[str, Any]
     counts: Counts
     files: tuple[Entry, ...]
+    own_rmfs: tuple[str, ...] = ()
     columns: tuple[dict[str, str], ...] = ()
     statistics: dict[str, Any] = dataclasses.field(default_factory=dict)
     created: str = ""
@@ -178,6 +182,7 @@ class Manifest:
                 raise OutputError(f"{path} is not the manifest of a prepared folder")
             content["counts"] = _pick(Counts, content["counts"])
             content["files"] = tuple(_pick(Entry, file) for file in content["files"])
+            content["own_rmfs"] = tuple(content.get("own_rmfs", ()))
             content["columns"] = tuple(content.get("columns", ()))
             manifest: Manifest = _pick(cls, content)
             _ = manifest.parts, manifest.recipe, manifest.own  # refuses wrong values now rather than when they are used
@@ -302,6 +307,7 @@ class Manifest:
                 self.splits,
                 own["responses"],
                 self.bins,
+                own["rmf"],
                 tuple(filter(None, own.get("columns", "").split(","))),
                 sources=self.sources,
                 labels=own.get("labels", ""),
@@ -319,6 +325,19 @@ def _pick(kind: Any, content: dict[str, Any]) -> Any:
     unset = dataclasses.MISSING
     fields = {field.name: field.default is field.default_factory is unset for field in dataclasses.fields(kind)}
     return kind(**{name: content[name] for name, needed in fields.items() if needed or name in content})
+
+
+def lacks(folder: Path | str, *configs: str) -> str:
+    """Say, with the command that helps, which of these configs a prepared folder lacks; empty where it has them all."""
+    if not Path(folder, MANIFEST_FILE).is_file():
+        return (
+            f"there is no prepared folder {folder}: make one with chandra-spectra prepare {folder} --archive embedded "
+            "--with-responses --bins 64"
+        )
+    there = {config for config, _ in Manifest.read(Path(folder)).parts}
+    options = {"responses": "--with-responses", "binned": "--bins 64"}
+    missing = [options[config] for config in configs if config not in there]
+    return f"{folder} was prepared without {' '.join(missing)}: prepare it again so, with --force" if missing else ""
 
 
 def named_files(there: Folder, name: str) -> set[str]:

@@ -290,16 +290,18 @@ def _gallery(figure: Figure, folder: Path, scalars: pa.Table) -> str:
     figure.subplots_adjust(
         left=0.8 / width, right=1 - 0.1 / width, bottom=0.6 / height, top=1 - 0.45 / height, hspace=0.5, wspace=0.24
     )
-    panels = iter(figure.subplots(lines, columns, squeeze=False).flat)
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True).flat
     bins = [[np.array(row["spectrum"][f"ene_{edge}_bin"], float) for edge in ("low", "high")] for row in rows]
     # A channel at 0 keV has no place on a logarithmic axis, and ACIS sees nothing below 0.1.
     limits = max(0.1, 0.96 * min(low[0] for low, _ in bins)), 1.04 * max(high[-1] for _, high in bins)
     for row, (low, high), axes in zip(rows, bins, panels, strict=False):
         _spectrum(axes, row, low, high)
-        energy_axis(axes, *limits, _TICKS)
         axes.minorticks_off()  # most of the time of drawing, and too fine to read
-    for axes in panels:  # those that are left
-        axes.set_axis_off()
+    energy_axis(axes, *limits, _TICKS)  # of all, as they share it
+    axes.minorticks_off()
+    for number in range(len(rows), lines * columns):  # those that are left
+        panels[number].set_axis_off()
+        panels[number - columns].tick_params(labelbottom=True)
     figure.text(0.5, 0.12 / height, "energy (keV)", ha="center")
     figure.text(0.12 / width, 0.5, "counts / s / keV", va="center", rotation=90)
     return (
@@ -309,11 +311,14 @@ def _gallery(figure: Figure, folder: Path, scalars: pa.Table) -> str:
 
 
 def _spectrum(axes: Axes, row: dict[str, Any], low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
+    from matplotlib.ticker import LogLocator
+
     rate, error = (np.array(row["spectrum"][name], float) for name in ("flux", "flux_error"))
     axes.stairs(rate, np.append(low, high[-1]), baseline=None, color="C0", alpha=0.5, lw=0.6)
     _, (low, high, rate, error) = merged_bins(low, high, rate, error)
     axes.errorbar((low + high) / 2, rate, error, (high - low) / 2, fmt="none", ecolor="C0", elinewidth=1)
     axes.set_yscale("log", nonpositive="clip")
+    axes.yaxis.set_major_locator(LogLocator(numticks=4))
     if (positive := rate[rate > 0]).size:
         bottom, top = np.log10([positive.min() / 2, (rate + error).max() * 1.5])
         bottom = bottom if np.ceil(bottom) <= top else np.floor(bottom)  # a power of ten is what is labelled

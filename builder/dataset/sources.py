@@ -118,7 +118,8 @@ def _scalars_of(
             made[name].append(sum(of[name]))
         for name in ("grating", "ebounds_id"):
             made[name].append(of[name][0])
-        made["rmf_sha256"].append(of["rmf_sha256"][int(np.argmax(of["exposure"]))])
+        longest = sorted(zip(of["exposure"], of["rmf_sha256"], strict=True), key=lambda pair: -pair[0])
+        made["rmf_sha256"].append(next((key for _, key in longest if key is not None), None))
     of_source = {name: first[name].combine_chunks() for name in master}
     return of_source | {name: pa.array(values, _TYPES[name]) for name, values in made.items()}
 

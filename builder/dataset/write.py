@@ -90,6 +90,7 @@ def write_folder(
     attributes = {**described, "dataset": "chandra_spectra", "builder": __version__, "versions": versions}
     rejections = [rejections_table(planned.rejections)]
     grids = EBOUNDS_SCHEMA.empty_table()
+    own_rmfs: set[str] = set()
     rows, selected = 0, len(planned.rejections)
     own = own_columns(planned.catalog.schema)
     shards = {
@@ -105,6 +106,7 @@ def write_folder(
         hdf5 = stack.enter_context(HDF5Writer(folder / HDF5_FILE, attributes, columns))
         for package, result in results:
             selected += _complete(package, result)
+            own_rmfs.update(package.own)
             table = join(planned.catalog, package, result, settings.splits)
             rows_of = {"spectra": table, "counts": table}
             if settings.bins:
@@ -156,6 +158,7 @@ def write_folder(
         | ({"labels": planned.labels} if planned.labels else {}),
         Counts(detections, planned.duplicates, selected, rows, len(rejected), reasons),
         tuple(files),
+        tuple(sorted(own_rmfs)),
         tuple(own_dicts(own)),
     )
     manifest = dataclasses.replace(manifest, statistics=train_statistics(folder, manifest))

@@ -209,7 +209,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("healpix", "int64", "HEALPix cell of ra, dec: nside 16, nested", "astropy_healpix.lonlat_to_healpix",
            nullable=True),
     Column("split", "string", "train, validation or test: the same for all rows of a sky cell",
-           "hash of healpix, see builder.splits"),
+           "hash of healpix, see docs/recipe.md"),
     Column(SEVERAL_SOURCES, "bool",
            "the catalog's answer lists the detection under another source, too: name is the first of them",
            "rows of the catalog with the same obsid, obi, region_id"),
@@ -279,7 +279,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("grating", "string", "NONE, HETG or LETG; with a grating in the beam the effective area is much smaller",
            "GRATING of the PHA file", nullable=True),
     Column("caldb_version", "string", "version of the calibration database",
-           "CALDBVER of the ARF file, else of the RMF file", nullable=True),
+           "CALDBVER of the ARF file", nullable=True),
     Column("exposure", "float64", "exposure of the source spectrum", "EXPOSURE of the PHA file", "s"),
     Column("background_scale", "float64", "factor from background counts to counts in the source region",
            "(EXPOSURE*BACKSCAL*AREASCAL) of the source / the same of the background"),
@@ -289,11 +289,14 @@ COLUMNS: tuple[Column, ...] = (
            "COUNTS of the PHA file's background", "count"),
     Column("n_bins", "int32", "number of bins of the spectrum", "length of spectrum.flux"),
     # provenance
-    *(Column(f"{kind}_file", "string", f"name of the {kind.upper()} file as served", "archive", record=f"files.{kind}")
+    *(Column(f"{kind}_file", "string", f"name of the {kind.upper()} file as served", "archive", record=f"files.{kind}",
+             nullable=kind == "rmf")
       for kind in Trio._fields),
     *(Column(f"{kind}_sha256", "string", f"SHA-256 of the {kind.upper()} file, gunzipped", "archive",
-             record=f"sha256.{kind}")
+             record=f"sha256.{kind}", nullable=kind == "rmf")
       for kind in Trio._fields),
+    Column("ebounds_from", "string", "detection whose RMF file gave the channel energies: with one RMF an observation, "
+           "another than this where rmf_file is null", "archive", record="ebounds_source"),
     # spectrum
     _spectrum("ene_center_bin", "energy", "ene", "centre of the bin", "(low + high) / 2", "keV"),
     _spectrum("ene_low_bin", "energy_lo", "ene_lo", "low edge of the bin", "Sherpa data plot, xlo", "keV"),
@@ -386,8 +389,9 @@ SOURCES: tuple[Column, ...] = (
             "count"),
     _source("background_counts_total", "int64", "counts in the kept energy range, background regions, not scaled",
             "sum of background_counts_total", "count"),
-    _source("rmf_sha256", "string", "response of the summed detection with the longest exposure: those of the others "
-            "differ from it", "archive"),
+    dataclasses.replace(
+        _source("rmf_sha256", "string", "response of the summed detection with the longest exposure of those that have "
+                "one: those of the others differ from it", "archive"), nullable=True),
     _source("counts", "int32", "counts in PI channels 1 to 1024, source regions", "sum of counts", "count",
             N_CHANNELS),
     _source("background_counts", "int32", "counts in PI channels 1 to 1024, background regions, not scaled",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ def _integral(area: Floats, low: Floats, high: Floats, energy: Floats) -> Floats
     return integral
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Matrix:
     """A response matrix, its values one group of channels after the other.
 
@@ -106,28 +107,31 @@ class Matrix:
     ----------
     low, high : ndarray of float64, shape (energies,)
         Edges of the photon energy bins.
-    energy, width : ndarray of int64, shape (groups,)
-        Number of the photon energy bin, and of channels, of each group.
-    channel : ndarray of int64, shape (values,)
-        From 0.
+    energy, first, width : ndarray of int64, shape (groups,)
+        Number of the photon energy bin, first channel, from 0, and number of channels of each group.
     value : ndarray of float32, shape (values,)
     """
 
     low: Floats
     high: Floats
     energy: NDArray[np.int64]
+    first: NDArray[np.int64]
     width: NDArray[np.int64]
-    channel: NDArray[np.int64]
     value: NDArray[np.float32]
 
     @classmethod
     def decode(cls, row: Mapping[str, Any]) -> Matrix:
         """Decode the columns of config ``responses``, whose groups of channels are those of CAL/GEN/92-002."""
         energy = np.repeat(np.arange(row["n_grp"].size), row["n_grp"])
-        width = row["n_chan"].astype(np.int64)
-        end = np.cumsum(width)
-        channel = np.arange(width.sum()) + np.repeat(row["f_chan"] - row["first_channel"] - (end - width), width)
-        return cls(row["energy_lo"], row["energy_hi"], energy, width, channel, row["matrix"])
+        first, width = (row["f_chan"] - row["first_channel"]).astype(np.int64), row["n_chan"].astype(np.int64)
+        return cls(row["energy_lo"], row["energy_hi"], energy, first, width, row["matrix"])
+
+    @cached_property
+    def _channel(self) -> NDArray[np.int64]:
+        """Channel of each value, from 0."""
+        begin = np.cumsum(self.width) - self.width
+        channel: NDArray[np.int64] = np.arange(self.value.size) + np.repeat(self.first - begin, self.width)
+        return channel
 
     def has_energies_of(self, area: tuple[Floats, ...]) -> bool:
         """Compare the energies with those of an effective area; behind its own, it may be padded with bins of 0 keV."""
@@ -142,7 +146,7 @@ class Matrix:
     def fold(self, photons: Floats) -> Floats:
         """Distribute what is detected in each energy bin over the channels."""
         spread = np.repeat(photons[self.energy], self.width) * self.value
-        return np.bincount(self.channel, spread, N_CHANNELS).astype(np.float64, copy=False)
+        return np.bincount(self._channel, spread, N_CHANNELS).astype(np.float64, copy=False)
 
     def compact(self, area: Floats, bins: Bins, edges: Floats) -> NDArray[np.float32]:
         """Average area times matrix over coarse photon energies, and sum it over the channels of each bin.
@@ -169,18 +173,17 @@ class Matrix:
         ndarray of float32, shape (n, number of bins)
             cm2.
         """
-        of_channel = np.searchsorted(bins.begin, np.arange(N_CHANNELS), side="right") - 1  # -1 below the first bin
-        size = bins.low.size
-        number = of_channel[self.channel]
-        kept = (number >= 0) & (number < size)
-        place = np.repeat(self.energy, self.width) * size + number
-        summed = np.bincount(place[kept], self.value[kept], self.low.size * size).reshape(-1, size)
+        total = np.append(0, np.cumsum(self.value, dtype=np.float64))
+        start = np.cumsum(self.width) - self.width
+        within = np.clip(bins.begin - self.first[:, np.newaxis], 0, self.width[:, np.newaxis])
+        summed = np.zeros((self.low.size, bins.low.size))
+        np.add.at(summed, self.energy, np.diff(total[start[:, np.newaxis] + within], axis=1))
         ends = np.append(self.low, self.high[-1])
         steps = np.unique(np.concatenate([edges, np.clip(ends, edges[0], edges[-1])]))  # of no two bins of either kind
         fine, coarse = (np.searchsorted(each, steps[:-1], side="right") - 1 for each in (ends, edges))
-        within = (fine >= 0) & (fine < self.low.size)
-        fine = np.where(within, fine, 0)
-        weight = np.where(within, area[fine], 0) * np.diff(np.log(steps)) / np.diff(np.log(edges))[coarse]
+        known = (fine >= 0) & (fine < self.low.size)
+        fine = np.where(known, fine, 0)
+        weight = np.where(known, area[fine], 0) * np.diff(np.log(steps)) / np.diff(np.log(edges))[coarse]
         # no matrix product, whose last digits are those of a machine
         parts = weight[:, np.newaxis] * summed[fine]
         response: NDArray[np.float32] = np.add.reduceat(parts, np.searchsorted(steps, edges[:-1])).astype(np.float32)

@@ -94,6 +94,12 @@ class DetectionId:
         """The detection's row in the catalog, which knows no cycles."""
         return DetectionId(self.obsid, self.obi, self.region_id)
 
+    @property
+    def observation(self) -> str:
+        """The observation interval, ``obsid.obi``, with the cycle of an interleaved one."""
+        stem = f"{self.obsid}.{self.obi}"
+        return f"{stem}.{self.cycle}" if self.cycle else stem
+
     def with_cycle(self, cycle: str) -> DetectionId:
         """Return the spectrum of one cycle of this detection."""
         return DetectionId(self.obsid, self.obi, self.region_id, cycle)

@@ -27,6 +27,10 @@ N_CHANNELS = 1024
 BROAD = slice(35, 479)
 """The channels that lie within the catalog's broad band, 0.5-7 keV: 36 to 479, at their array positions."""
 
+ACIS_GRID = "cf51a61207d6f37e"
+"""`ebounds_id` of the channel energies of all known ACIS products: 14.6 eV each, the first from 7.3 eV, as mkacisrmf
+makes them for the PI channels 1 to 1024."""
+
 REASONS = {
     "no_detection": "the catalog's row has ids that no detection can have",
     "not_acis": "the instrument is HRC, which hardly resolves energy",
@@ -64,11 +68,11 @@ class File:
 
 
 class Trio(NamedTuple):
-    """A text for each of the three files of a detection, such as its name."""
+    """A text for each of the three files of a detection, such as its name; none for an RMF that was not read."""
 
     pha: str
     arf: str
-    rmf: str
+    rmf: str | None
 
 
 class ProductFile(Protocol):
@@ -119,6 +123,38 @@ class Rejection:
     def __post_init__(self) -> None:
         if self.reason not in REASONS:
             raise ValueError(f"unknown reason code {self.reason!r}")
+
+
+def ebounds_id(low: NDArray[np.float64], high: NDArray[np.float64]) -> str:
+    """Give 16 hexadecimal digits of the SHA-256 of channel energies (both edges, little-endian float64)."""
+    digest = hashlib.sha256(low.astype("<f8").tobytes())
+    digest.update(high.astype("<f8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Energies:
+    """The channel energies of an RMF file, and the file.
+
+    Attributes
+    ----------
+    detection : DetectionId
+        Whose file it is.
+    file, sha256 : str
+        Its name, and the SHA-256 of the inflated bytes.
+    telescope, instrument : str
+        TELESCOP and INSTRUME; empty where it does not say.
+    low, high : ndarray of float64, shape (1024,)
+        Nominal energy range of each channel, keV (EBOUNDS).
+    """
+
+    detection: DetectionId
+    file: str
+    sha256: str
+    telescope: str
+    instrument: str
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,6 +231,8 @@ class Spectrum:
         Fraction of the point-spread function in the region.
     ebounds_lo, ebounds_hi : ndarray of float64, shape (1024,)
         Nominal energy range of each channel, keV (EBOUNDS of the RMF).
+    ebounds_from : DetectionId
+        Whose RMF that is.
     files, sha256 : Trio
         Names and SHA-256 (of the inflated bytes) of the PHA, ARF and RMF file.
     response : Response or str, optional
@@ -231,6 +269,7 @@ class Spectrum:
     specresp: NDArray[np.float32]
     ebounds_lo: NDArray[np.float64]
     ebounds_hi: NDArray[np.float64]
+    ebounds_from: DetectionId
     files: Trio
     sha256: Trio
     psf_frac: NDArray[np.float32] | None = None
@@ -255,7 +294,7 @@ class Spectrum:
         demand(area_faults(*area), arf)
         if self.psf_frac is not None:
             demand(fraction_faults(self.arf_energy_lo, self.psf_frac), arf)
-        demand(energy_faults("ebounds", self.ebounds_lo, self.ebounds_hi), rmf)
+        demand(energy_faults("ebounds", self.ebounds_lo, self.ebounds_hi), rmf or str(self.ebounds_from))
         demand(bin_faults(*bins), pha)
 
     @property
@@ -265,7 +304,10 @@ class Spectrum:
 
     @property
     def ebounds_id(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of the channel energies (both edges, little-endian float64)."""
-        digest = hashlib.sha256(self.ebounds_lo.astype("<f8").tobytes())
-        digest.update(self.ebounds_hi.astype("<f8").tobytes())
-        return digest.hexdigest()[:16]
+        """Key of the channel energies, see `ebounds_id`."""
+        return ebounds_id(self.ebounds_lo, self.ebounds_hi)
+
+    @property
+    def ebounds_source(self) -> str:
+        """Name of the detection whose RMF gave the channel energies."""
+        return str(self.ebounds_from)

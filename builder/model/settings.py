@@ -39,6 +39,9 @@ DEFAULT_LABEL_RADIUS = 1 / 3600
 DEFAULT_CONNECTIONS = 4
 """Connections to the archive at once: its own limit is not published, so few."""
 
+RMFS = ("each", "observation")
+"""Detections whose RMF is asked for: each, or one of each observation, whose channel energies then serve the others."""
+
 DEFAULT_CUTS = {"min_cnts": 40.0, "min_sig": 4.0, "max_theta": 10.0}
 """Of net counts, of flux significance, and arcmin off axis: the largest recommended set."""
 
@@ -133,6 +136,8 @@ class Settings:
         Keep the response matrices, for config ``responses``.
     bins : int
         Number of logarithmic bins of the kept energies, for config ``binned``; 0 for none.
+    rmf : str
+        One of `RMFS`.
     columns : tuple of str
         Columns of the catalog besides those of the dataset, such as ``m.gal_l`` (of its sources) and ``o.apec_z`` (of
         its detections).
@@ -146,7 +151,8 @@ class Settings:
     Raises
     ------
     SettingError
-        If the archive is no folder's name and no address, the release unknown, or a bin narrower than a channel.
+        If the archive is no folder's name and no address, the release unknown, a bin narrower than a channel, or
+        responses are to be kept of RMFs that are not asked for.
     """
 
     archive: str = DEFAULT_ARCHIVE
@@ -157,6 +163,7 @@ class Settings:
     splits: Splits = dataclasses.field(default_factory=Splits)
     responses: bool = False
     bins: int = 0
+    rmf: str = RMFS[0]
     columns: tuple[str, ...] = ()
     sources: bool = False
     labels: str = ""
@@ -181,6 +188,10 @@ class Settings:
             if not isinstance(value := getattr(self, name), kind):
                 raise SettingError(f"{name} must be a {kind.__name__}, not {value!r}")
         _check_bins(self.bins, self.recipe)
+        if self.rmf not in RMFS:
+            raise SettingError(f"rmf must be {' or '.join(RMFS)}, not {self.rmf!r}")
+        if (self.responses or self.bins) and self.rmf != RMFS[0]:
+            raise SettingError("responses, whole or compact, need the RMF of each detection: not with rmf observation")
         if "://" in self.archive:
             object.__setattr__(self, "archive", _address(self.archive))
         release_of(self.release)  # refuses one that cannot be
@@ -224,6 +235,7 @@ class Settings:
             "responses": self.responses,
             **({"columns": ",".join(self.columns)} if self.columns else {}),
             **({"bins": self.bins} if self.bins else {}),
+            "rmf": self.rmf,
             **({"sources": True} if self.sources else {}),
             **({"labels": last_part(self.labels), "label_radius": self.label_radius} if self.labels else {}),
             **({"labels_sha256": labels_sha256} if labels_sha256 else {}),

@@ -27,7 +27,8 @@ class Splits:
     Attributes
     ----------
     divided : bool
-        Files for each split; if not, all rows are in the files of `train`, and column ``split`` tells them apart.
+        Files for each split, as by default; if not, all rows are in the files of `train`, and column ``split`` tells
+        them apart.
     shares : (int, int, int)
         Shares of the sky, per cent, of train, validation and test.
 
@@ -37,7 +38,7 @@ class Splits:
         If the shares are negative or do not add up to 100.
     """
 
-    divided: bool = False
+    divided: bool = True
     shares: tuple[int, int, int] = (80, 10, 10)
 
     def __post_init__(self) -> None:
@@ -47,10 +48,10 @@ class Splits:
 
     @classmethod
     def parse(cls, text: str) -> Splits:
-        """Read ``none``, ``source`` or, with other shares, such as ``source:70/20/10``; SettingError for another."""
+        """Read ``source``, ``none`` or, with other shares, such as ``source:70/20/10``; SettingError for another."""
         match = re.fullmatch(r"(none|source)(?::(\d+(?:/\d+)*))?", text) if isinstance(text, str) else None
         if match is None:
-            raise SettingError(f"splits {text!r}: give none, source, or source:70/20/10 for other shares")
+            raise SettingError(f"splits {text!r}: give source, source:70/20/10 for other shares, or none")
         shares = tuple(map(int, match[2].split("/"))) if match[2] else cls().shares
         return cls(match[1] == "source", shares)  # type: ignore[arg-type]
 

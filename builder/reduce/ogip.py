@@ -8,6 +8,8 @@ cut short or of another kind is a `ProductError`, never a guess.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 import re
 import struct
@@ -78,6 +80,11 @@ def inflate(file: ProductFile) -> bytes:
     return inflated
 
 
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class _Field:
     """A column: its number, how many of what type code a row holds, what a list is of, where in the row, and from 0."""
@@ -131,7 +138,7 @@ class Table:
                 raise self._unreadable(f"no keyword {keyword}")
             return default
         value = raw.decode("ascii", "replace").strip()
-        if quoted := _QUOTED.match(value):
+        if value.startswith("'") and (quoted := _QUOTED.match(value)):
             return quoted[1].replace("''", "'").strip()
         return value.partition("/")[0].strip()
 
@@ -146,6 +153,8 @@ class Table:
         if default is not None and _key(keyword) not in self.cards:
             return float(default)
         text = self.text(keyword)
+        if text.isdecimal() and text.isascii():  # as most are
+            return float(text)
         if not _NUMBER.fullmatch(text):  # float() takes more, such as 1_000 and nan
             raise self._unreadable(f"keyword {keyword} is {text!r}, not a number")
         return float(text.replace("D", "E").replace("d", "e").replace(" ", ""))
@@ -291,6 +300,7 @@ class Table:
         return np.frombuffer(self.data, dtype=row, count=rows)
 
 
+@functools.lru_cache(maxsize=512)
 def _key(keyword: str) -> bytes:
     """Return what a card with a value begins with."""
     return keyword.encode().ljust(8) + b"= "

@@ -14,8 +14,6 @@ of background counts times it is the number of background counts expected in the
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -32,24 +30,25 @@ from builder.archive.packages import HARDLY
 from builder.archive.products import ProductName
 from builder.model.errors import ProductError, SettingError
 from builder.model.folding import Bins, Matrix, bin_edges, photon_edges
-from builder.model.ids import DetectionId
-from builder.model.invariants import Fault, channel_faults, demand, energy_faults, fraction_faults
-from builder.model.records import N_CHANNELS, ProductFile, Products, Rejection, Response, Spectrum, Stage, Trio
+from builder.model.invariants import Fault, channel_faults, demand, fraction_faults
+from builder.model.records import Energies, ProductFile, Products, Rejection, Response, Spectrum, Stage, Trio
 from builder.model.settings import Recipe
-from builder.reduce.ogip import Table, content, extension, inflate, tables
+from builder.reduce.energies import (
+    CHANNELS,
+    EVERYWHERE,
+    check_channels,
+    check_ids,
+    check_shared,
+    check_words,
+    energies_of,
+)
+from builder.reduce.ogip import Table, content, extension, inflate, sha256, tables
 from builder.reduce.response import read_response
-
-logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
-_CHANNELS = np.arange(1, N_CHANNELS + 1, dtype=np.float64)
-_IDS = ("OBS_ID", "OBI_NUM", "REGIONID")
-_CYCLE_HEADER = {"e1": "P", "e2": "S"}  # the CYCLE keyword: primary and secondary exposures
-_EVERYWHERE = {"TELESCOP": "CHANDRA", "INSTRUME": "ACIS", "CHANTYPE": "PI"}
-"""Values that these keywords of each extension have, where they are there (see docs/recipe.md)."""
 _SPECTRUM = {"HDUCLAS3": "COUNT", "HDUCLAS4": "TYPE:I", "POISSERR": "T"}
-"""The same for a spectrum."""
+"""Values that these keywords of a spectrum have, where they are there (see docs/recipe.md)."""
 _PER_CHANNEL = {"BACKSCAL", "AREASCAL", "BACKGROUND_UP", "BACKGROUND_DOWN"}  # columns that change Sherpa's numbers
 
 
@@ -65,7 +64,13 @@ class BinnedRates(NamedTuple):
 
 
 def reduce_products(
-    products: Products, recipe: Recipe, url: str = "", *, response: bool = False, bins: int = 0
+    products: Products,
+    recipe: Recipe,
+    url: str = "",
+    *,
+    response: bool = False,
+    bins: int = 0,
+    energies: Energies | None = None,
 ) -> Spectrum | Rejection:
     """Reduce one detection.
 
@@ -79,6 +84,8 @@ def reduce_products(
         Keep the RMF's matrix, too.
     bins : int
         Make the compact response for so many bins, too.
+    energies : Energies, optional
+        Channel energies from the RMF of another detection of the observation, in place of the detection's own.
 
     Returns
     -------
@@ -87,7 +94,7 @@ def reduce_products(
     """
     try:
         with np.errstate(all="ignore"):  # what overflows or is divided by zero ends up not finite, and is checked
-            return _reduce(products, recipe, response, bins)
+            return _reduce(products, recipe, response, bins, energies)
     except ProductError as error:
         stage: Stage = "fetch" if error.reason.startswith("missing_") else "reduce"
         return Rejection(products.detection, stage, error.reason, str(error), url)
@@ -95,38 +102,34 @@ def reduce_products(
         return Rejection(products.detection, "reduce", "not_reducible", f"Sherpa: {error}", url)
 
 
-def _reduce(products: Products, recipe: Recipe, response: bool, bins: int) -> Spectrum:
+def _reduce(products: Products, recipe: Recipe, response: bool, bins: int, shared: Energies | None) -> Spectrum:
     detection = products.detection
     for file in filter(None, (products.pha, products.arf, products.rmf)):
         if (parsed := ProductName.parse(file.name)) and parsed.instrument == "hrc":
             raise ProductError("not_acis", f"{file.name}: HRC {HARDLY}")
-    pha, arf, rmf = (_present(products, kind) for kind in ("pha", "arf", "rmf"))
-    inflated = [inflate(file) for file in (pha, arf, rmf)]
+    pha, arf = (_present(products, kind) for kind in ("pha", "arf"))
+    rmf = None if shared else _present(products, "rmf")
+    inflated = [inflate(file) for file in (pha, arf, rmf) if file is not None]
     pha_tables = tables(inflated[0], pha.name, "pha")
     source, background = _source_and_background(pha_tables, pha)
     area = extension(tables(inflated[1], arf.name, "arf"), "SPECRESP", arf.name, "arf")
-    rmf_tables = tables(inflated[2], rmf.name, "rmf")
-    ebounds = extension(rmf_tables, "EBOUNDS", rmf.name, "rmf")
+    rmf_tables = tables(inflated[2], rmf.name, "rmf") if rmf else []
     for table in (source, background, area, *rmf_tables):
-        _check_words(table, _EVERYWHERE)
-        _check_ids(table, detection, complete=table is source)
+        check_words(table, EVERYWHERE)
+        check_ids(table, detection, complete=table is source)
 
     channel, counts = _channels(source)
     background_channel, background_counts = _channels(background)
-    rmf_channel, ebounds_lo, ebounds_hi = ebounds.columns("CHANNEL", "E_MIN", "E_MAX")
-    found = ((pha.name, channel), (f"the background of {pha.name}", background_channel), (rmf.name, rmf_channel))
-    for name, numbers in found:
-        if not np.array_equal(numbers, _CHANNELS):
-            raise ProductError(
-                "channel_mismatch", f"{name} has {numbers.size} channels from {numbers[:1]}, not 1 to {N_CHANNELS}"
-            )
-    energies = [edges.astype(np.float64) for edges in (ebounds_lo, ebounds_hi)]
+    check_channels(pha.name, channel)
+    check_channels(f"the background of {pha.name}", background_channel)
+    # Checked before Sherpa filters by them.
+    energies = shared or energies_of(detection, rmf.name if rmf else "", rmf_tables, inflated[-1])
+    check_shared(source, energies, detection)
     arf_lo, arf_hi, specresp = (array.astype(np.float32) for array in area.columns("ENERG_LO", "ENERG_HI", "SPECRESP"))
 
     psf_frac = _psf_frac(area, arf_lo)
 
-    demand(energy_faults("ebounds", energies[0], energies[1]), rmf.name)  # before Sherpa filters by them
-    energy_scale = _channel_energies(*(energy.tobytes() for energy in energies))
+    energy_scale = _channel_energies(energies.low.tobytes(), energies.high.tobytes())
     data = _data_pha(str(detection), source, counts, energy_scale)
     if data.areascal != 1:  # the counts and the effective area of a row, to which it is not applied, would not fit it
         raise ProductError("wrong_type", f"{pha.name}: AREASCAL is {data.areascal}, but 1 in the catalog's files")
@@ -134,15 +137,16 @@ def _reduce(products: Products, recipe: Recipe, response: bool, bins: int) -> Sp
     if kept is None or not counts[kept].any():
         raise ProductError("no_counts", f"{pha.name}: no counts in {recipe.energy_min:g}-{recipe.energy_max:g} keV")
     background_data = _data_pha(f"{detection} background", background, background_counts, energy_scale)
-    rates = _bin(data, background_data, energies, kept, recipe)
-    matrix = _response(rmf_tables, rmf.name) if response or bins else None
+    rates = _bin(data, background_data, (energies.low, energies.high), kept, recipe)
+    matrix = _response(rmf_tables, energies.file) if response or bins else None
 
+    own = energies.detection == detection
     spectrum = Spectrum(
         detection=detection,
         detnam=source.word("DETNAM"),
         grating=source.word("GRATING"),
         ccds=_ccds(pha_tables),
-        caldb_version=next(filter(None, (table.word("CALDBVER") for table in (area, *rmf_tables))), None),
+        caldb_version=area.word("CALDBVER"),
         exposure=float(data.exposure),
         background_scale=float(data.get_background_scale(group=False)),
         source_counts=int(counts[kept].sum()),
@@ -158,12 +162,15 @@ def _reduce(products: Products, recipe: Recipe, response: bool, bins: int) -> Sp
         arf_energy_hi=arf_hi,
         specresp=specresp,
         psf_frac=psf_frac,
-        ebounds_lo=energies[0],
-        ebounds_hi=energies[1],
-        files=Trio(pha.name, arf.name, rmf.name),
-        sha256=Trio(*(hashlib.sha256(data).hexdigest() for data in inflated)),
+        ebounds_lo=energies.low,
+        ebounds_hi=energies.high,
+        ebounds_from=energies.detection,
+        files=Trio(pha.name, arf.name, energies.file if own else None),
+        sha256=Trio(sha256(inflated[0]), sha256(inflated[1]), energies.sha256 if own else None),
         response=matrix if response else None,
-        compact=_compact(matrix, (arf_lo, arf_hi, specresp), energies, recipe, bins) if bins else None,
+        compact=_compact(matrix, (arf_lo, arf_hi, specresp), [energies.low, energies.high], recipe, bins)
+        if bins
+        else None,
     )
     demand(_channel_faults(spectrum, recipe), pha.name)
     return spectrum
@@ -197,24 +204,24 @@ def regroup_channels(
     """
     energy_scale = _channel_energies(*(energy.tobytes() for energy in energies))
     data, background = (
-        DataPHA(name, _CHANNELS, values.astype(np.float64), exposure=exposure, backscal=scale)
+        DataPHA(name, CHANNELS, values.astype(np.float64), exposure=exposure, backscal=scale)
         for name, values, scale in (("source", counts, background_scale), ("background", background_counts, 1.0))
     )
     data.set_rmf(energy_scale)
     data.set_analysis("energy")
     kept = _keep(data, recipe)
-    if kept is None:
+    if kept is None or not kept.any():
         raise SettingError(f"no channel lies within {recipe.energy_min:g}-{recipe.energy_max:g} keV")
-    return _bin(data, background, list(energies), kept, recipe)
+    return _bin(data, background, energies, kept, recipe)
 
 
 def kept_channels(energies: tuple[Floats, Floats], recipe: Recipe) -> NDArray[np.bool_]:
     """Return which channels of these energies (keV) the recipe keeps, shape (1024,)."""
-    data = DataPHA("source", _CHANNELS, np.zeros(N_CHANNELS))
+    data = DataPHA("source", CHANNELS, np.zeros(CHANNELS.size))
     data.set_rmf(_channel_energies(*(energy.tobytes() for energy in energies)))
     data.set_analysis("energy")
     kept = _keep(data, recipe)
-    return np.zeros(N_CHANNELS, dtype=bool) if kept is None else kept
+    return np.zeros(CHANNELS.size, dtype=bool) if kept is None else kept
 
 
 def _keep(data: DataPHA, recipe: Recipe) -> NDArray[np.bool_] | None:
@@ -226,7 +233,7 @@ def _keep(data: DataPHA, recipe: Recipe) -> NDArray[np.bool_] | None:
 
 
 def _bin(
-    data: DataPHA, background: DataPHA, energies: list[Floats], kept: NDArray[np.bool_], recipe: Recipe
+    data: DataPHA, background: DataPHA, energies: tuple[Floats, Floats], kept: NDArray[np.bool_], recipe: Recipe
 ) -> BinnedRates:
     """Group the kept channels, and give the rates of the bins."""
     if recipe.group:
@@ -317,43 +324,8 @@ def _source_and_background(found: list[Table], file: ProductFile) -> tuple[Table
         )
     for table in spectra.values():
         table.check_sums()
-        _check_words(table, _SPECTRUM)
+        check_words(table, _SPECTRUM)
     return spectra["TOTAL"], spectra["BKG"]
-
-
-def _check_words(table: Table, wanted: dict[str, str]) -> None:
-    """Raise ProductError for a keyword that is there, but has another value than it must have."""
-    for keyword, value in wanted.items():
-        if (found := table.text(keyword, value)).upper() != value:
-            if keyword == "INSTRUME" and found.upper().startswith("HRC"):
-                raise ProductError("not_acis", f"{table.file}: INSTRUME is {found!r}, and HRC {HARDLY}")
-            reason = "wrong_instrument" if keyword in ("TELESCOP", "INSTRUME") else "wrong_type"
-            raise ProductError(reason, f"{table.file}: {keyword} is {found!r}, not {value}")
-
-
-def _check_ids(table: Table, detection: DetectionId, *, complete: bool) -> None:
-    """Check that no keyword of the table names another detection; unless `complete`, the file's name may do for it."""
-    own = (detection.obsid, detection.obi, detection.region_id)
-    try:
-        obsid, obi, region_id = (
-            table.integer(keyword, None if complete else number) for keyword, number in zip(_IDS, own, strict=True)
-        )
-        found = DetectionId(obsid, obi, region_id)
-    except ValueError as error:
-        raise ProductError("wrong_ids", f"{table.file}: {error}") from None
-    if found != detection.catalog:
-        raise ProductError("wrong_ids", f"{table.file} holds {found}, not {detection.catalog}")
-    cycle = _CYCLE_HEADER.get(detection.cycle)
-    if cycle is None or ((name := ProductName.parse(table.file)) and not name.detection.cycle):
-        return  # a response without a cycle in its name is of both
-    if (word := table.text("CYCLE", cycle)) != cycle:
-        _warn_of_cycle(detection.cycle, word)
-
-
-@lru_cache(maxsize=64)
-def _warn_of_cycle(cycle: str, word: str) -> None:
-    """Say it, once for all files alike: nothing public proves what the keyword is in files of secondary exposures."""
-    logger.warning("files of cycle %s by their names have the keyword CYCLE %r: the names are believed", cycle, word)
 
 
 def _channels(table: Table) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
@@ -365,8 +337,8 @@ def _channels(table: Table) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
         ("GROUPING", (0, 1), "puts channels together before the recipe does"),
         ("QUALITY", (0,), "says that channels are bad"),
     ):
-        values = table.columns(column)[0] if column in names else np.array([table.number(column, 0)])
-        if not np.isin(values, harmless).all():
+        values = np.unique(table.columns(column)[0]).tolist() if column in names else [table.number(column, 0)]
+        if not {*values} <= {*harmless}:
             raise ProductError("wrong_type", f"{table.file}: {column} {what}")
     channel, counts = table.columns("CHANNEL", "COUNTS")
     whole = counts.astype(np.int32)
@@ -384,7 +356,7 @@ def _data_pha(name: str, table: Table, counts: NDArray[np.int32], energy_scale: 
     for keyword, value in scales.items():
         if not (np.isfinite(value) and value > 0):
             raise ProductError("out_of_range", f"{table.file}: {keyword.upper()} of {name} is {value}")
-    data = DataPHA(name, _CHANNELS, counts.astype(np.float64), **scales)
+    data = DataPHA(name, CHANNELS, counts.astype(np.float64), **scales)
     data.set_rmf(energy_scale)
     data.set_analysis("energy")
     return data

@@ -86,6 +86,8 @@ class ArchiveServer:
         Row limit of the catalog; a longer answer is cut there and says OVERFLOW.
     bytes_per_second : float, optional
         Limit on the bodies of all connections together.
+    latency : float
+        Seconds from here to there and back: for a connection, and again for each request.
     error_status : int
         Status of the answer to a bad query; the real service may use 200 or 400.
     habits : iterable of str
@@ -123,6 +125,7 @@ class ArchiveServer:
         faults: Faults | None = None,
         max_rows: int | None = None,
         bytes_per_second: float | None = None,
+        latency: float = 0.0,
         error_status: int = HTTPStatus.OK,
         habits: Iterable[str] = (),
         log: Path | None = None,
@@ -139,6 +142,7 @@ class ArchiveServer:
         self.max_connections = 0
         self._log_path = log
         self._bytes_per_second = bytes_per_second
+        self.latency = latency
         self._paid_until = 0.0
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
@@ -261,6 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.server.archive.connected(self.connection)
+        self.server.archive.stopping.wait(self.server.archive.latency)  # of the handshake
 
     def finish(self) -> None:
         self.server.archive.disconnected(self.connection)
@@ -287,6 +292,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve(self.rfile.read(int(length)).decode("utf-8", "replace"))
 
     def _serve(self, form: str) -> None:
+        self.server.archive.stopping.wait(self.server.archive.latency)
         address = urlsplit(self.path)
         parameters = dict(parse_qsl(f"{address.query}&{form}", keep_blank_values=True))
         reply, fault, shape = self.server.archive.answer(address.path, parameters, self.command, len(self.path))

@@ -69,8 +69,12 @@ class MirrorHoldings:
             table, _ = read_votable(folder / CATALOG_FILE, str(folder / CATALOG_FILE), needed=())
         except OSError as error:
             raise ArchiveError(f"cannot read {error.filename}: {error.strerror}; is {folder} a mirror?") from error
-        self._tars = {
-            DetectionId.parse(text).catalog: line["file"] for line in read_index(folder) for text in line["detections"]
+        index = read_index(folder)
+        self._tars = {  # where one has the RMF of a detection, that one
+            DetectionId.parse(text).catalog: line["file"]
+            for held in ("detections", "rmfs")
+            for line in index
+            for text in line[held]
         }
         self.rows: list[dict[str, Any]] = table.to_pylist()
         self._members: dict[str, dict[DetectionId, list[tuple[str, int, int]]]] = {}

@@ -21,17 +21,19 @@ from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, Th
 from concurrent.futures.process import BrokenProcessPool
 
 from builder.archive.interface import Archive, Fetched
-from builder.archive.mirror import Mirror
+from builder.archive.mirror import Mirror, MirrorArchive
 from builder.archive.packages import Package
 from builder.model.errors import ChandraSpectraError, SettingError, StoreError, require
-from builder.model.records import Rejection, Spectrum
+from builder.model.ids import DetectionId
+from builder.model.records import Energies, Rejection, Spectrum, ebounds_id
 from builder.model.settings import DEFAULT_CONNECTIONS
 from builder.model.text import Progress
+from builder.store.energies import Agreement, Choice, Grids
 from builder.store.packages import PackageResult, Store, package_result
 
 logger = logging.getLogger(__name__)
 
-Reduce = Callable[[Package, Fetched, Store], None]
+Reduce = Callable[[Package, Fetched, Store, dict[str, Energies]], None]
 Done = Callable[[Package], None]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -41,8 +43,13 @@ _LAG = 70
 """Seconds for which a network file system may go on saying that a file is not there: NFS up to 60 (acdirmax)."""
 
 
-def reduce_package(package: Package, fetched: Fetched, store: Store) -> None:
+def reduce_package(package: Package, fetched: Fetched, store: Store, energies: dict[str, Energies]) -> None:
     """Reduce the files of a package and keep the result in the store.
+
+    Parameters
+    ----------
+    energies : dict of str to Energies
+        Of the observations whose detections are reduced without their own RMFs.
 
     Raises
     ------
@@ -55,18 +62,29 @@ def reduce_package(package: Package, fetched: Fetched, store: Store) -> None:
     from builder.reduce.spectrum import reduce_products
 
     files = (file for part in fetched.parts for file in members(part))
-    served = [detection for detection in package.detections if detection not in fetched.unserved]
-    outcomes: list[Spectrum | Rejection] = [
-        reduce_products(
-            products, store.recipe, fetched.urls[products.detection.catalog], response=store.responses, bins=store.bins
+    outcomes: list[Spectrum | Rejection] = []
+    served = set()
+    for products in group_products(package.detections, files):
+        detection, shared = products.detection.catalog, energies.get(products.detection.observation)
+        if detection in fetched.unserved and not (shared and products.pha and products.arf):
+            continue
+        served.add(detection)
+        outcomes.append(
+            reduce_products(
+                products,
+                store.recipe,
+                fetched.urls[detection],
+                response=store.responses,
+                bins=store.bins,
+                energies=shared,
+            )
         )
-        for products in group_products(served, files)
-    ]
     if any(isinstance(outcome, Rejection) for outcome in outcomes):  # to look always would cost a twentieth more
         fetched.check()
     outcomes += [
         Rejection(detection, "fetch", "not_served", message, fetched.urls[detection])
         for detection, message in fetched.unserved.items()
+        if detection not in served
     ]
     store.write(package, package_result(package.detections, outcomes, store.bins))
 
@@ -75,23 +93,52 @@ def make(
     package: Package, archive: Archive, store: Store, reduce: Reduce = reduce_package, mirror: Mirror | None = None
 ) -> None:
     """Fetch, reduce and store one package, and keep its files in `mirror` where one is given."""
-    with archive.fetch(package) as fetched:
+    choice = Choice(package)
+    with archive.fetch(package, choose=choice) as fetched:
         if mirror is not None:
             mirror.add(package, fetched)
-        reduce(package, fetched, store)
+        reduce(package, fetched, store, choice.energies)
 
 
-def results(packages: Iterable[Package], archive: Archive, store: Store) -> Iterator[tuple[Package, PackageResult]]:
-    """Yield the result of every package in order, read from the store, or made where it is missing or damaged."""
+def results(
+    packages: Iterable[Package], archive: Archive, store: Store, plan: Iterable[Package] = ()
+) -> Iterator[tuple[Package, PackageResult]]:
+    """Yield the result of every package in order, read from the store, or made where it is missing or damaged.
+
+    Parameters
+    ----------
+    plan : iterable of Package
+        All packages, where some of them may have observations in common with others of which they are not told yet:
+        see `Agreement`. What is yielded is the package as it was made.
+    """
+    agreement = agree(plan, archive, store)
     for package in packages:
-        try:
-            result = store.read(package)
-        except StoreError as error:
-            if package in store:
-                logger.warning("%s; it is made again", error)
-            make(package, archive, store)
-            result = store.read(package)
-        yield package, result
+        settled = agreement.settle(package)
+        yield settled, _result(settled, archive, store)
+
+
+def _result(package: Package, archive: Archive, store: Store) -> PackageResult:
+    try:
+        return store.read(package)
+    except StoreError as error:
+        if package in store:
+            logger.warning("%s; it is made again", error)
+        make(package, archive, store)
+        return store.read(package)
+
+
+def agree(plan: Iterable[Package], archive: Archive, store: Store) -> Agreement:
+    """Find where the detections of an observation need their own RMFs, by the rows that were made without."""
+
+    def grids(package: Package) -> Grids:
+        spectra, found = _result(package, archive, store).spectra, dict[str, frozenset[str]]()
+        numbers, ids = (spectra[name].to_pylist() for name in ("object_id", "ebounds_id"))
+        for number, grid in zip(numbers, ids, strict=True):
+            key = DetectionId.from_object_id(number).observation
+            found[key] = found.get(key, frozenset()) | {grid}
+        return found
+
+    return Agreement(plan, grids)
 
 
 def fill(
@@ -138,7 +185,8 @@ def fill(
         task = functools.partial(
             make, archive=archive, store=store, reduce=functools.partial(_reduce_in, reducer), mirror=mirror
         )
-        _each(missing, task, max(connections, workers), done)
+        # Threads that wait for a slot would make those that have one close their connection.
+        _each(missing, task, connections if archive.remote else max(connections, workers), done)
     finally:
         # The interpreter waits for the workers in any case, but may trip over a pool that closes at that moment.
         reducer.shutdown(wait=True, cancel_futures=True)
@@ -205,12 +253,24 @@ def download(
     done: Done = lambda package: None,
 ) -> None:
     """Fetch every package that a mirror lacks into it; parameters and errors as for `fill`."""
+    packages = list(packages)
 
     def fetch(package: Package) -> None:
-        with archive.fetch(package) as fetched:
+        with archive.fetch(package, choose=Choice(package)) as fetched:
             mirror.add(package, fetched)
 
+    def grids(package: Package) -> Grids:
+        choice = Choice(package)
+        with MirrorArchive(mirror.folder, archive.release).fetch(package, choose=choice):
+            return {key: frozenset({ebounds_id(found.low, found.high)}) for key, found in choice.energies.items()}
+
     _each(_missing(packages, lambda package: package in mirror, done), fetch, connections, done)
+    settled = [package for package in map(Agreement(packages, grids).settle, packages) if package.own]
+    _each(_missing(settled, lambda package: package in mirror, _nothing), fetch, connections, _nothing)
+
+
+def _nothing(package: Package) -> None:
+    """Count nothing: the package was counted before."""
 
 
 def counter(progress: Progress, step: str, total: int) -> Callable[[Package], None]:
@@ -313,9 +373,11 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _reduce_in(reducer: Executor, package: Package, fetched: Fetched, store: Store) -> None:
+def _reduce_in(
+    reducer: Executor, package: Package, fetched: Fetched, store: Store, energies: dict[str, Energies]
+) -> None:
     try:
-        reducer.submit(reduce_package, package, fetched, store).result()
+        reducer.submit(reduce_package, package, fetched, store, energies).result()
     except BrokenProcessPool as error:
         raise ChandraSpectraError(
             "a worker process was killed, perhaps for want of memory; run the same command again to go on, with fewer "

@@ -25,7 +25,7 @@ from builder.model.ids import DetectionId
 from builder.model.records import Rejection, Response, Spectrum
 from builder.model.settings import Recipe
 
-_FORMAT = 5
+_FORMAT = 6
 """Of a package's file: part of its name, so that a file of another format is missing, not damaged."""
 _MAGIC = f"chandra-spectra package {_FORMAT} ".encode()
 _DERIVED = ("detection_id", "healpix", "split", SEVERAL_SOURCES)

@@ -14,6 +14,7 @@ from builder.model.errors import SettingError
 from builder.model.folding import Bins, Floats, Matrix
 from builder.model.invariants import energy_faults
 from builder.model.records import N_CHANNELS
+from builder.use.background import WIDTH, smoothed
 from builder.use.batches import arrays
 
 _KEPT = 8
@@ -109,6 +110,35 @@ class Calibration:
             self._sound.add(ebounds_id)
         return low, high
 
+    def background(self, rows: pa.Table | Mapping[str, Any], width: int = WIDTH) -> Floats:
+        """Predict the counts of the background in each channel of the source region, to be added to a model's.
+
+        ``background_scale`` times the mean of ``background_counts`` over `width` channels about each, fewer at both
+        ends. Without the mean, a channel in which the background region happens to have no count would have none to
+        expect, and the model would have to explain what is there: fits of faint rows are then biased.
+
+        Parameters
+        ----------
+        rows : pyarrow.Table or dict
+            One row of config ``counts``, or a batch of them as for `rebin`; with ``background_counts``,
+            ``background_scale`` and ``ebounds_id``.
+        width : int
+            Number of channels, odd; 51 are 0.74 keV.
+
+        Returns
+        -------
+        ndarray of float64, shape (1024,) or (rows, 1024)
+
+        Raises
+        ------
+        SettingError
+            If the width is no odd number from 1 to 1023, or the rows are not of config ``counts``.
+        """
+        single, batch = _batch(rows, ("background_counts", "background_scale", "ebounds_id"))
+        scale = np.asarray(batch["background_scale"], dtype=np.float64)
+        expected = scale[:, None] * smoothed(np.asarray(batch["background_counts"]), width)
+        return expected[0] if single else expected
+
     def rebin(self, rows: pa.Table | Mapping[str, Any], edges: ArrayLike) -> dict[str, NDArray[Any]]:
         """Sum channels into coarser bins, a view of fixed size.
 
@@ -172,8 +202,8 @@ class Calibration:
         ``exposure * sum over energies of RMF(channel, energy) * ARF(energy) * model(energy)`` (OGIP CAL/GEN/92-002),
         as in Sherpa's ``RSPModelPHA``; AREASCAL is 1 in all rows.
         The area is not corrected for the aperture: what is folded is the flux of the photons within the source region,
-        while the catalog's fluxes are of all. Column PSF_FRAC of the ARF file is the fraction of the PSF within it
-        (``chandra-spectra export --layout fits`` gives the files back); it can exceed 1.
+        while the catalog's fluxes are of all. ``arf.psf_frac`` is the fraction of the PSF within it, where the ARF
+        file gives it; it can exceed 1.
 
         Parameters
         ----------
@@ -214,8 +244,10 @@ class Calibration:
         result: Floats = np.array(folded).reshape(-1, N_CHANNELS)
         return result[0] if single else result
 
-    def _response(self, rmf_sha256: str) -> Matrix:
+    def _response(self, rmf_sha256: str | None) -> Matrix:
         """Return a decoded response; the last few are kept."""
+        if rmf_sha256 is None:
+            raise SettingError("a row has no RMF of its own, as with prepare --rmf observation: fold needs --rmf each")
         if rmf_sha256 not in self._decoded:
             response = Matrix.decode(self._read(rmf_sha256))
             if len(self._decoded) >= _KEPT:
@@ -257,7 +289,7 @@ def _load_responses(path: str, options: dict[str, Any]) -> Any:
     try:
         return load_dataset(path, "responses", split="train", **options)
     except ValueError as error:  # no config has this name
-        raise SettingError(f"{path} has no config responses: prepare it with --with-responses") from error
+        raise SettingError(f"{path} has no config responses: prepare it --with-responses and --rmf each") from error
 
 
 def _batch(rows: pa.Table | Mapping[str, Any], names: tuple[str, ...]) -> tuple[bool, Mapping[str, Any]]:
@@ -267,7 +299,7 @@ def _batch(rows: pa.Table | Mapping[str, Any], names: tuple[str, ...]) -> tuple[
         raise SettingError(f"no {missing[0]} in the row: give rows of config counts with {', '.join(names)}")
     if isinstance(rows, pa.Table):
         return False, arrays(rows.select(names))
-    single = any(isinstance(rows[name], str) for name in names)
+    single = any(rows[name] is None or isinstance(rows[name], str) for name in names)
     return single, {name: [rows[name]] if single else rows[name] for name in names}
 
 

@@ -188,6 +188,8 @@ def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str], split
                 f"{detection.object_id}",
             )
         for kind, found in files.items():
+            if found[index] is None:  # an RMF that was not read
+                continue
             product = ProductName.parse(found[index])
             owners = (detection,) if kind == "pha" else (detection, detection.catalog)  # cycles may share a response
             if product is None or product.kind != kind or product.detection not in owners:
@@ -198,7 +200,7 @@ def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str], split
     check.fail_rows(rows, "spectra", numbers <= before, "object_id {} does not come after {}", numbers, before)
     for kind in KINDS:
         digests = table[f"{kind}_sha256"]
-        wrong = ~pc.match_substring_regex(digests, "^[0-9a-f]{64}$").to_numpy()
+        wrong = ~pc.fill_null(pc.match_substring_regex(digests, "^[0-9a-f]{64}$"), True).to_numpy()
         check.fail_rows(rows, "spectra", wrong, f"{kind}_sha256 {{}} is no SHA-256", digests)
     cells = healpix(table["ra"], table["dec"])
     wrong = _differ(table["healpix"], pa.chunked_array([cells]))
@@ -215,6 +217,26 @@ def check_ids(check: Check, rows: Rows, previous: int, rejected: set[str], split
             one, other = others[name], table[name]
             check.fail_rows(rows, config, _differ(one, other), f"{name} is {{}}, in config spectra {{}}", one, other)
     return int(numbers[-1])
+
+
+def check_rmfs(check: Check, rows: Rows, shared: bool) -> None:
+    """Check that each row's channel energies are from its own RMF or, where one is `shared`, from its observation's."""
+    table = rows.spectra
+    names = ("detection_id", "ebounds_from", "rmf_file", "rmf_sha256")
+    for index, (own, source, *rmf) in enumerate(zip(*(table[name].to_pylist() for name in names), strict=True)):
+        place = rows.place("spectra", index)
+        if source != own and (not shared or _observation(source) != _observation(own)):
+            check.fail(*place, f"ebounds_from {source} is not of the row's observation, or not its own RMF")
+        for name, value in zip(names[2:], rmf, strict=True):
+            if (value is None) == (source == own):
+                check.fail(*place, f"{name} is {value}, though ebounds_from is {source}")
+
+
+def _observation(name: str) -> str:
+    try:
+        return DetectionId.parse(name).observation
+    except SettingError as error:
+        return str(error)
 
 
 def check_grids(check: Check, table: pa.Table, file: str) -> Grids:

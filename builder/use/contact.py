@@ -22,7 +22,7 @@ from builder.archive.answers import Contents, ProductCheck, check_votable
 from builder.archive.catalog import read_texts
 from builder.archive.csccli import BANDS, FILETYPES, Facts, PackageService, parsed_listing
 from builder.archive.http import Client, Patience, Request
-from builder.archive.packages import DETECTION_BYTES
+from builder.archive.packages import DETECTION_BYTES, RMF_BYTES
 from builder.archive.products import KINDS
 from builder.archive.recording import recorded_session, write_recording
 from builder.archive.tap import CatalogService
@@ -36,8 +36,8 @@ from builder.model.text import size_text
 _OBSID = 4938
 """An observation that all releases have: one of the two whose files come with Sherpa is of it."""
 
-_DEFAULT_DETECTIONS = 130_000
-"""Detections of the default selection, about."""
+_DEFAULT_DETECTIONS, _DEFAULT_OBSERVATIONS = 130_000, 10_000
+"""Of the default selection, about."""
 
 _PATIENCE = Patience(connect=10, read=60, query=120, total=60)
 
@@ -249,11 +249,13 @@ class _Contact:
         if not good:
             lacking = "the catalog" if "catalog" not in self.works else "the files"
             return Finding("prepare", f"it would not work: {lacking} cannot be had", False, 0)
-        hours = _DEFAULT_DETECTIONS * DETECTION_BYTES / max(self.speed, 1) / DEFAULT_CONNECTIONS / 3600
+        each = _DEFAULT_DETECTIONS * DETECTION_BYTES
+        shared = each - (_DEFAULT_DETECTIONS - _DEFAULT_OBSERVATIONS) * RMF_BYTES
+        hours = [size / max(self.speed, 1) / DEFAULT_CONNECTIONS / 3600 for size in (each, shared)]
         came = "it would work"
         if self.speed:
             came += (
                 f"; at {size_text(self.speed)}/s in each of {DEFAULT_CONNECTIONS} connections the default selection "
-                f"takes {hours:,.0f} h"
+                f"takes {hours[0]:,.0f} h, with --rmf observation {hours[1]:,.1f} h"
             )
         return Finding("prepare", came, True, 0)

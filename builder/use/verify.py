@@ -33,6 +33,7 @@ from builder.use.checks import (
     check_ids,
     check_nulls,
     check_responses,
+    check_rmfs,
     check_spectra,
     hdf5_columns,
 )
@@ -287,6 +288,7 @@ def _check_content(
                 detections.difference_update(numbers.tolist())
                 distinct += int(np.count_nonzero(np.diff(numbers, prepend=previous // 10 * 10)))
                 previous = check_ids(ids, rows, previous, rejected, manifest.splits)
+                check_rmfs(ids, rows, manifest.settings.get("rmf") == "observation")
                 before = channels.failed
                 check_channels(channels, rows, known)
                 if channels.failed == before:
