@@ -185,6 +185,7 @@ def test_the_card_of_a_folder_with_splits_and_responses_says_so(full_sample: Pat
         "spectra": ["train", "validation", "test"],
         "counts": ["train", "validation", "test"],
         "binned": ["train", "validation", "test"],
+        "sources": ["train", "validation", "test"],
         "ebounds": ["train"],
         "responses": ["train"],
     }

@@ -20,11 +20,20 @@ from builder.dataset.layout import CARD_FILE, DATA_FILES, DETECTIONS_FILE, POSIT
 from builder.dataset.pictures import Picture, draw_pictures
 from builder.dataset.read import read_scalars
 from builder.dataset.summary import SCALARS
-from builder.model.columns import CONFIGS, EBOUNDS, RESPONSES, Column, binned_columns, columns_when, features, markdown
+from builder.model.columns import (
+    CONFIGS,
+    EBOUNDS,
+    RESPONSES,
+    SOURCES,
+    Column,
+    binned_columns,
+    columns_when,
+    features,
+    markdown,
+)
 from builder.model.errors import MissingExtraError
 from builder.model.folding import PHOTON_ENERGIES
 from builder.model.records import REASONS
-from builder.model.selection import Selection
 from builder.model.settings import EMBEDDED, EMBEDDED_REMARK, RMFS, Recipe, Settings, last_part
 from builder.model.sky import radius_of
 from builder.model.splits import SPLITS, Splits
@@ -66,6 +75,16 @@ def _binned(settings: Settings) -> str:
         f"{recipe.energy_min:g}-{recipe.energy_max:g} keV, and the\ncompact response: the counts in each bin that a "
         f"model predicts are `exposure * photons @ response`, with its photons cm-2 s-1 in\neach of {2 * bins} "
         f"logarithmic bins of {photons}.\n\n{markdown(binned_columns(bins))}\n"
+    )
+
+
+def _sources(settings: Settings) -> str:
+    """Describe config ``sources``, where there is one."""
+    if not settings.sources:
+        return ""
+    return (
+        "\nConfig `sources`, one row a master source, its detections without a grating and with the same energies "
+        f"summed:\n\n{markdown(SOURCES)}\n"
     )
 
 
@@ -152,7 +171,7 @@ def _render(
         "rate": f"{'background-subtracted ' if recipe.subtract else ''}count rate density",
         "columns": markdown(columns),
         "ebounds": markdown(EBOUNDS),
-        "binned": _binned(settings),
+        "binned": _binned(settings) + _sources(settings),
         "responses": _responses(settings),
         "matrix": (
             "The redistribution matrix is in config `responses`, under `rmf_sha256`."
@@ -329,6 +348,8 @@ def _inputs(settings: Settings) -> str:
         lines.append(f"`{last_part(settings.archive)}` is the mirror folder {made} download` writes it.\n")
     if settings.catalog:
         lines.append(f"`{last_part(settings.catalog)}` is the catalog file {made} catalog` writes it.\n")
+    if settings.labels:
+        lines.append(f"`{last_part(settings.labels)}` is the file with the labels.\n")
     if settings.selection.detections:
         lines.append(f"`{DETECTIONS_FILE}` is the file beside this card.\n")
     if settings.selection.positions:
@@ -352,7 +373,7 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
         "detections": DETECTIONS_FILE if selection.detections else None,
         "columns": ",".join(settings.columns) or None,
         "positions": POSITIONS_FILE if selection.positions else None,
-        "radius": _radius(selection) if selection.positions else None,
+        "radius": _angle(selection.radius or 0) if selection.positions else None,
         "limit": selection.limit,
         "energy-min": recipe.energy_min,
         "energy-max": recipe.energy_max,
@@ -369,12 +390,14 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
     words += [] if settings.rmf == RMFS[0] else [f"--rmf {settings.rmf}"]
     words += ["--with-responses"] if settings.responses else []
     words += [f"--bins {settings.bins}"] if settings.bins else []
+    words += ["--sources"] if settings.sources else []
+    if settings.labels:
+        words += [f"--labels {shlex.quote(last_part(settings.labels))} --label-radius {_angle(settings.label_radius)}"]
     return " \\\n  ".join(words)
 
 
-def _radius(selection: Selection) -> str:
-    """Write the radius of a match so that it is read back as the same number."""
-    radius = selection.radius or 0
+def _angle(radius: float) -> str:
+    """Write the radius of a match (deg) so that it is read back as the same number."""
     text = f"{3600 * radius:g}arcsec"
     return text if radius_of(text) == radius else f"{np.format_float_positional(radius, trim='-')}deg"
 
