@@ -72,6 +72,7 @@ def fit(known: torch.Tensor, gamma: torch.Tensor, weight: torch.Tensor) -> nn.Mo
 
 
 def draw(picture: str, parts: dict[str, tuple[Any, Any]]) -> None:
+    plt.switch_backend("Agg")
     figure, axes = plt.subplots(figsize=(5, 4.6), layout="constrained")
     for (label, (rows, found)), style in zip(parts.items(), (("C0", "none", 0.5), ("C1", "C1", 1)), strict=True):
         gamma, low, high = (rows[name].to_numpy() for name in COLUMNS[1:4])
@@ -89,8 +90,8 @@ def draw(picture: str, parts: dict[str, tuple[Any, Any]]) -> None:
 
 def main(folder: str = "chandra_spectra", picture: str = "powerlaw.png") -> None:
     """Train, compare with guessing the mean, and draw."""
-    if lacking := lacks(folder):
-        sys.exit(lacking)
+    if reason := lacks(folder):
+        sys.exit(reason)
     torch.manual_seed(0)
     torch.set_num_threads(1)  # the batches are tiny
     splits = load_dataset(folder, "counts")
