@@ -14,8 +14,8 @@ help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 sample: setup-sample  ## prepare ./chandra_spectra from the embedded archive, offline
-	@$(BIN)/chandra-spectra prepare chandra_spectra --archive embedded --with-responses --bins 64
-	@echo "In this shell, first: . $(BIN)/activate"
+	@$(BIN)/chandra-spectra prepare chandra_spectra --archive embedded --with-responses --bins 64 \
+	  --sources --labels examples/sample_classes.csv
 
 test: setup  ## check everything: ruff, mypy, import-linter, pytest
 	@sh tools/setup_browser.sh

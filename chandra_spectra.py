@@ -6,7 +6,8 @@
 
 A folder for `load_dataset`, with the canonical HDF5 file, card and manifest, is made by ``chandra-spectra prepare``.
 To train on it, `collate` makes batches for torch, with `Buckets` of rows of about the same length, `Stream` reads them
-as they come, and `Calibration` sums channels into bins and folds models.
+as they come, and `Calibration` sums channels into bins and folds models. `thin` makes rows of a shorter exposure, and
+`regroup` a spectrum by another recipe.
 """
 
 from __future__ import annotations
@@ -42,8 +43,11 @@ from builder.model.settings import DEFAULT_ARCHIVE, RMFS, Recipe, Settings
 from builder.model.splits import Splits
 from builder.use.batches import Buckets, collate
 from builder.use.calibration import Calibration
+from builder.use.statistics import Statistics
+from builder.use.views import regroup, thin
 
 if TYPE_CHECKING:
+    from builder.store.packages import PackageResult
     from builder.use.stream import Stream
     from builder.workspace import Workspace
 
@@ -53,8 +57,11 @@ __all__ = [
     "Calibration",
     "ChandraSpectra",
     "ChandraSpectraConfig",
+    "Statistics",
     "Stream",
     "collate",
+    "regroup",
+    "thin",
 ]
 
 logger = logging.getLogger(__name__)
@@ -87,7 +94,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
 
     Attributes
     ----------
-    table : {'spectra', 'counts', 'binned', 'ebounds', 'responses'}
+    table : {'spectra', 'counts', 'binned', 'sources', 'ebounds', 'responses'}
         Which columns; by default the first word of the config's name.
     min_cnts, min_sig, max_theta : float, optional
         Cuts, see `builder.model.selection.Selection`; by default 40, 4 and 10, and none for the embedded sample.
@@ -145,6 +152,7 @@ class ChandraSpectraConfig(datasets.BuilderConfig):
             responses=self.table == "responses",
             bins=self.bins if self.table == "binned" else 0,
             rmf=self.rmf,
+            sources=self.table == "sources",
         )
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
@@ -219,8 +227,8 @@ class ArchiveDownloadManager(datasets.DownloadManager, Archive):
 class ChandraSpectra(datasets.GeneratorBasedBuilder):
     """The builder: asks the catalog, fetches, reduces and yields one row a spectrum.
 
-    Configs ``spectra`` (default), ``counts``, ``binned``, ``ebounds`` and ``responses`` hold the columns of
-    `builder.model.columns`; ``spectra_short`` and so on take only the brightest detections (more than 4000 counts,
+    Configs ``spectra`` (default), ``counts``, ``binned``, ``sources``, ``ebounds`` and ``responses`` hold the columns
+    of `builder.model.columns`; ``spectra_short`` and so on take only the brightest detections (more than 4000 counts,
     significance above 80, within 1 arcmin), for a quick try.
     """
 
@@ -270,12 +278,14 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         plan = make_plan(workspace, settings)
         if left := [column.name for column in own_columns(plan.catalog.schema)]:
             logger.warning("the builder leaves out %s: chandra-spectra prepare keeps them", ", ".join(left))
-        # datasets shares lists out among its processes, but what is distinct must be met by one process
-        packages = tuple(plan.packages) if self.config.table in _DISTINCT else list(plan.packages)
+        # datasets shares lists out among its processes, but what is distinct or summed must be met by one process
+        packages = tuple(plan.packages) if self.config.table in (*_DISTINCT, "sources") else list(plan.packages)
         # of a tuple every process gets the whole
         found = {"packages": packages, "plan": plan.packages, "catalog": plan.catalog, "workspace": workspace}
         names = [
-            split for config, split in parts(settings.splits, True, self.config.bins) if config == self.config.table
+            split
+            for config, split in parts(settings.splits, True, self.config.bins, True)
+            if config == self.config.table
         ]
         if len(names) > 1:  # datasets refuses a split without rows
             there: set[str] = set()
@@ -293,7 +303,7 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         key = _DISTINCT.get(self.config.table, "object_id")
         for _, table in self._generate_tables(**share):
             for row in examples(table):
-                yield row[key], row
+                yield row["detection_ids"][0] if self.config.table == "sources" else row[key], row
 
     def _generate_tables(
         self,
@@ -307,24 +317,35 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         """Yield the rows of each package that has any, as one table."""
         from builder.dataset.binned import binned
         from builder.dataset.rows import join, public
+        from builder.dataset.sources import sum_sources
         from builder.store.fill import results
 
         name, settings = self.config.table, self.config.settings
         splits, bins = settings.splits, settings.bins
         rejected, known = 0, set[str]()
-        for package, result in results(packages, workspace.archive, workspace.store, plan):
-            rejected += len(result.rejections)
-            if key := _DISTINCT.get(name):
-                rows = getattr(result, name)
-                new = [value not in known for value in rows[key].to_pylist()]
-                known.update(rows[key].to_pylist())
-                rows = rows.filter(pa.array(new, pa.bool_()))
-            else:
+
+        def read() -> Iterator[tuple[Package, PackageResult, pa.Table]]:
+            """Read the packages, from the first on each time; of joined rows those of the split."""
+            nonlocal rejected
+            rejected = 0
+            for package, result in results(packages, workspace.archive, workspace.store, plan):
+                rejected += len(result.rejections)
                 rows = join(catalog, package, result, splits)
                 rows = binned(rows, result, settings.recipe, bins) if bins else rows
-                rows = rows.filter(pc.equal(rows["split"], split)) if splits.divided else rows
-            if len(rows):
-                yield package.start, public(rows, name, bins)
+                yield package, result, rows.filter(pc.equal(rows["split"], split)) if splits.divided else rows
+
+        if name == "sources":
+            for number, sums in enumerate(sum_sources(lambda: (rows for *_, rows in read()))):
+                yield number, public(sums, name)
+        else:
+            for package, result, rows in read():
+                if key := _DISTINCT.get(name):
+                    rows = getattr(result, name)
+                    new = [value not in known for value in rows[key].to_pylist()]
+                    known.update(rows[key].to_pylist())
+                    rows = rows.filter(pa.array(new, pa.bool_()))
+                if len(rows):
+                    yield package.start, public(rows, name, bins)
         if rejected and warn:  # each split goes through all packages
             logger.warning("%d detections have no usable spectrum and are left out", rejected)
 

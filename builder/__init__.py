@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from builder.use.push import push
     from builder.use.report import write_report
     from builder.use.verify import verify
+    from builder.use.views import regroup, thin
 
 __all__ = [
     "ArchiveServer",
@@ -47,7 +48,9 @@ __all__ = [
     "prepare",
     "push",
     "read_rows",
+    "regroup",
     "save_plot",
+    "thin",
     "verify",
     "write_report",
 ]
@@ -69,6 +72,7 @@ _HOMES = {
     "use.push": ("push",),
     "use.report": ("write_report",),
     "use.verify": ("verify",),
+    "use.views": ("regroup", "thin"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

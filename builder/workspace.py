@@ -175,6 +175,13 @@ def make_plan(workspace: Workspace, settings: Settings) -> Plan:
             logger.warning("no detection passes all cuts of the source of %s", _list(cut, "position"))
     planned = plan(kept, limit=settings.selection.limit, origin=origin, rmf=settings.rmf)
     planned = replace(planned, matches=matches)
+    if settings.labels:
+        from builder.dataset.labels import add_labels
+
+        labelled = add_labels(planned.catalog, Path(settings.labels), settings.label_radius)
+        for remark in labelled.remarks:
+            logger.warning("%s", remark)
+        planned = replace(planned, catalog=labelled.catalog, labels=labelled.counts)
     ids = [detection for package in planned.packages for detection in package.detections]
     workspace.archive.expect(ids[:: max(1, len(ids) // _EXPECTED)])
     return planned
@@ -211,7 +218,8 @@ def describe(settings: Settings) -> dict[str, Any]:
     """Give the settings as the manifest has them, with the checksum of a catalog of this machine as it is now."""
     held = Path(settings.archive).expanduser() / CATALOG_FILE if settings.from_mirror else None
     path = Path(settings.catalog) if settings.catalog else held
-    return settings.as_dict(None if path is None else _digest(path))
+    labels = _digest(Path(settings.labels)) if settings.labels else ""
+    return settings.as_dict(None if path is None else _digest(path), labels)
 
 
 def fingerprint(settings: Settings) -> str:

@@ -70,12 +70,13 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def full_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded sample as `make sample` prepares it, in splits, with responses and 64 bins."""
+    """The embedded sample as `make sample` prepares it: in splits, with all configs, 64 bins and labels."""
     from builder.model.settings import Settings
     from builder.prepare import prepare
 
     folder = tmp_path_factory.mktemp("full") / "chandra_spectra"
-    prepare(folder, Settings(archive="embedded", responses=True, bins=64))
+    labels = str(Path(__file__).parents[1] / "examples" / "sample_classes.csv")
+    prepare(folder, Settings(archive="embedded", responses=True, bins=64, sources=True, labels=labels))
     return folder
 
 

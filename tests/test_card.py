@@ -29,11 +29,12 @@ from PIL import Image
 
 from builder.cli.run import app
 from builder.dataset import card as card_module
-from builder.dataset.card import selection_words, write_card
+from builder.dataset.card import write_card
 from builder.dataset.layout import DATA_FILES, Counts, Entry, Manifest
 from builder.dataset.pictures import draw_pictures, energy_axis
 from builder.dataset.shards import ShardWriter
 from builder.dataset.summary import SCALARS
+from builder.dataset.words import selection_words
 from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, binned_columns, configs_with, features, markdown
 from builder.model.ids import DetectionId
 from builder.model.records import REASONS
@@ -185,6 +186,7 @@ def test_the_card_of_a_folder_with_splits_and_responses_says_so(full_sample: Pat
         "spectra": ["train", "validation", "test"],
         "counts": ["train", "validation", "test"],
         "binned": ["train", "validation", "test"],
+        "sources": ["train", "validation", "test"],
         "ebounds": ["train"],
         "responses": ["train"],
     }
@@ -197,7 +199,7 @@ def test_it_says_what_it_must(text: str) -> None:
         "Two of its rows are real: 4938.0.43",
         "not an energy flux",
         "`arf` is not corrected for the aperture",
-        "`psf_frac`",
+        "`arf.psf_frac`",
         "`conf_code > 0 and conf_code & 8`",
         "do not divide by row",
         "0.5-8 keV kept",

@@ -15,6 +15,7 @@ from builder.model.columns import (
     RAGGED,
     RESPONSES,
     ROW_CONFIGS,
+    SOURCES,
     Column,
     arrow_schema,
     binned_columns,
@@ -25,7 +26,7 @@ from builder.model.columns import (
 from builder.model.errors import SettingError
 from tests.goldens import CATALOG_DATASETS
 
-EVERY = (*COLUMNS, *binned_columns(64), *EBOUNDS, *RESPONSES)
+EVERY = (*COLUMNS, *binned_columns(64), *SOURCES, *EBOUNDS, *RESPONSES)
 
 
 @pytest.mark.parametrize("column", EVERY, ids=lambda column: column.name)
@@ -41,6 +42,8 @@ def test_every_column_says_what_it_is_and_where_it_comes_from(column: Column) ->
 
 UNITLESS = {
     "response_fault",
+    "detection_ids",
+    "other_detection_ids",
     "name",
     "detection_id",
     "object_id",
@@ -249,6 +252,7 @@ def test_the_features_are_the_schema_of_the_public_rows(config: str) -> None:
     scalars = tuple(column for column in COLUMNS if column.length is None)
     schema = {
         "binned": arrow_schema((*scalars, *binned_columns(3))),
+        "sources": arrow_schema(SOURCES),
         "ebounds": arrow_schema(EBOUNDS),
         "responses": arrow_schema(RESPONSES),
     }.get(config, arrow_schema(COLUMNS))
@@ -268,7 +272,7 @@ def test_every_column_is_in_a_config_and_the_scalars_in_all_of_rows() -> None:
 
 
 def test_an_unknown_config_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"'images'.*spectra, counts, binned, ebounds"):
+    with pytest.raises(SettingError, match=r"'images'.*spectra, counts, binned, sources, ebounds"):
         columns_of("images")
 
 

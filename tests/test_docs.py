@@ -128,7 +128,10 @@ def test_few_blocks_are_not_run() -> None:
 
 # --- what consoles show
 
-MAKE = {"make sample": "chandra-spectra prepare chandra_spectra --archive embedded --with-responses --bins 64"}
+MAKE = {
+    "make sample": "chandra-spectra prepare chandra_spectra --archive embedded --with-responses --bins 64 --sources "
+    "--labels examples/sample_classes.csv"
+}
 OFFLINE = re.compile(r"chandra-spectra (prepare|info|plot|report|verify|export|push .* --dry-run)")
 
 
@@ -172,6 +175,7 @@ def test_lines_of_a_console_agree_but_for_what_is_left_out() -> None:
 def test_the_consoles_of_the_pages_show_what_the_commands_print(full_sample: Path, tmp_path: Path) -> None:
     assert {console.words[0] for console in CONSOLES} >= {"prepare", "plot", "report", "verify", "push"}
     (tmp_path / "chandra_spectra").symlink_to(full_sample)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     runs = [Run(*console.words, cwd=tmp_path) for console in CONSOLES]  # all at once
     ended = [run.wait() for run in runs]
     for console, done in zip(CONSOLES, ended, strict=True):

@@ -29,7 +29,9 @@ def test_the_public_names_are_these_and_sorted() -> None:
         "prepare",
         "push",
         "read_rows",
+        "regroup",
         "save_plot",
+        "thin",
         "verify",
         "write_report",
     ]

@@ -188,7 +188,8 @@ def test_the_next_line_of_prepare_runs_in_a_folder_called_like_a_module_of_datas
 ) -> None:
     shutil.copytree(sample, tmp_path / "parquet")
     result = command("prepare", "parquet", "--archive", "embedded", cwd=tmp_path)
-    line = result.stdout.partition("Next:  ")[2].partition("\n")[0]
+    steps = result.stdout.partition("Next:  ")[2].splitlines()
+    line = next(step.strip() for step in steps if step.strip().startswith("python -c"))
     line = line.replace("python", shlex.quote(sys.executable), 1)
     run = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "'detection_id'" in run.stdout, run.stderr

@@ -8,7 +8,7 @@ from typing import Any
 from typer.main import get_command
 
 from builder.cli.run import app
-from builder.model.columns import COLUMNS, CONFIGS, DEFAULT_BINS, EBOUNDS, RESPONSES, binned_columns, markdown
+from builder.model.columns import COLUMNS, CONFIGS, DEFAULT_BINS, EBOUNDS, RESPONSES, SOURCES, binned_columns, markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -54,6 +54,13 @@ Only in a folder that was prepared with `--bins N`; the lengths are those of 64 
 [The recipe](recipe.md#fixed-bins) has the formulas, [training](training.md#fold-a-batch-and-learn-through-it) the use.
 
 {binned}
+
+## `sources`
+
+Only in a folder that was prepared with `--sources`. Its lists have the names and shapes of those of `counts`, so that
+`Calibration.rebin` takes them; [the recipe](recipe.md#sources) says which detections are summed, and how.
+
+{sources}
 
 ## `ebounds`
 
@@ -113,6 +120,7 @@ def columns_page() -> str:
         spectrum=markdown(tuple(column for column in lists if column.configs == ("spectra",))),
         channels=markdown(tuple(column for column in lists if column.configs == ("counts",))),
         binned=markdown(binned_columns(DEFAULT_BINS)),
+        sources=markdown(SOURCES),
         ebounds=markdown(EBOUNDS),
         responses=markdown(RESPONSES),
         hdf5="\n".join(hdf5 + [f"| `{column.name}` | `{column.hdf5_name}` |" for column in renamed]),

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pyarrow as pa
@@ -131,6 +131,8 @@ class Plan:
         Where the catalog was asked for, where it was.
     matches : tuple of Match
         The source of each position that was asked for.
+    labels : dict of str to int
+        What became of a file of labels, where there is one.
     """
 
     catalog: pa.Table
@@ -139,6 +141,7 @@ class Plan:
     duplicates: int
     origin: Origin | None = None
     matches: tuple[Match, ...] = ()
+    labels: dict[str, int] = field(default_factory=dict)
 
 
 def plan(

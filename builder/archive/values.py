@@ -101,18 +101,18 @@ def normalise(
             raise CatalogError(f"{origin} has no column {column.name}")
         rows = len(next(iter(found.values())).values) if found else 0
         try:
-            arrays.append(pa.nulls(rows, column.full_type) if known is None else _typed(known, column.full_type))
+            arrays.append(pa.nulls(rows, column.full_type) if known is None else typed(known, column.full_type))
         except (pa.ArrowException, ValueError, OverflowError) as error:
             raise CatalogError(f"{origin}: column {column.name} cannot be read: {error}") from error
     for name, each in columns.items():
         if own is not None and name not in own:
             continue
-        kind = _kind(each, words)
+        kind = kind_of(each, words)
         if name in MADE or kind is None:
             left.append(f"{name} ({'made anew' if name in MADE else f'of {each.values.type}'})")
             continue
         try:
-            arrays.append(_typed(each, kind))
+            arrays.append(typed(each, kind))
         except (pa.ArrowException, ValueError, OverflowError) as error:
             raise CatalogError(f"{origin}: column {name} cannot be read: {error}") from error
         said = {"description": "column of the catalog file", "source": file} if file else {}
@@ -123,7 +123,7 @@ def normalise(
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
-def _kind(found: Found, words: bool) -> pa.DataType | None:
+def kind_of(found: Found, words: bool) -> pa.DataType | None:
     """Tell what an own column holds; None for what no column can."""
     kind = found.kind or found.values.type
     if pa.types.is_dictionary(kind):
@@ -154,7 +154,7 @@ def _texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
 
 
-def _typed(found: Found, kind: pa.DataType) -> pa.ChunkedArray:
+def typed(found: Found, kind: pa.DataType) -> pa.ChunkedArray:
     """Turn a column into what it is declared to be; what is empty or not finite is null."""
     values = found.values
     if pa.types.is_dictionary(values.type):

@@ -78,6 +78,18 @@ def prepare(
         int, typer.Option(min=0, help="Number of bins of config binned, such as 64; 0 for no such config.")
     ] = 0,
     rmf: Rmf = RMFS[0],
+    sources: Annotated[
+        bool, typer.Option("--sources", help="Sums of the detections of each source as config sources.")
+    ] = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            callback=local, help="File with labels of sources: a table with detection_id, name, or ra and dec."
+        ),
+    ] = None,
+    label_radius: Annotated[
+        str, typer.Option(metavar="ANGLE", help="Greatest distance of a label's position from its source, with a unit.")
+    ] = "1arcsec",
     workers: Annotated[
         int,
         typer.Option(
@@ -131,6 +143,7 @@ def prepare(
     from builder.files import check_place, write_whole
     from builder.model.errors import SettingError
     from builder.model.settings import Settings
+    from builder.model.sky import radius_of
     from builder.model.splits import Splits
 
     recipe = Recipe(energy_min, energy_max, group_counts, subtract, group)
@@ -145,6 +158,9 @@ def prepare(
         bins,
         rmf,
         asked(columns),
+        sources=sources,
+        labels=str(labels or ""),
+        label_radius=radius_of(label_radius),
     )
     means: dict[str, Any] = {"cache": cache, "workers": workers, "connections": connections, "store": store}
     means["patience"] = _patience(patience)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import shutil
 import sys
 import textwrap
 import time
@@ -131,7 +132,7 @@ def show_summary(folder: Path, manifest: Manifest, fresh: bool | None) -> None:
     from rich.console import Console
 
     from builder.dataset.layout import POSITIONS_FILE
-    from builder.dataset.read import overview
+    from builder.dataset.read import overview, read_scalars
     from builder.model.records import REASONS
 
     console = Console(highlight=False, markup=False)
@@ -173,8 +174,23 @@ def show_summary(folder: Path, manifest: Manifest, fresh: bool | None) -> None:
         split = next(split for split, rows in splits.items() if rows)
         # A bare name such as csv would be that of a module of datasets.
         load = load_command(_not_bare(folder), then=f'["{split}"][0]')
-        console.print(f"\nNext:  {load}", soft_wrap=True)
-        console.print(f"       chandra-spectra info {shell_path(folder)}", soft_wrap=True)
+        first = read_scalars(folder, ["detection_id"])["detection_id"][0].as_py()
+        place = shell_path(folder)
+        steps = [*_activation(), f"chandra-spectra info {place}"]
+        steps += [f"chandra-spectra plot {place} --detection {first}", load]
+        console.print(f"\nNext:  {steps[0]}", soft_wrap=True)
+        for step in steps[1:]:
+            console.print(f"       {step}", soft_wrap=True)
+
+
+def _activation() -> list[str]:
+    """Say how the environment of this program is activated, where the shell would not find its commands."""
+    scripts = Path(sys.prefix) / "bin"
+    found = shutil.which("chandra-spectra")
+    if not (scripts / "activate").is_file() or (found and Path(found).parent == scripts):
+        return []
+    path = scripts / "activate"
+    return [f". {shell_path(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)}"]
 
 
 def show_indexed(done: Indexed) -> None:

@@ -79,9 +79,16 @@ def read_catalog(path: Path) -> pa.Table:
     CatalogError
         If it cannot be read or names no detections.
     """
-    ending = path.name.removesuffix(".gz").rpartition(".")[2].lower()
     try:
-        return normalise(_columns(path, f".{ending}"), str(path), file=path.name, words=True)
+        return normalise(read_table(path), str(path), file=path.name, words=True)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise CatalogError(f"cannot read the catalog {path}: {error}") from error
+
+
+def read_table(path: Path) -> dict[str, Found]:
+    """Read the columns of a table, by the reader of the format that its ending names; errors as of `read_catalog`."""
+    try:
+        return _columns(path, f".{path.name.removesuffix('.gz').rpartition('.')[2].lower()}")
     except (OSError, KeyError, pa.ArrowException) as error:
         raise CatalogError(f"cannot read the catalog {path}: {error}") from error
 

@@ -124,6 +124,8 @@ class HDF5Writer:
                 dataset.attrs["unit"] = column.unit
             if column.own and column.dtype in ("int64", "bool"):
                 dataset.attrs["null"] = column.stand_in
+            if column.classes:
+                dataset.attrs["classes"] = json.dumps(column.classes, ensure_ascii=False)
 
     def append(self, rows: pa.Table) -> None:
         """Add the rows of a table that has every column under its public name, nothing rounded."""

@@ -14,11 +14,11 @@ from typing import Any
 from builder.dataset.catalog_file import read_detections
 from builder.dataset.positions import read_positions
 from builder.files import Folder, file_sha256
-from builder.model.columns import CONFIGS, ROW_CONFIGS, Column, configs_with
+from builder.model.columns import CONFIGS, DIVIDED_CONFIGS, Column, configs_with
 from builder.model.errors import OutputError, SettingError
 from builder.model.own import own_of_dicts
 from builder.model.selection import Selection
-from builder.model.settings import Recipe, Settings
+from builder.model.settings import DEFAULT_LABEL_RADIUS, Recipe, Settings
 from builder.model.sky import Cone
 from builder.model.splits import SPLITS, Splits
 
@@ -41,6 +41,10 @@ DATA_FILES = {config: ("data" if config == "spectra" else config) for config in 
 
 _READ_TOO = frozenset({"state.json", "dataset_infos.json", ".huggingface.yaml"})
 """Files that `load_dataset` reads, or refuses the folder for, where they are there."""
+
+
+_NUMBERS = re.compile(r"\[\s+-?\d[-+\d.e,\s]*\]")
+"""A list of numbers in JSON."""
 
 
 def check_name(place: Path | str) -> None:
@@ -70,12 +74,12 @@ def unreadable(path: Path, error: Exception) -> OutputError:
     return OutputError(f"cannot read {path}: {reason}; prepare the folder again with --force")
 
 
-def parts(splits: Splits, responses: bool, bins: int) -> list[tuple[str, str]]:
+def parts(splits: Splits, responses: bool, bins: int, sources: bool) -> list[tuple[str, str]]:
     """Return the config and split of every set of shards: only rows of a source are divided."""
     return [
         (config, split)
-        for config in configs_with(responses, bins)
-        for split in (splits.names if config in ROW_CONFIGS else SPLITS[:1])
+        for config in configs_with(responses, bins, sources)
+        for split in (splits.names if config in DIVIDED_CONFIGS else SPLITS[:1])
     ]
 
 
@@ -142,6 +146,8 @@ class Manifest:
         energies than all known ACIS products: there each detection's own RMF was asked for.
     columns : tuple of dict
         Columns besides those of every dataset, as `builder.model.own.own_dicts` gives them.
+    statistics : dict
+        Of the rows to train on, see `builder.dataset.statistics.train_statistics`.
     created : str
         When, in ISO 8601, UTC.
     seconds : float
@@ -158,6 +164,7 @@ class Manifest:
     files: tuple[Entry, ...]
     own_rmfs: tuple[str, ...] = ()
     columns: tuple[dict[str, str], ...] = ()
+    statistics: dict[str, Any] = dataclasses.field(default_factory=dict)
     created: str = ""
     seconds: float = 0.0
     sha256: str = ""
@@ -196,7 +203,8 @@ class Manifest:
     @property
     def text(self) -> str:
         """The content of its file."""
-        return json.dumps(self._as_dict(), indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(self._as_dict(), indent=2, ensure_ascii=False) + "\n"
+        return _NUMBERS.sub(lambda match: " ".join(match[0].split()), text)  # a line a list, not a line a number
 
     @property
     def digest(self) -> str:
@@ -213,12 +221,17 @@ class Manifest:
     @property
     def parts(self) -> list[tuple[str, str]]:
         """The configs and splits that the folder has."""
-        return parts(self.splits, bool(self.settings["responses"]), self.bins)
+        return parts(self.splits, bool(self.settings["responses"]), self.bins, self.sources)
 
     @property
     def bins(self) -> int:
         """Number of bins of config ``binned``, 0 where there is none."""
         return int(self.settings.get("bins", 0))
+
+    @property
+    def sources(self) -> bool:
+        """Whether it has config ``sources``."""
+        return bool(self.settings.get("sources", False))
 
     @property
     def splits(self) -> Splits:
@@ -296,6 +309,9 @@ class Manifest:
                 self.bins,
                 own["rmf"],
                 tuple(filter(None, own.get("columns", "").split(","))),
+                sources=self.sources,
+                labels=own.get("labels", ""),
+                label_radius=own.get("label_radius", DEFAULT_LABEL_RADIUS),
             )
         except (KeyError, TypeError) as error:
             raise SettingError(
@@ -306,7 +322,8 @@ class Manifest:
 
 def _pick(kind: Any, content: dict[str, Any]) -> Any:
     """Make a record of its part of a dict; KeyError where one is missing that has no default."""
-    fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(kind)}
+    unset = dataclasses.MISSING
+    fields = {field.name: field.default is field.default_factory is unset for field in dataclasses.fields(kind)}
     return kind(**{name: content[name] for name, needed in fields.items() if needed or name in content})
 
 

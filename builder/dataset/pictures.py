@@ -29,6 +29,18 @@ logger = logging.getLogger(__name__)
 
 _GALLERY = (3, 3)
 _TICKS = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16)  # keV
+SIGMA = 3
+"""Rate over error from which on a bin is drawn by itself."""
+
+_WIDEST = 1.25
+"""Ratio of the edges of a bin that is put together for display: about the resolution that is left to see."""
+
+_FEW = 2000
+"""Spectra up to which the plane of hardness ratios has a point for each."""
+
+Floats = NDArray[np.float64]
+Bins = tuple[Floats, Floats, Floats, Floats]
+
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -133,6 +145,32 @@ def energy_axis(axes: Axes, low: float, high: float, ticks: tuple[float, ...]) -
     axes.xaxis.set(major_formatter="{x:g}", minor_formatter="")
 
 
+def merged_bins(low: Floats, high: Floats, rate: Floats, error: Floats) -> tuple[NDArray[np.intp], Bins]:
+    """Put neighbouring bins together until the rate is `SIGMA` times its error, for display only.
+
+    Errors are added in quadrature. A bin does not become wider than `_WIDEST`, where there is only background.
+
+    Returns
+    -------
+    begin : ndarray of int, shape (n,)
+        Number of the first bin of each that is drawn.
+    bins : tuple of four ndarrays, shape (n,)
+        Low and high edges, rates and errors.
+    """
+    width = high - low
+    counted, variance = rate * width, (error * width) ** 2
+    begin, total, square = [0], 0.0, 0.0
+    for number in range(low.size):
+        if number > begin[-1] and (total >= SIGMA * np.sqrt(square) or high[number] > _WIDEST * low[begin[-1]]):
+            begin.append(number)
+            total = square = 0.0
+        total, square = total + counted[number], square + variance[number]
+    end = np.append(begin[1:], low.size) - 1
+    wide = high[end] - low[begin]
+    summed, spread = np.add.reduceat(counted, begin), np.sqrt(np.add.reduceat(variance, begin))
+    return np.array(begin), (low[begin], high[end], summed / wide, spread / wide)
+
+
 def _sky(figure: Figure, summary: Summary) -> str:
     """Draw rows by sky cell, in the Mollweide projection with right ascension rising to the left."""
     from matplotlib.colors import LogNorm
@@ -207,9 +245,17 @@ def _hardness(figure: Figure, summary: Summary) -> str:
         return ""
     figure.set_size_inches(5.6, 4.6)
     axes = figure.add_axes((0.12, 0.12, 0.7, 0.85))
-    options: dict[str, Any] = {"mincnt": 1, "bins": "log", "cmap": "viridis", "lw": 0.2}
-    cells = axes.hexbin(summary.soft, summary.hard, gridsize=(40, 23), extent=(-1, 1, -1, 1), **options)
-    cells.set_clim(1, max(np.asarray(cells.get_array()).max(), 10))
+    few = summary.soft.size <= _FEW
+    if few:
+        figure.set_size_inches(4.7, 4.6)
+        axes.set_position((0.15, 0.12, 0.82, 0.85))
+        size = 16 if summary.soft.size <= _FEW / 10 else 6
+        axes.scatter(summary.soft, summary.hard, size, "C0", alpha=0.6, lw=0)
+    else:
+        options: dict[str, Any] = {"mincnt": 1, "bins": "log", "cmap": "viridis", "lw": 0.2}
+        cells = axes.hexbin(summary.soft, summary.hard, gridsize=(40, 23), extent=(-1, 1, -1, 1), **options)
+        cells.set_clim(1, max(np.asarray(cells.get_array()).max(), 10))
+        figure.colorbar(cells, cax=figure.add_axes((0.85, 0.2, 0.03, 0.6)), label="spectra in a cell", format="%d")
     axes.axhline(0, color="0.6", lw=0.8, zorder=0)
     axes.axvline(0, color="0.6", lw=0.8, zorder=0)
     ticks = np.linspace(-1, 1, 5)
@@ -221,7 +267,6 @@ def _hardness(figure: Figure, summary: Summary) -> str:
         xlabel="hard_ms   (medium - soft) / (medium + soft)",
         ylabel="hard_hm   (hard - medium) / (hard + medium)",
     )
-    figure.colorbar(cells, cax=figure.add_axes((0.85, 0.2, 0.03, 0.6)), label="spectra in a cell", format="%d")
     left_out = f" {several(summary.outside, 'row')} outside of -1 and 1 not drawn." if summary.outside else ""
     return (
         f"Hardness ratios `hard_ms` and `hard_hm` of the {len(summary.soft):,} spectra that have both; "
@@ -260,8 +305,8 @@ def _gallery(figure: Figure, folder: Path, scalars: pa.Table) -> str:
     figure.text(0.5, 0.12 / height, "energy (keV)", ha="center")
     figure.text(0.12 / width, 0.5, "counts / s / keV", va="center", rotation=90)
     return (
-        "A few spectra with their errors, from the fewest counts to the most; a bin that is not above zero has no "
-        "place on the logarithmic axis."
+        f"A few spectra, from the fewest counts to the most: all bins (pale), and put together to about {SIGMA}σ, for "
+        "display only, with errors. What is not above zero has no place on the logarithmic axis."
     )
 
 
@@ -269,7 +314,9 @@ def _spectrum(axes: Axes, row: dict[str, Any], low: NDArray[np.float64], high: N
     from matplotlib.ticker import LogLocator
 
     rate, error = (np.array(row["spectrum"][name], float) for name in ("flux", "flux_error"))
-    axes.errorbar((low + high) / 2, rate, error, (high - low) / 2, fmt="none", ecolor="C0", elinewidth=0.8)
+    axes.stairs(rate, np.append(low, high[-1]), baseline=None, color="C0", alpha=0.5, lw=0.6)
+    _, (low, high, rate, error) = merged_bins(low, high, rate, error)
+    axes.errorbar((low + high) / 2, rate, error, (high - low) / 2, fmt="none", ecolor="C0", elinewidth=1)
     axes.set_yscale("log", nonpositive="clip")
     axes.yaxis.set_major_locator(LogLocator(numticks=4))
     if (positive := rate[rate > 0]).size:

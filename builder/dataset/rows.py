@@ -110,4 +110,4 @@ def _block(values: pa.Array) -> NDArray[Any]:
     """Return a list, or a list of lists of one length, as an array."""
     if pa.types.is_fixed_size_list(values.type):
         return _block(values.flatten()).reshape(len(values), -1)
-    return values.to_numpy()  # type: ignore[no-any-return]
+    return values.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]  # texts are copied

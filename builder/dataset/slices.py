@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,19 +70,20 @@ class Rows:
         return file, f"{table['detection_id'][index].as_py()} (row {number})"
 
 
-class _Reader:
+def flat_tables(paths: Iterable[Path], size: int = SLICE_ROWS) -> Iterator[pa.Table]:
+    """Read shards, so many rows at a time, with structs flattened to ``struct.field``."""
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(size):
+                yield pa.Table.from_batches([batch]).flatten()
+
+
+class RowReader:
     """Reads the rows of one split of a config, so many at a time whatever the shards' bounds."""
 
-    def __init__(self, folder: Path, shards: dict[str, int], size: int) -> None:
-        self._tables = self._read(folder, shards, size)
+    def __init__(self, folder: Path, shards: dict[str, int], size: int = SLICE_ROWS) -> None:
+        self._tables = flat_tables((folder / path for path in shards), size)
         self._waiting: list[pa.Table] = []
-
-    @staticmethod
-    def _read(folder: Path, shards: dict[str, int], size: int) -> Iterator[pa.Table]:
-        for path in shards:
-            with pq.ParquetFile(folder / path) as file:
-                for batch in file.iter_batches(size):
-                    yield pa.Table.from_batches([batch]).flatten()
 
     def take(self, number: int) -> pa.Table:
         """Return the next rows."""
@@ -102,12 +103,12 @@ def slices(folder: Path, manifest: Manifest, order: NDArray[np.int64], size: int
         For each row the number of the split in whose files it stands.
     """
     begins: dict[tuple[str, str], list[tuple[int, str]]] = {("hdf5", ""): [(0, HDF5_FILE)]}
-    readers: dict[tuple[str, str], _Reader] = {}
+    readers: dict[tuple[str, str], RowReader] = {}
     for config, split in manifest.parts:
         shards = manifest.shards(config, split)
         starts = np.cumsum([0, *shards.values()]).tolist()
         begins[config, split] = list(zip(starts, shards, strict=False))
-        readers[config, split] = _Reader(folder, shards, size)
+        readers[config, split] = RowReader(folder, shards, size)
     done = dict.fromkeys(SPLITS, 0)
     for start in range(0, len(order), size):
         codes = order[start : start + size]

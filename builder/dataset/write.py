@@ -10,6 +10,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ from builder.dataset.layout import (
 from builder.dataset.positions import write_matches
 from builder.dataset.rows import join, public
 from builder.dataset.shards import ShardWriter
+from builder.dataset.slices import flat_tables
+from builder.dataset.sources import sum_sources
+from builder.dataset.statistics import train_statistics
 from builder.files import Folder, reported
 from builder.model.columns import columns_when
 from builder.model.errors import OutputError
@@ -91,12 +95,13 @@ def write_folder(
     own = own_columns(planned.catalog.schema)
     shards = {
         (config, split): ShardWriter(folder / DATA_FILES[config], parquet_schema(config, settings.bins, own), split)
-        for config, split in parts(settings.splits, settings.responses, settings.bins)
+        for config, split in parts(settings.splits, settings.responses, settings.bins, settings.sources)
     }
     known: set[str] = set()  # responses that are written
     with contextlib.ExitStack() as stack:
-        for writer in shards.values():
-            stack.enter_context(writer)
+        for (config, _), writer in shards.items():
+            if config != "sources":  # made of what the others have written
+                stack.enter_context(writer)
         columns = (*columns_when(settings.recipe.subtract), *own)
         hdf5 = stack.enter_context(HDF5Writer(folder / HDF5_FILE, attributes, columns))
         for package, result in results:
@@ -121,6 +126,12 @@ def write_folder(
             progress("write", package.start + len(package.detections), len(planned.catalog))
         shards["ebounds", "train"].append(public(grids, "ebounds"))
         hdf5.append_ebounds(grids)
+    for split in settings.splits.names if settings.sources else ():
+        progress("sum sources", 0, rows)
+        with shards["sources", split] as writer:
+            for sums in sum_sources(partial(flat_tables, shards["counts", split].paths), own):
+                writer.append(public(sums, "sources", own=own))
+        progress("sum sources", rows, rows)
     for (_, split), writer in shards.items():
         if settings.splits.divided and not sum(writer.rows) and (rows or split != SPLITS[0]):
             for path in writer.paths:  # `load_dataset` refuses a split without rows
@@ -143,12 +154,14 @@ def write_folder(
         versions,
         {"detections": detections, "sha256": _sha256_of_table(planned.catalog)}
         | _origin(planned, settings)
-        | _matched(planned),
+        | _matched(planned)
+        | ({"labels": planned.labels} if planned.labels else {}),
         Counts(detections, planned.duplicates, selected, rows, len(rejected), reasons),
         tuple(files),
         tuple(sorted(own_rmfs)),
         tuple(own_dicts(own)),
     )
+    manifest = dataclasses.replace(manifest, statistics=train_statistics(folder, manifest))
     files += [Entry.of(folder / HDF5_FILE, folder, rows), Entry.of(folder / REJECTIONS_FILE, folder, len(rejected))]
     if planned.matches:
         write_matches(folder / POSITIONS_FILE, planned.matches)

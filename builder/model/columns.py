@@ -23,6 +23,7 @@ CONFIGS = {
     "spectra": "one row a spectrum: all scalars and the reduced spectrum",
     "counts": "one row a spectrum: all scalars, the counts in each channel and the effective area",
     "binned": "one row a spectrum: all scalars, the counts in fixed bins, and the response by fixed photon energies",
+    "sources": "one row a master source: its detections summed, counts in each channel and the mean effective area",
     "ebounds": "one row a channel energy grid",
     "responses": "one row a response matrix (RMF), sparse",
 }
@@ -30,6 +31,9 @@ CONFIGS = {
 
 ROW_CONFIGS = ("spectra", "counts", "binned")
 """Configurations with a row for each spectrum."""
+
+DIVIDED_CONFIGS = (*ROW_CONFIGS, "sources")
+"""Configurations whose rows are divided into the splits."""
 
 DEFAULT_BINS = 64
 """Of config ``binned``, where the number is not said."""
@@ -72,6 +76,8 @@ class Column:
         Kind of quantity of an own column in the words of the Virtual Observatory (UCD1+), where it is said.
     own : bool
         Whether it is a column of a catalog beside the declared ones, see `builder.model.own`.
+    classes : tuple of str
+        Names of classes, of which the values are the numbers; empty for other columns.
     """
 
     name: str
@@ -87,11 +93,12 @@ class Column:
     nullable: bool = False
     ucd: str = ""
     own: bool = False
+    classes: tuple[str, ...] = ()
 
     @property
     def stand_in(self) -> int:
         """Value that stands for a null in HDF5, where the type has no NaN."""
-        return -(2**63) if self.own and self.dtype == "int64" else -1
+        return -(2**63) if self.own and self.dtype == "int64" and not self.classes else -1
 
     @property
     def hdf5_name(self) -> str:
@@ -351,6 +358,55 @@ RESPONSES: tuple[Column, ...] = (
 )  # fmt: skip
 """The columns of config ``responses``."""
 
+_PER_SOURCE = ("name", "ra", "dec", "healpix", "split")
+_LISTED = "all detections of the source in the dataset are in one of the two lists"
+
+
+def _source(name: str, dtype: str, meaning: str, source: str, unit: str = "", length: int | None = None) -> Column:
+    return Column(name, dtype, meaning, source, unit, length, ("sources",))
+
+
+SOURCES: tuple[Column, ...] = (
+    *(dataclasses.replace(column, configs=("sources",)) for column in COLUMNS
+      if column.name in _PER_SOURCE or column.query.startswith("m.")),
+    _source("detection_ids", "string", f"the detections that are summed; {_LISTED}", "see docs/recipe.md",
+            length=RAGGED),
+    _source("other_detection_ids", "string", "the detections that are not summed, as their grating or energies differ",
+            "see docs/recipe.md", length=RAGGED),
+    dataclasses.replace(
+        _source("first_mjd_obs", "float64", "start of the first good time of the summed detections, modified Julian "
+                "date (TT)", "least gti_mjd_obs", "d"), nullable=True),
+    dataclasses.replace(
+        _source("last_mjd_obs", "float64", "start of the last good time of the summed detections, modified Julian "
+                "date (TT)", "greatest gti_mjd_obs", "d"), nullable=True),
+    dataclasses.replace(
+        _source("grating", "string", "NONE, HETG or LETG, the same in all summed detections; NONE where there is one "
+                "without a grating", "GRATING of the PHA files"), nullable=True),
+    _source("exposure", "float64", "exposure of the summed detections together", "sum of exposure", "s"),
+    _source("background_scale", "float64", "factor from background counts to counts in the source regions",
+            "mean of background_scale, weighted by background_counts_total", ""),
+    _source("source_counts", "int64", "counts in the kept energy range, source regions", "sum of source_counts",
+            "count"),
+    _source("background_counts_total", "int64", "counts in the kept energy range, background regions, not scaled",
+            "sum of background_counts_total", "count"),
+    dataclasses.replace(
+        _source("rmf_sha256", "string", "response of the summed detection with the longest exposure of those that have "
+                "one: those of the others differ from it", "archive"), nullable=True),
+    _source("counts", "int32", "counts in PI channels 1 to 1024, source regions", "sum of counts", "count",
+            N_CHANNELS),
+    _source("background_counts", "int32", "counts in PI channels 1 to 1024, background regions, not scaled",
+            "sum of background_counts", "count", N_CHANNELS),
+    _source("arf.energy_lo", "float32", "low edge of the effective area's bin", "ENERG_LO of the ARF files", "keV",
+            RAGGED),
+    _source("arf.energy_hi", "float32", "high edge of the effective area's bin", "ENERG_HI of the ARF files", "keV",
+            RAGGED),
+    _source("arf.specresp", "float32", "effective area, mean weighted by exposure, not aperture-corrected",
+            "SPECRESP of the ARF files", "cm2", RAGGED),
+    _source("ebounds_id", "string", "channel energy grid of all summed detections: the key of config ebounds",
+            "16 digits of the SHA-256 of E_MIN, E_MAX of the RMF file"),
+)  # fmt: skip
+"""The columns of config ``sources``."""
+
 ASKED: tuple[Column, ...] = tuple(column for column in COLUMNS if column.query)
 """The columns that are asked for."""
 
@@ -402,7 +458,7 @@ def columns_of(config: str, bins: int = DEFAULT_BINS, own: tuple[Column, ...] = 
     """
     if config not in CONFIGS:
         raise SettingError(f"unknown config {config!r}: choose one of {', '.join(CONFIGS)}")
-    every = (*COLUMNS, *binned_columns(bins), *EBOUNDS, *RESPONSES, *own)
+    every = (*COLUMNS, *binned_columns(bins), *SOURCES, *EBOUNDS, *RESPONSES, *own)
     return tuple(column for column in every if config in column.configs)
 
 
@@ -418,19 +474,24 @@ def columns_when(subtract: bool) -> tuple[Column, ...]:
     )
 
 
-def configs_with(responses: bool, bins: int = 0) -> tuple[str, ...]:
-    """Return the configurations of a folder that has the responses, and so many bins, or has them not."""
-    there = {"responses": responses, "binned": bins > 0}
+def configs_with(responses: bool, bins: int = 0, sources: bool = False) -> tuple[str, ...]:
+    """Return the configurations of a folder that has the responses, so many bins and the sources, or has them not."""
+    there = {"responses": responses, "binned": bins > 0, "sources": sources}
     return tuple(config for config in CONFIGS if there.get(config, True))
 
 
 def features(config: str, bins: int = DEFAULT_BINS, own: tuple[Column, ...] = ()) -> Features:
     """Return the `datasets.Features` of one configuration; `bins` and `own` as for `columns_of`."""
-    from datasets import Features, Sequence, Value  # Sequence gives a List; datasets 3 has no other word for it
+    from datasets import (  # Sequence gives a List; datasets 3 has no other word for it
+        ClassLabel,
+        Features,
+        Sequence,
+        Value,
+    )
 
     tree: dict[str, Any] = {}
     for column in columns_of(config, bins, own):
-        value: Any = Value(column.dtype)
+        value: Any = ClassLabel(names=list(column.classes)) if column.classes else Value(column.dtype)
         for length in reversed(column.shape):
             value = Sequence(value, length=length)
         struct, _, field = column.name.rpartition(".")

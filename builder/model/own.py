@@ -6,13 +6,23 @@ columns declares them itself so, from the reader of a catalog to the Parquet fil
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from builder.model.columns import CATALOG, COLUMNS, EBOUNDS, Column, binned_columns
+from builder.model.columns import (
+    CATALOG,
+    COLUMNS,
+    DIVIDED_CONFIGS,
+    EBOUNDS,
+    ROW_CONFIGS,
+    SOURCES,
+    Column,
+    binned_columns,
+)
 from builder.model.errors import SettingError
 
 _FLUX, _ENERGY, _FLAG = "phot.flux;em.X-ray", "em.energy", "meta.code"
@@ -44,6 +54,9 @@ UCDS = {
 _TYPES = {"string": pa.string(), "bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64()}
 """Types of own columns."""
 
+_SOURCE = "source"
+"""Scope of a column that is the same for all detections of a source."""
+
 _SAID = {"unit": "unit", "description": "meaning", "ucd": "ucd", "source": "source"}
 """Keys of a field's metadata, and the attributes of a column that they hold."""
 
@@ -51,7 +64,7 @@ _KNOWN = frozenset(column.name for column in CATALOG)
 
 MADE = (
     frozenset(word for column in COLUMNS for word in (column.name, column.hdf5_name, column.name.partition(".")[0]))
-    | frozenset(column.name for column in (*binned_columns(1), *EBOUNDS))
+    | frozenset(column.name for column in (*binned_columns(1), *SOURCES, *EBOUNDS))
     | {"ebounds"}
 ) - _KNOWN
 """Names of what the dataset makes itself, which no own column can have."""
@@ -75,7 +88,9 @@ def own_column(name: str, kind: pa.DataType, said: Mapping[str, str]) -> Column:
     """Declare an own column, by what is said of it under the keys of a field's metadata."""
     dtype = next(word for word, each in _TYPES.items() if each == kind)
     known: dict[str, Any] = {attribute: said.get(key, "") for key, attribute in _SAID.items()}
-    return Column(name, dtype, **known, nullable=True, own=True)
+    configs = DIVIDED_CONFIGS if said.get("scope") == _SOURCE else ROW_CONFIGS
+    classes = tuple(json.loads(said.get("classes", "[]")))
+    return Column(name, dtype, **known, configs=configs, nullable=True, own=True, classes=classes)
 
 
 def ucd_of(column: Column) -> str:
@@ -88,16 +103,23 @@ def ucd_of(column: Column) -> str:
     return UCDS.get(column.name, "")
 
 
+def _further(column: Column) -> dict[str, str]:
+    """Write what is known of an own column besides what any column has."""
+    scope = {"scope": _SOURCE} if column.own and column.configs == DIVIDED_CONFIGS else {}
+    return scope | ({"classes": json.dumps(column.classes, ensure_ascii=False)} if column.classes else {})
+
+
 def described(field: pa.Field, column: Column) -> pa.Field:
     """Give a field what is known of its column."""
     known = {key: getattr(column, attribute) for key, attribute in _SAID.items()} | {"ucd": ucd_of(column)}
+    known |= _further(column)
     return field.with_metadata({key: text for key, text in known.items() if text})
 
 
 def said_of(field: pa.Field) -> dict[str, str]:
     """Read what a field says of its column."""
     found = {key.decode(): text.decode(errors="replace") for key, text in (field.metadata or {}).items()}
-    return {key: text for key, text in found.items() if key in _SAID}
+    return {key: text for key, text in found.items() if key in (*_SAID, "scope", "classes")}
 
 
 def own_columns(schema: pa.Schema) -> tuple[Column, ...]:
@@ -107,12 +129,15 @@ def own_columns(schema: pa.Schema) -> tuple[Column, ...]:
 
 def own_dicts(columns: Iterable[Column]) -> list[dict[str, str]]:
     """Write own columns as the manifest has them."""
-    return [{"name": c.name, "dtype": c.dtype, **{a: getattr(c, a) for a in _SAID.values()}} for c in columns]
+    return [
+        {"name": c.name, "dtype": c.dtype, **{a: getattr(c, a) for a in _SAID.values()}, **_further(c)} for c in columns
+    ]
 
 
 def own_of_dicts(said: Iterable[Mapping[str, str]]) -> tuple[Column, ...]:
     """Return the inverse of `own_dicts`; KeyError or TypeError where it cannot be."""
     keys = {attribute: key for key, attribute in _SAID.items()}
     return tuple(
-        own_column(each["name"], _TYPES[each["dtype"]], {keys[a]: each[a] for a in _SAID.values()}) for each in said
+        own_column(each["name"], _TYPES[each["dtype"]], {keys.get(a, a): text for a, text in each.items()})
+        for each in said
     )

@@ -33,6 +33,9 @@ EMBEDDED_REMARK = (
 
 """The archive that is made on this machine: two real detections and simulated ones."""
 
+DEFAULT_LABEL_RADIUS = 1 / 3600
+"""deg: about the error of a position on the axis (Evans et al. 2010, ApJS 189, 37)."""
+
 DEFAULT_CONNECTIONS = 4
 """Connections to the archive at once: its own limit is not published, so few."""
 
@@ -138,6 +141,12 @@ class Settings:
     columns : tuple of str
         Columns of the catalog besides those of the dataset, such as ``m.gal_l`` (of its sources) and ``o.apec_z`` (of
         its detections).
+    sources : bool
+        Sum the detections of each source, for config ``sources``.
+    labels : str
+        A file with labels of sources, see `builder.dataset.labels.add_labels`.
+    label_radius : float
+        Greatest distance of a label's position from its source, deg.
 
     Raises
     ------
@@ -156,14 +165,20 @@ class Settings:
     bins: int = 0
     rmf: str = RMFS[0]
     columns: tuple[str, ...] = ()
+    sources: bool = False
+    labels: str = ""
+    label_radius: float = DEFAULT_LABEL_RADIUS
 
     def __post_init__(self) -> None:
         if not isinstance(self.archive, str) or not self.archive:
             raise SettingError(f"archive must be 'embedded', a mirror folder or an http(s) URL, not {self.archive!r}")
-        if not isinstance(self.catalog, str):
-            raise SettingError(f"catalog must be the name of a file, not {self.catalog!r}")
+        for name in ("catalog", "labels"):
+            if not isinstance(value := getattr(self, name), str):
+                raise SettingError(f"{name} must be the name of a file, not {value!r}")
+        if not 0 < self.label_radius <= 1:
+            raise SettingError(f"the radius within which labels are joined is {self.label_radius} deg, not 0 to 1")
         try:
-            (self.archive + self.catalog).encode()
+            (self.archive + self.catalog + self.labels).encode()
             Path(self.archive).expanduser()
         except UnicodeEncodeError:  # the manifest and the HDF5 file name both, in UTF-8
             raise SettingError(f"{self.archive + self.catalog!a} is not UTF-8: give a link of another name") from None
@@ -197,7 +212,7 @@ class Settings:
         """Whether the archive is a mirror folder."""
         return self.archive != EMBEDDED and not self.archive.startswith(("http://", "https://"))
 
-    def as_dict(self, catalog_sha256: str | None = None) -> dict[str, Any]:
+    def as_dict(self, catalog_sha256: str | None = None, labels_sha256: str = "") -> dict[str, Any]:
         """Give the settings as the manifest and the HDF5 file have them.
 
         Local paths are given by their last part: the folder may be published.
@@ -206,6 +221,8 @@ class Settings:
         ----------
         catalog_sha256 : str, optional
             Checksum of the catalog, where it is a file of this machine.
+        labels_sha256 : str
+            Checksum of the file of labels, where there is one.
         """
         return {
             "archive": last_part(self.archive) if self.from_mirror else self.archive,
@@ -219,10 +236,13 @@ class Settings:
             **({"columns": ",".join(self.columns)} if self.columns else {}),
             **({"bins": self.bins} if self.bins else {}),
             "rmf": self.rmf,
+            **({"sources": True} if self.sources else {}),
+            **({"labels": last_part(self.labels), "label_radius": self.label_radius} if self.labels else {}),
+            **({"labels_sha256": labels_sha256} if labels_sha256 else {}),
         }
 
 
-_KINDS = {"selection": Selection, "recipe": Recipe, "splits": Splits, "responses": bool}
+_KINDS = {"selection": Selection, "recipe": Recipe, "splits": Splits, "responses": bool, "sources": bool}
 
 
 def _check_bins(bins: int, recipe: Recipe) -> None:

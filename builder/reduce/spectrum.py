@@ -18,6 +18,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from sherpa.utils.err import SherpaErr
 
 from builder.archive.packages import HARDLY
 from builder.archive.products import ProductName
-from builder.model.errors import ProductError
+from builder.model.errors import ProductError, SettingError
 from builder.model.folding import Bins, Matrix, bin_edges, photon_edges
 from builder.model.invariants import Fault, channel_faults, demand, fraction_faults
 from builder.model.records import Energies, ProductFile, Products, Rejection, Response, Spectrum, Stage, Trio
@@ -49,6 +50,17 @@ Floats = NDArray[np.float64]
 _SPECTRUM = {"HDUCLAS3": "COUNT", "HDUCLAS4": "TYPE:I", "POISSERR": "T"}
 """Values that these keywords of a spectrum have, where they are there (see docs/recipe.md)."""
 _PER_CHANNEL = {"BACKSCAL", "AREASCAL", "BACKGROUND_UP", "BACKGROUND_DOWN"}  # columns that change Sherpa's numbers
+
+
+class BinnedRates(NamedTuple):
+    """Bins of channels: their energies in keV, rates with errors in count s-1 keV-1, and the channels in them."""
+
+    energy: Floats
+    energy_lo: Floats
+    energy_hi: Floats
+    rate: Floats
+    rate_error: Floats
+    kept: NDArray[np.bool_]
 
 
 def reduce_products(
@@ -95,8 +107,10 @@ def _reduce(products: Products, recipe: Recipe, response: bool, bins: int, share
     for file in filter(None, (products.pha, products.arf, products.rmf)):
         if (parsed := ProductName.parse(file.name)) and parsed.instrument == "hrc":
             raise ProductError("not_acis", f"{file.name}: HRC {HARDLY}")
-    pha, arf = (_present(products, kind) for kind in ("pha", "arf"))
+    # In the order in which the archive is asked for files one by one: behind one that is missing it is asked for none.
+    pha = _present(products, "pha")
     rmf = None if shared else _present(products, "rmf")
+    arf = _present(products, "arf")
     inflated = [inflate(file) for file in (pha, arf, rmf) if file is not None]
     pha_tables = tables(inflated[0], pha.name, "pha")
     source, background = _source_and_background(pha_tables, pha)
@@ -121,20 +135,11 @@ def _reduce(products: Products, recipe: Recipe, response: bool, bins: int, share
     data = _data_pha(str(detection), source, counts, energy_scale)
     if data.areascal != 1:  # the counts and the effective area of a row, to which it is not applied, would not fit it
         raise ProductError("wrong_type", f"{pha.name}: AREASCAL is {data.areascal}, but 1 in the catalog's files")
-    data.ignore(None, recipe.energy_min)
-    data.ignore(recipe.energy_max, None)
-    kept = data.get_mask()
+    kept = _keep(data, recipe)
     if kept is None or not counts[kept].any():
         raise ProductError("no_counts", f"{pha.name}: no counts in {recipe.energy_min:g}-{recipe.energy_max:g} keV")
-    if recipe.group:
-        _group(data, counts, kept, recipe.min_counts)
-    # Last, as Sherpa would filter and group it as well, for nothing: it is subtracted in the bins of the source.
-    data.set_background(_data_pha(f"{detection} background", background, background_counts, energy_scale))
-    scale = float(data.get_background_scale(group=False))
-    if recipe.subtract:
-        data.subtract()
-    energy_lo = data.apply_filter(energies.low, data._min)
-    energy_hi = data.apply_filter(energies.high, data._max)
+    background_data = _data_pha(f"{detection} background", background, background_counts, energy_scale)
+    rates = _bin(data, background_data, (energies.low, energies.high), kept, recipe)
     matrix = _response(rmf_tables, energies.file) if response or bins else None
 
     own = energies.detection == detection
@@ -145,14 +150,14 @@ def _reduce(products: Products, recipe: Recipe, response: bool, bins: int, share
         ccds=_ccds(pha_tables),
         caldb_version=area.word("CALDBVER"),
         exposure=float(data.exposure),
-        background_scale=scale,
+        background_scale=float(data.get_background_scale(group=False)),
         source_counts=int(counts[kept].sum()),
         background_counts_total=int(background_counts[kept].sum()),
-        energy=(energy_lo + energy_hi) / 2,
-        energy_lo=energy_lo,
-        energy_hi=energy_hi,
-        rate=data.get_y(filter=True),
-        rate_error=data.get_yerr(filter=True, staterrfunc=Chi2Gehrels.calc_staterror),
+        energy=rates.energy,
+        energy_lo=rates.energy_lo,
+        energy_hi=rates.energy_hi,
+        rate=rates.rate,
+        rate_error=rates.rate_error,
         counts=counts,
         background_counts=background_counts,
         arf_energy_lo=arf_lo,
@@ -171,6 +176,77 @@ def _reduce(products: Products, recipe: Recipe, response: bool, bins: int, share
     )
     demand(_channel_faults(spectrum, recipe), pha.name)
     return spectrum
+
+
+def regroup_channels(
+    counts: NDArray[Any],
+    background_counts: NDArray[Any],
+    exposure: float,
+    background_scale: float,
+    energies: tuple[Floats, Floats],
+    recipe: Recipe,
+) -> BinnedRates:
+    """Bin the channels of a row as `reduce_products` bins those of its files.
+
+    Parameters
+    ----------
+    counts, background_counts : ndarray of int, shape (1024,)
+        Of the source and of the background region.
+    exposure : float
+        s.
+    background_scale : float
+        Factor from background counts to counts in the source region.
+    energies : pair of ndarray, shape (1024,)
+        E_MIN and E_MAX of the channels, keV.
+
+    Raises
+    ------
+    SettingError
+        If no channel lies within the kept range.
+    """
+    energy_scale = _channel_energies(*(energy.tobytes() for energy in energies))
+    data, background = (
+        DataPHA(name, CHANNELS, values.astype(np.float64), exposure=exposure, backscal=scale)
+        for name, values, scale in (("source", counts, background_scale), ("background", background_counts, 1.0))
+    )
+    data.set_rmf(energy_scale)
+    data.set_analysis("energy")
+    kept = _keep(data, recipe)
+    if kept is None or not kept.any():
+        raise SettingError(f"no channel lies within {recipe.energy_min:g}-{recipe.energy_max:g} keV")
+    return _bin(data, background, energies, kept, recipe)
+
+
+def kept_channels(energies: tuple[Floats, Floats], recipe: Recipe) -> NDArray[np.bool_]:
+    """Return which channels of these energies (keV) the recipe keeps, shape (1024,)."""
+    data = DataPHA("source", CHANNELS, np.zeros(CHANNELS.size))
+    data.set_rmf(_channel_energies(*(energy.tobytes() for energy in energies)))
+    data.set_analysis("energy")
+    kept = _keep(data, recipe)
+    return np.zeros(CHANNELS.size, dtype=bool) if kept is None else kept
+
+
+def _keep(data: DataPHA, recipe: Recipe) -> NDArray[np.bool_] | None:
+    """Leave out the channels that reach beyond the kept range; which are left, None where none is."""
+    data.ignore(None, recipe.energy_min)
+    data.ignore(recipe.energy_max, None)
+    kept: NDArray[np.bool_] | None = data.get_mask()
+    return kept
+
+
+def _bin(
+    data: DataPHA, background: DataPHA, energies: tuple[Floats, Floats], kept: NDArray[np.bool_], recipe: Recipe
+) -> BinnedRates:
+    """Group the kept channels, and give the rates of the bins."""
+    if recipe.group:
+        _group(data, kept, recipe.min_counts)
+    # Last, as Sherpa would filter and group it as well, for nothing: it is subtracted in the bins of the source.
+    data.set_background(background)
+    if recipe.subtract:
+        data.subtract()
+    low, high = data.apply_filter(energies[0], data._min), data.apply_filter(energies[1], data._max)
+    error = data.get_yerr(filter=True, staterrfunc=Chi2Gehrels.calc_staterror)
+    return BinnedRates((low + high) / 2, low, high, data.get_y(filter=True), error, kept)
 
 
 def _channel_faults(spectrum: Spectrum, recipe: Recipe) -> Iterator[Fault]:
@@ -288,13 +364,9 @@ def _data_pha(name: str, table: Table, counts: NDArray[np.int32], energy_scale: 
     return data
 
 
-def _group(data: DataPHA, counts: NDArray[np.int32], kept: NDArray[np.bool_], least: int) -> None:
-    """Group the kept channels to at least so many counts, as Sherpa's ``group_counts``; what is left over is a group.
-
-    The library behind Sherpa's own never frees its arrays: 27 kB a call in 4.19, 35 GB for the whole catalog.
-    """
-    channels = np.flatnonzero(kept)  # without a gap, since their energies rise
-    summed = np.cumsum(counts[channels], dtype=np.int64).tolist()
+def group_starts(counts: NDArray[Any], least: int) -> list[int]:
+    """Return where groups of at least so many counts begin; what is left over at the end is a group, too."""
+    summed = np.cumsum(counts.astype(np.int64)).tolist()
     starts, begin, before = [], 0, 0
     while begin < len(summed):
         starts.append(begin)
@@ -302,6 +374,16 @@ def _group(data: DataPHA, counts: NDArray[np.int32], kept: NDArray[np.bool_], le
         if end < len(summed):
             before = summed[end]
         begin = end + 1
+    return starts
+
+
+def _group(data: DataPHA, kept: NDArray[np.bool_], least: int) -> None:
+    """Group the kept channels to at least so many counts, as Sherpa's ``group_counts``; what is left over is a group.
+
+    The library behind Sherpa's own never frees its arrays: 27 kB a call in 4.19, 35 GB for the whole catalog.
+    """
+    channels = np.flatnonzero(kept)  # without a gap, since their energies rise
+    starts = group_starts(data.counts[channels], least)
     flags = np.where(kept, -1, 0).astype(np.int16)  # 1: a group begins, -1: it goes on, 0: not kept
     flags[channels[starts]] = 1
     data.grouping = flags

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.dataset.pictures import STYLE, energy_axis
+from builder.dataset.pictures import SIGMA, STYLE, Bins, energy_axis, merged_bins
 from builder.dataset.read import check_outside, read_rows, read_scalars
 from builder.files import write_whole
 from builder.model.errors import SettingError, require
@@ -29,6 +29,11 @@ _ERRORS = 4
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)  # keV
 _LOWEST = 0.1
 """Latest begin of a logarithmic energy axis, keV: a channel may begin at 0, but ACIS sees nothing there."""
+
+_TOGETHER = f"put together to about {SIGMA}σ, for display only"
+
+_PALE = 0.35
+"""Opacity of the bins as they are, behind those that are put together for display."""
 
 _MARGIN = 22
 """Columns of a terminal that the labels of the axes take from a plot."""
@@ -126,6 +131,9 @@ def _check_ending(path: Path) -> None:
 def save_plot(folder: Path, rows: list[dict[str, Any]], path: Path) -> None:
     """Draw spectra: one with its counts and background below, or several over each other, up to 4 with errors.
 
+    Up to 4 are shown with bins put together until they stand out of their errors, see
+    `builder.dataset.pictures.merged_bins`; a single one with all its bins behind.
+
     Parameters
     ----------
     folder : Path
@@ -211,9 +219,10 @@ def _of(rows: list[dict[str, Any]]) -> str:
     return f" of {names.pop() if len(names) == 1 else f'{len(names)} sources'}"
 
 
-def _bins(row: Mapping[str, Any]) -> tuple[NDArray[np.float64], ...]:
+def _bins(row: Mapping[str, Any]) -> Bins:
     names = ("ene_low_bin", "ene_high_bin", "flux", "flux_error")
-    return tuple(np.asarray(row["spectrum"][name], dtype=np.float64) for name in names)
+    low, high, rate, error = (np.asarray(row["spectrum"][name], dtype=np.float64) for name in names)
+    return low, high, rate, error
 
 
 def _steps(
@@ -229,9 +238,13 @@ def _rates(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         low, high, rate, error = _bins(row)
         # A name that begins with _ would be kept out of the legend: the titles are written there in the end.
         label = row["detection_id"]
-        _steps(axes, low, high, rate, color=colour, lw=1.2 if len(rows) <= _ERRORS else 0.9, label=label)
+        if len(rows) == 1:
+            _steps(axes, low, high, rate, color=colour, lw=0.8, alpha=_PALE, label=f"all {rate.size:,} bins")
+            label = _TOGETHER
         if len(rows) <= _ERRORS:
-            axes.errorbar((low + high) / 2, rate, error, fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.6)
+            _, (low, high, rate, error) = merged_bins(low, high, rate, error)
+            axes.errorbar((low + high) / 2, rate, error, fmt="none", ecolor=colour, elinewidth=0.9)
+        _steps(axes, low, high, rate, color=colour, lw=1.2 if len(rows) <= _ERRORS else 0.9, label=label)
         shown = rate if (rate > 0).any() else rate + error
         bottoms += shown[shown > 0].tolist()
         tops += (rate + error)[shown > 0].tolist()
@@ -240,10 +253,18 @@ def _rates(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.set_yscale("log", nonpositive="clip")
     axes.set_ylabel("counts / s / keV")
     axes.grid(visible=True)
+    if len(rows) == 1:
+        axes.legend(frameon=False, fontsize=9)
+    elif len(rows) <= _ERRORS:
+        axes.text(0.99, 0.99, f"bins {_TOGETHER}", fontsize=9, ha="right", va="top", transform=axes.transAxes)
 
 
 def _counts(axes: Axes, row: dict[str, Any], source: NDArray[np.int64], background: NDArray[np.float64]) -> None:
-    low, high, *_ = _bins(row)
+    low, high, *_ = bins = _bins(row)
+    for values, colour in ((source, "C0"), (background, "C1")):
+        _steps(axes, low, high, values, color=colour, lw=0.8, alpha=_PALE)
+    begin, (low, high, *_) = merged_bins(*bins)
+    source, background = (np.add.reduceat(values, begin) for values in (source, background))
     scaled = f"background × {row['background_scale']:.3g}"
     _steps(axes, low, high, source, color="C0", lw=1.2, label="source region")
     _steps(axes, low, high, background, color="C1", lw=1.2, label=scaled if background.any() else f"{scaled}: none")

@@ -14,13 +14,15 @@ import pyarrow.parquet as pq
 
 from builder.dataset.layout import CARD_FILE, DATA_FILES, HDF5_FILE, MANIFEST_FILE, REJECTIONS_FILE, Manifest, is_loaded
 from builder.dataset.slices import SLICE_ROWS, order_of, slices
+from builder.dataset.statistics import train_statistics
 from builder.files import file_sha256
-from builder.model.columns import ROW_CONFIGS, features
+from builder.model.columns import DIVIDED_CONFIGS, ROW_CONFIGS, features
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import REASONS
 from builder.model.text import Progress, several, silent
 from builder.store.packages import REJECTIONS_SCHEMA
+from builder.use.check_sources import check_sources
 from builder.use.checks import (
     Check,
     Grids,
@@ -217,7 +219,7 @@ def _check_numbers(check: Check, folder: Path, manifest: Manifest) -> None:
                 equal("number of rows", parquet.metadata.num_rows, rows, path)
                 if Features.from_arrow_schema(parquet.schema_arrow) != features(config, manifest.bins, manifest.own):
                     check.fail(path, f"has not the columns of config {config}")
-        if not shards and counts.rows and config not in totals:
+        if not shards and counts.rows and config not in DIVIDED_CONFIGS:
             check.fail(MANIFEST_FILE, f"names no file of config {config}")
         if config in totals:
             totals[config] += sum(shards.values())
@@ -309,6 +311,10 @@ def _check_content(
             grids.fail(next(iter(manifest.shards("ebounds", "train"))), key, "no row has this grid")
         if manifest.settings["responses"]:
             _check_responses(grids, folder, manifest.shards("responses", "train"), responses)
+    if not (ids.failed or channels.failed) and manifest.statistics != train_statistics(folder, manifest):
+        ids.fail(MANIFEST_FILE, "statistics are not those of the rows")
+    if manifest.sources and not (ids.failed or channels.failed):
+        check_sources(channels, folder, manifest)
 
 
 def _check_ebounds(check: Check, hdf5: Check, folder: Path, files: dict[str, int], file: h5py.File) -> Grids:
