@@ -24,7 +24,6 @@ CASES = ((40, 4), (40, 20), (100, 50), (1000, 40))
 
 INDEX = 1.7
 _GRID = np.arange(-3.0, 7.01, 0.05)
-_BINS = 32
 
 Statistic = Callable[[Any], float]
 
@@ -55,16 +54,16 @@ def _logged(counts: Any, expected: Any) -> Any:
 class Experiment:
     """A power law seen through the response of a row of config ``counts``."""
 
-    def __init__(self, row: dict[str, Any], calibration: Any) -> None:
+    def __init__(self, row: dict[str, Any], calibration: Any, bins: int = 32, scale: float | None = None) -> None:
         self.low, self.high = calibration.energies(row["ebounds_id"])
         self.kept = (self.low >= 0.5) & (self.high <= 7)
-        self.scale = float(row["background_scale"])
+        self.bins, self.scale = bins, scale or float(row["background_scale"])
         self.shape = smoothed(np.asarray(row["background_counts"])[None])[0]
         self.shape /= self.shape[self.kept].sum()
         folded = [calibration.fold(lambda low, high, g=g: ((low + high) / 2) ** -g * (high - low), row) for g in _GRID]
         self.folded = np.array(folded)
         centre = (self.low + self.high) / 2
-        self.first = np.searchsorted(centre, np.geomspace(0.5, 7, _BINS + 1))
+        self.first = np.searchsorted(centre, np.geomspace(0.5, 7, bins + 1))
 
     def rebin(self, values: Any) -> Any:
         """Sum channels in logarithmic bins."""
@@ -85,8 +84,8 @@ class Experiment:
                 "channel by channel": (cash(counts[kept], scale * other[kept]), self.folded[:, kept]),
                 "W, in channels": (wstat(counts[kept], other[kept], scale), self.folded[:, kept]),
                 "smoothed over 51 channels": (cash(counts[kept], smooth[kept]), self.folded[:, kept]),
-                "in 32 bins": (cash(rebin(counts), scale * rebin(other)), rebin(self.folded)),
-                "W, in 32 bins": (wstat(rebin(counts), rebin(other), scale), rebin(self.folded)),
+                f"in {self.bins} bins": (cash(rebin(counts), scale * rebin(other)), rebin(self.folded)),
+                f"W, in {self.bins} bins": (wstat(rebin(counts), rebin(other), scale), rebin(self.folded)),
                 "the true one": (cash(counts[kept], expected[kept]), self.folded[:, kept]),
             }
             for name, (statistic, folded) in statistics.items():
@@ -109,14 +108,14 @@ def _fit(statistic: Statistic, folded: Any, norm: float) -> tuple[float, float]:
     return best[0], float(np.exp(best[1]))
 
 
-def experiment(folder: str, detection: str) -> Experiment:
+def experiment(folder: str, detection: str, *options: Any) -> Experiment:
     """Make an experiment of a row of a folder that was prepared with the responses."""
     from datasets import concatenate_datasets, load_dataset
 
     from chandra_spectra import Calibration
 
     counts = concatenate_datasets(list(load_dataset(folder, "counts").values())).with_format("numpy")
-    return Experiment(counts[list(counts["detection_id"]).index(detection)], Calibration.load(folder))
+    return Experiment(counts[list(counts["detection_id"]).index(detection)], Calibration.load(folder), *options)
 
 
 def main() -> None:
@@ -128,12 +127,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=60, help="draws of each case (default: 60)")
     parser.add_argument("--detection", default="4938.0.43", help="detection of the embedded sample")
+    parser.add_argument("--bins", type=int, default=32, help="logarithmic bins in 0.5-7 keV (default: 32)")
+    parser.add_argument("--scale", type=float, help="background scale (default: the detection's)")
     arguments = parser.parse_args()
     disable_progress_bars()
     with tempfile.TemporaryDirectory() as work:
         chosen = Selection(detections=frozenset([DetectionId.parse(arguments.detection)]))
         prepare(f"{work}/chandra_spectra", Settings("embedded", selection=chosen, responses=True))
-        made = experiment(f"{work}/chandra_spectra", arguments.detection)
+        made = experiment(f"{work}/chandra_spectra", arguments.detection, arguments.bins, arguments.scale)
     found = [made.recover(*case, arguments.draws) for case in CASES]
     print(f"index and norm, mean of {arguments.draws} draws; true are {INDEX} and 1; background scale {made.scale:.3f}")
     print("| background | " + " | ".join(f"{net} on {background}" for net, background in CASES) + " |")

@@ -15,13 +15,17 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import matplotlib as mpl
+try:
+    import torch
+    from matplotlib import pyplot as plt
+    from torch import nn
+except ImportError as error:
+    sys.exit(f"{error}: pip install 'chandra-spectra[plots,torch]'")
 import numpy as np
 import pyarrow.compute as pc
-import torch
 from datasets import concatenate_datasets, load_dataset
-from torch import nn
 
+from builder.dataset.layout import lacks
 from chandra_spectra import Calibration
 
 COLUMNS = ["split", "powlaw_gamma", "powlaw_gamma_lolim", "powlaw_gamma_hilim", "exposure", "background_scale"]
@@ -68,9 +72,7 @@ def fit(known: torch.Tensor, gamma: torch.Tensor, weight: torch.Tensor) -> nn.Mo
 
 
 def draw(picture: str, parts: dict[str, tuple[Any, Any]]) -> None:
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt.switch_backend("Agg")
     figure, axes = plt.subplots(figsize=(5, 4.6), layout="constrained")
     for (label, (rows, found)), style in zip(parts.items(), (("C0", "none", 0.5), ("C1", "C1", 1)), strict=True):
         gamma, low, high = (rows[name].to_numpy() for name in COLUMNS[1:4])
@@ -88,6 +90,8 @@ def draw(picture: str, parts: dict[str, tuple[Any, Any]]) -> None:
 
 def main(folder: str = "chandra_spectra", picture: str = "powerlaw.png") -> None:
     """Train, compare with guessing the mean, and draw."""
+    if reason := lacks(folder):
+        sys.exit(reason)
     torch.manual_seed(0)
     torch.set_num_threads(1)  # the batches are tiny
     splits = load_dataset(folder, "counts")

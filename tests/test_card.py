@@ -198,7 +198,7 @@ def test_it_says_what_it_must(text: str) -> None:
         "Two of its rows are real: 4938.0.43",
         "not an energy flux",
         "`arf` is not corrected for the aperture",
-        "`PSF_FRAC`",
+        "`arf.psf_frac`",
         "`conf_code > 0 and conf_code & 8`",
         "do not divide by row",
         "0.5-8 keV kept",
@@ -356,7 +356,7 @@ def test_the_selection_is_told(sample: Path, written: Path) -> None:
         "and passed over | 3 |",
     ):
         assert said in words, said
-    assert "simulated" not in words
+    assert "embedded sample" not in words
     assert (written / "detections.txt").read_text() == "4938.0.43\n7867.0.2\n"
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import shlex
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from builder.archive.matching import match_positions
+from builder.dataset.card import command_line
 from builder.dataset.layout import Manifest
 from builder.dataset.positions import read_positions
 from builder.model.errors import SettingError
 from builder.model.selection import DEFAULT_RADIUS, Selection
 from builder.model.settings import Settings
-from builder.model.sky import Position, separation
+from builder.model.sky import Position, radius_of, separation
 from builder.prepare import prepare
 from builder.simulator.products import SimulatedArchive
 from builder.simulator.server import ArchiveServer
@@ -142,6 +144,14 @@ def test_the_boxes_of_the_queries_hold_all_that_may_match(here: list[tuple[float
         connection.execute("INSERT INTO m VALUES (?, ?)", [east, other])
         assert any(connection.execute(f"SELECT COUNT(*) FROM m WHERE {where}").fetchone()[0] for where in wheres)
     connection.close()
+
+
+@stable(50)
+@given(st.one_of(st.sampled_from([2 / 3600, 1 / 60, 1 / 3, 0.1, 1.0]), st.floats(1e-9, 180)))
+def test_the_radius_on_the_card_is_read_back_as_the_same_number(radius: float) -> None:
+    selection = Selection(positions=((1.0, 2.0),), radius=radius)  # type: ignore[arg-type]
+    words = shlex.split(command_line(Settings("embedded", selection=selection)).replace("\\\n", " "))
+    assert radius_of(words[words.index("--radius") + 1]) == radius
 
 
 def test_a_radius_needs_positions_and_a_unit() -> None:

@@ -256,7 +256,7 @@ def test_a_finished_package_is_never_fetched_again(
     settings = Settings(archive=str(mirror))
     prepare(tmp_path / "one", settings, cache=tmp_path / "cache")
 
-    def fetch(self: MirrorArchive, package: object) -> None:
+    def fetch(self: MirrorArchive, package: object, **_: object) -> None:
         raise AssertionError("fetched")
 
     monkeypatch.setattr(MirrorArchive, "fetch", fetch)

@@ -349,6 +349,17 @@ def test_a_mirror_that_was_downloaded_so_serves_the_same_and_no_other_way(
     assert len(table(tmp_path / "completed")) == len(files) - 1
 
 
+def test_an_rmf_that_was_damaged_in_the_mirror_ends_the_run(files: Files, tmp_path: Path) -> None:
+    """Rather than that another serves in its place without a word."""
+    mirror = fits_files.mirror(tmp_path / "mirror", dict(files))
+    tar = mirror / "packages" / "0.tar"
+    content, rmf = bytearray(tar.read_bytes()), files[min(files)][2].data
+    content[content.index(rmf) + len(rmf) - 5] ^= 0xFF
+    tar.write_bytes(content)
+    with pytest.raises(ArchiveError, match="is damaged: its checksum is wrong"):
+        prepare(tmp_path / "out", Settings(str(mirror), rmf="observation"), cache=tmp_path / "cache")
+
+
 def test_downloads_that_are_kept_on_the_way_build_the_same_again(files: Files, tmp_path: Path) -> None:
     change_rmf(files, min(files), other_grid)
     settings = Settings(str(fits_files.mirror(tmp_path / "whole", dict(files))), rmf="observation")

@@ -36,11 +36,13 @@ _WINDOW = 120.0
 
 @dataclass(eq=False)
 class _Slot:
-    """A slot that this process holds, and its connection."""
+    """A slot that this process holds, its connection, and how often it was kept and taken."""
 
+    number: int
     lock: FileLock
     folder: Path
     session: requests.Session
+    turn: int = 0
 
     def close(self) -> None:
         """Close the connection, then let others have the slot."""
@@ -106,39 +108,55 @@ class Slots:
                     lock = FileLock(self.folder / f"slot-{index}.lock", thread_local=False)
                     with contextlib.suppress(Timeout):
                         lock.acquire(timeout=0)
-                        return _Slot(lock, self.folder / f"slot-{index}", new_session())
+                        return _Slot(index, lock, self.folder / f"slot-{index}", new_session())
                 time.sleep(0.02)
                 if slot := self._kept_one():
                     return slot
 
     def _kept_one(self) -> _Slot | None:
+        """Take a slot that this process has kept, and close those of a run with a larger budget."""
         with self._guard:
-            kept = self._kept.get(self.folder, [])
-            while kept:
-                slot = kept.pop()
-                if int(slot.folder.name.removeprefix("slot-")) < self.number:
-                    return slot
-                slot.close()  # of a run with a larger budget
-            return None
+            kept = self._kept.pop(self.folder, [])
+            for slot in kept:
+                if slot.number >= self.number:
+                    slot.turn += 1
+                    slot.close()
+            kept = [slot for slot in kept if slot.number < self.number]
+            self._kept[self.folder] = kept
+            if not kept:
+                return None
+            kept[-1].turn += 1
+            return kept.pop()
 
     def _keep(self, slot: _Slot) -> bool:
-        """Keep a slot for this process, unless anybody waits for one."""
-        try:
-            FileLock(self.folder / "next.lock", thread_local=False).acquire(timeout=0).lock.release()
-        except Timeout:
+        """Keep a slot for this process for a while, unless anybody waits for one."""
+        if self._awaited():
             return False
+        slot.turn += 1
         with self._guard:
             self._kept.setdefault(self.folder, []).append(slot)
-        timer = threading.Timer(_IDLE, self._end, [slot])
-        timer.daemon = True
-        timer.start()
+        threading.Thread(target=self._attend, args=(slot, slot.turn), daemon=True).start()
         return True
 
-    def _end(self, slot: _Slot) -> None:
-        """Close a slot that was kept and not taken again."""
+    def _awaited(self) -> bool:
+        lock = FileLock(self.folder / "next.lock", thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError):  # or the folder is gone, and with it the budget
+            return True
+        lock.release()
+        return False
+
+    def _attend(self, slot: _Slot, turn: int) -> None:
+        """Close a slot that was kept, as soon as it was idle for long or anybody waits, unless it was taken again."""
+        end = time.monotonic() + _IDLE
+        while time.monotonic() < end:
+            time.sleep(_IDLE / 20)
+            if slot.turn != turn or self._awaited():
+                break
         with self._guard:
             kept = self._kept.get(self.folder, [])
-            if slot not in kept:
+            if slot.turn != turn or slot not in kept:
                 return
             kept.remove(slot)
         slot.close()

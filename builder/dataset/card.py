@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -398,7 +399,7 @@ def command_line(settings: Settings, folder: str = "chandra_spectra") -> str:
 def _angle(radius: float) -> str:
     """Write the radius of a match (deg) so that it is read back as the same number."""
     text = f"{3600 * radius:g}arcsec"
-    return text if radius_of(text) == radius else f"{radius!r}deg"
+    return text if radius_of(text) == radius else f"{np.format_float_positional(radius, trim='-')}deg"
 
 
 def _front_matter(sizes: dict[str, dict[str, _Size]], bins: int, own: tuple[Column, ...]) -> str:

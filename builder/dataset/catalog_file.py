@@ -140,8 +140,12 @@ def _found(column: Any) -> Found:
         return Found(pa.chunked_array([pa.array(plain.reshape(len(plain), -1).tolist())]), said)
     if plain.dtype.kind in "SUO":
         pairs = zip(plain.tolist(), masked.tolist(), strict=True)
-        texts = pa.array([None if hidden else _text(value) for value, hidden in pairs], pa.string())
-        return Found(pa.chunked_array([texts]), said)
+        objects = [None if hidden else _plain(value) for value, hidden in pairs]
+        try:
+            array = pa.array(objects, from_pandas=True)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):  # of several kinds
+            array = pa.array([None if each is None else str(each) for each in objects], pa.string())
+        return Found(pa.chunked_array([array]), said)
     native = plain.astype(plain.dtype.newbyteorder("="))
     return Found(pa.chunked_array([pa.array(native, mask=masked)]), said)
 
@@ -155,8 +159,8 @@ def _unit(column: Any) -> str:
         return str(unit)
 
 
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+def _plain(value: Any) -> Any:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def read_detections(path: Path) -> frozenset[DetectionId]:

@@ -67,7 +67,8 @@ class Selection:
     cone : Cone, optional
         Of sources in this circle.
     positions : tuple of Position
-        Of the source that is nearest to each of these, whatever its detections.
+        Of the source that is nearest to each of these, whatever its detections; right ascension and declination in
+        deg, and perhaps a name.
     radius : float, optional
         Greatest separation of such a source, deg.
     names : tuple of str
@@ -106,6 +107,7 @@ class Selection:
             raise SettingError(_no_name(wrong[0]))
         if wrong_obsids := [obsid for obsid in self.obsids if not 0 <= obsid < 10**6]:
             raise SettingError(f"{wrong_obsids[0]} is not an observation: obsid has up to 6 digits")
+        object.__setattr__(self, "positions", tuple(Position(*place) for place in self.positions))
         if self.positions and self.radius is None:
             object.__setattr__(self, "radius", DEFAULT_RADIUS)
         if self.radius is not None and not self.positions:

@@ -107,8 +107,10 @@ def _reduce(products: Products, recipe: Recipe, response: bool, bins: int, share
     for file in filter(None, (products.pha, products.arf, products.rmf)):
         if (parsed := ProductName.parse(file.name)) and parsed.instrument == "hrc":
             raise ProductError("not_acis", f"{file.name}: HRC {HARDLY}")
-    pha, arf = (_present(products, kind) for kind in ("pha", "arf"))
+    # In the order in which the archive is asked for files one by one: behind one that is missing it is asked for none.
+    pha = _present(products, "pha")
     rmf = None if shared else _present(products, "rmf")
+    arf = _present(products, "arf")
     inflated = [inflate(file) for file in (pha, arf, rmf) if file is not None]
     pha_tables = tables(inflated[0], pha.name, "pha")
     source, background = _source_and_background(pha_tables, pha)

@@ -33,19 +33,21 @@ class Choice:
     ----------
     energies : dict of str to Energies
         Of each observation, with its cycle, that one RMF serves; complete when nothing more is chosen.
+    useless : set of DetectionId
+        Whose RMF was tried, and cannot be read.
     """
 
     def __init__(self, package: Package) -> None:
         self.energies: dict[str, Energies] = {}
         self._package = package
         self._asked: set[DetectionId] = set()
-        self._useless: set[DetectionId] = set()
+        self.useless: set[DetectionId] = set()
 
     def __call__(self, parts: Sequence[Path] | None) -> frozenset[DetectionId]:
         """Choose the first of each observation, then others for as long as there are no energies."""
         if parts is None:
             self.energies.clear()
-            self._useless.clear()
+            self.useless.clear()
             self._asked = {*self._package.first_rmfs}
             return frozenset(self._asked)
         if not self._package.shares:
@@ -67,13 +69,13 @@ class Choice:
             key, detection = products.detection.observation, products.detection
             if key in self._package.own or key in self.energies:
                 continue
-            if products.rmf and detection.catalog in self._asked and detection not in self._useless:
+            if products.rmf and detection.catalog in self._asked and detection not in self.useless:
                 try:
                     self.energies[key] = read_energies(detection, products.rmf)
                     lacking.pop(key, None)
                     continue
                 except ProductError:
-                    self._useless.add(detection)
+                    self.useless.add(detection)
             if products.pha and products.arf:
                 lacking[key] = detection.catalog.observation
         return {*lacking.values()}

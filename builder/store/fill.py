@@ -95,6 +95,8 @@ def make(
     """Fetch, reduce and store one package, and keep its files in `mirror` where one is given."""
     choice = Choice(package)
     with archive.fetch(package, choose=choice) as fetched:
+        if choice.useless:  # as the archive has them, or since
+            fetched.check()
         if mirror is not None:
             mirror.add(package, fetched)
         reduce(package, fetched, store, choice.energies)
