@@ -29,11 +29,12 @@ from PIL import Image
 
 from builder.cli.run import app
 from builder.dataset import card as card_module
-from builder.dataset.card import selection_words, write_card
+from builder.dataset.card import write_card
 from builder.dataset.layout import DATA_FILES, Counts, Entry, Manifest
 from builder.dataset.pictures import _hardness, draw_pictures, energy_axis
 from builder.dataset.shards import ShardWriter
 from builder.dataset.summary import SCALARS, Summary
+from builder.dataset.words import selection_words
 from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, binned_columns, configs_with, features, markdown
 from builder.model.ids import DetectionId
 from builder.model.records import REASONS

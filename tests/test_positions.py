@@ -17,9 +17,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from builder.archive.matching import match_positions
-from builder.dataset.card import command_line
 from builder.dataset.layout import Manifest
 from builder.dataset.positions import read_positions
+from builder.dataset.words import command_line
 from builder.model.errors import SettingError
 from builder.model.selection import DEFAULT_RADIUS, Selection
 from builder.model.settings import Settings

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import requests
 
+from builder.archive.collector import Collector
 from builder.archive.connections import Slots
-from builder.archive.csccli import Collector, Facts, PackageService
+from builder.archive.csccli import Facts, PackageService
 from builder.archive.http import Client
 from builder.archive.interface import Answer, Archive, Choose, Fetched, Record, choose_all, forget
 from builder.archive.packages import Package

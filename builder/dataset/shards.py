@@ -32,12 +32,16 @@ class ShardWriter:
     folder : Path
         Made if it is not there.
     schema : pyarrow.Schema
-        With the `datasets` features in its metadata.
+        With the `datasets` features in its metadata, and perhaps a header of VOParquet.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, split: str = "train") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._schema, self._split = folder, schema, split
+        said = schema.metadata or {}
+        # In the file's metadata alone: within the schema, pyarrow would write it twice.
+        self._header = {key: text for key, text in said.items() if key.startswith(b"IVOA.")}
+        self._schema = schema.with_metadata({key: text for key, text in said.items() if key not in self._header})
+        self._folder, self._split = folder, split
         self._waiting: list[pa.Table] = []
         self._waiting_rows = self._waiting_bytes = self._bytes = 0
         self._writer: pq.ParquetWriter | None = None
@@ -65,6 +69,7 @@ class ShardWriter:
                 use_content_defined_chunking=True,
                 write_page_index=True,
             )
+            self._writer.add_key_value_metadata(self._header)
         if self._waiting:  # `datasets` cannot read a row group without rows
             group = pa.concat_tables(self._waiting).cast(self._schema)
             self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0

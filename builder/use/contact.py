@@ -20,7 +20,8 @@ import requests
 
 from builder.archive.answers import Contents, ProductCheck, check_votable
 from builder.archive.catalog import read_texts
-from builder.archive.csccli import BANDS, FILETYPES, Facts, PackageService, parsed_listing
+from builder.archive.collector import parsed_listing
+from builder.archive.csccli import BANDS, FILETYPES, Facts, PackageService
 from builder.archive.http import Client, Patience, Request
 from builder.archive.packages import DETECTION_BYTES, RMF_BYTES
 from builder.archive.products import KINDS

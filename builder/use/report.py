@@ -21,10 +21,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from builder import __version__
-from builder.dataset.card import command_line, reduction_words, release_words, selection_words
 from builder.dataset.layout import REJECTIONS_FILE, Counts, Manifest, unreadable
 from builder.dataset.read import Overview, check_outside, date_text, overview, read_rows, read_scalars
 from builder.dataset.summary import SCALARS, Floats, Summary, galactic_plane, summarize
+from builder.dataset.words import command_line, reduction_words, release_words, selection_words
 from builder.files import write_whole
 from builder.model.columns import Column, columns_of
 from builder.model.errors import OutputError, require
