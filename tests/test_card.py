@@ -31,9 +31,9 @@ from builder.cli.run import app
 from builder.dataset import card as card_module
 from builder.dataset.card import write_card
 from builder.dataset.layout import DATA_FILES, Counts, Entry, Manifest
-from builder.dataset.pictures import draw_pictures, energy_axis
+from builder.dataset.pictures import _hardness, draw_pictures, energy_axis
 from builder.dataset.shards import ShardWriter
-from builder.dataset.summary import SCALARS
+from builder.dataset.summary import SCALARS, Summary
 from builder.dataset.words import selection_words
 from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, binned_columns, configs_with, features, markdown
 from builder.model.ids import DetectionId
@@ -190,6 +190,18 @@ def test_the_card_of_a_folder_with_splits_and_responses_says_so(full_sample: Pat
         "ebounds": ["train"],
         "responses": ["train"],
     }
+
+
+@pytest.mark.parametrize(("number", "kind"), [(50, "PathCollection"), (3000, "PolyCollection")])
+def test_the_plane_of_hardness_has_points_where_they_are_few_and_cells_where_they_are_many(
+    number: int, kind: str
+) -> None:
+    figure, angles, none = Figure(), np.linspace(-1, 1, number), np.empty(0)
+    summary = Summary(none.astype(int), none.astype(int), none, none, (), angles, angles**3, 0)
+    assert f"of the {number:,} spectra" in _hardness(figure, summary)
+    (drawn,) = figure.axes[0].collections
+    assert type(drawn).__name__ == kind
+    assert np.asarray(drawn.get_offsets()).shape == (number, 2) if kind == "PathCollection" else len(figure.axes) == 2
 
 
 def test_it_says_what_it_must(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -112,6 +113,57 @@ def test_a_folder_without_the_config_says_how_to_get_it(name: str, option: str, 
     result = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path)
     assert result.returncode == 1
     assert result.stderr == f"{sample} was prepared without {option}: prepare it again so, with --force\n"
+
+
+def test_a_classifier_finds_most_classes_of_sources_that_it_never_saw(printed: dict[str, str]) -> None:
+    sizes, right, *matrix, _ = printed["classify"].splitlines()
+    assert numbers(sizes) == [44, 16]
+    found, fainter, commonest = numbers(right)
+    assert found >= 12 > commonest and fainter >= 10
+    assert sum(sum(numbers(line)) for line in matrix) == 16
+
+
+def test_a_masked_autoencoder_is_saved_and_predicts_hidden_bins_better_than_an_interpolation(
+    printed: dict[str, str],
+) -> None:
+    said, *lines, _ = printed["masked"].splitlines()
+    assert said == "trained on 46 rows, saved as masked.pt; deviance of a hidden bin, median of 6 rows:"
+    for line in lines:
+        _, found, plain = numbers(line)
+        assert 0.8 < found < 0.85 * plain
+
+
+def test_the_classes_of_the_sample_are_what_its_spectra_were_simulated_with() -> None:
+    from builder.simulator.embedded import embedded_rows_and_files
+
+    lines = (EXAMPLES / "sample_classes.csv").read_text().splitlines()
+    classes = dict(line.split(",") for line in lines[1:])
+    rows = [row for row, _ in embedded_rows_and_files() if str(row["name"]).startswith("SIM")]
+    assert classes.keys() == {row["name"] for row in rows}
+    assert set(classes.values()) == {"power law", "plasma", "iron line"}
+    for row in rows:  # what the simulated pipeline fitted, where it did
+        plasma = classes[str(row["name"])] == "plasma"
+        assert row["powlaw_gamma"] is None or not plasma
+        assert row["apec_kt"] is None or plasma
+
+
+def test_the_notebook_runs_from_the_first_cell_to_the_last(full_sample: Path, tmp_path: Path) -> None:
+    """Its cells as they stand; only the magic that shows pictures is Jupyter's."""
+    notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) > 4 and all(not cell.get("outputs") for cell in notebook["cells"])
+    (tmp_path / "chandra_spectra").symlink_to(full_sample)
+    code = "\n".join(cells).replace("%matplotlib inline", "")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "MPLBACKEND": "Agg"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2CXO J231929.3+003557 4938.0.43" in done.stdout
 
 
 def test_each_is_short_and_says_how_to_run_it() -> None:

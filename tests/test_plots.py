@@ -12,12 +12,16 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from datasets import load_dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib import pyplot
 
+from builder.dataset.pictures import merged_bins
 from builder.dataset.read import read_rows, read_scalars
 from builder.files import write_whole
 from builder.model.errors import OutputError, SettingError
 from builder.use.plot import MOST, binned_counts, check_number, plot, save_plot, terminal_plot, title
+from tests import fits_files as ff
 from tests.runs import command
 
 REAL = "4938.0.43"
@@ -184,6 +188,35 @@ def test_a_drawing_within_the_prepared_folder_is_refused(sample: Path, rows: lis
         with pytest.raises(OutputError, match=r"\.png would lie in the prepared folder"):
             save_plot(sample, rows[:1], path)
     assert (sorted(sample.rglob("*")), picture.read_bytes()) == before
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 0.5), st.floats(-1, 30), st.floats(0.1, 9)), min_size=1, max_size=60))
+@ff.stable(100)
+def test_bins_are_put_together_until_they_stand_out_and_no_count_is_lost(
+    bins: list[tuple[float, float, float]],
+) -> None:
+    width, rate, error = (np.array(values) for values in zip(*bins, strict=True))
+    edges = 0.5 + np.cumsum([0, *width])
+    begin, (low, high, merged, spread) = merged_bins(edges[:-1], edges[1:], rate, error)
+    assert begin[0] == 0 and (np.diff(begin) > 0).all()
+    assert low[0] == edges[0] and high[-1] == edges[-1] and np.array_equal(low[1:], high[:-1])
+    assert np.sum(merged * (high - low)) == pytest.approx(np.sum(rate * width), abs=1e-9)
+    assert np.sum((spread * (high - low)) ** 2) == pytest.approx(np.sum((error * width) ** 2))
+    for number in range(begin.size - 1):  # each ends since it stands out, or the next bin would make it too wide
+        wide = edges[begin[number + 1] + 1] > 1.25 * low[number]
+        assert merged[number] >= 3 * spread[number] * (1 - 1e-9) or wide
+
+
+def test_prepare_proposes_info_and_plot_first_and_says_what_they_need(sample: Path, tmp_path: Path) -> None:
+    (tmp_path / "chandra_spectra").symlink_to(sample)
+    done = command("prepare", "--archive", "embedded", "--splits", "none", cwd=tmp_path)
+    steps = [line.strip() for line in done.stdout.partition("Next:")[2].splitlines()]
+    steps = steps[steps[0].startswith(". ") :]  # the activation, where this shell needs it
+    assert steps[:2] == [
+        "chandra-spectra info ./chandra_spectra",
+        f"chandra-spectra plot ./chandra_spectra --detection {REAL}",
+    ]
+    assert steps[2].startswith("python -c")
 
 
 # the command

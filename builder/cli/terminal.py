@@ -174,7 +174,7 @@ def show_summary(folder: Path, manifest: Manifest, fresh: bool | None) -> None:
         split = next(split for split, rows in splits.items() if rows)
         # A bare name such as csv would be that of a module of datasets.
         load = load_command(_not_bare(folder), then=f'["{split}"][0]')
-        first = read_scalars(folder, ["detection_id"])["detection_id"][0].as_py()
+        first = read_scalars(folder, ["object_id", "detection_id"]).sort_by("object_id")["detection_id"][0].as_py()
         place = shell_path(folder)
         steps = [*_activation(), f"chandra-spectra info {place}"]
         steps += [f"chandra-spectra plot {place} --detection {first}", load]

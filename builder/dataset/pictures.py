@@ -165,7 +165,7 @@ def merged_bins(low: Floats, high: Floats, rate: Floats, error: Floats) -> tuple
             begin.append(number)
             total = square = 0.0
         total, square = total + counted[number], square + variance[number]
-    end = np.append(begin[1:], low.size) - 1
+    end = np.array([*begin[1:], low.size]) - 1
     wide = high[end] - low[begin]
     summed, spread = np.add.reduceat(counted, begin), np.sqrt(np.add.reduceat(variance, begin))
     return np.array(begin), (low[begin], high[end], summed / wide, spread / wide)

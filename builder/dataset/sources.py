@@ -17,8 +17,8 @@ from builder.model.records import N_CHANNELS
 Tables = Callable[[], Iterator[pa.Table]]
 """Reads the detections in the catalog's order, each time from the first: flat tables with the columns of ``counts``."""
 
-_AT_ONCE = 4000
-"""Sources whose sums are in memory, 25 kB each; all detections are read once for so many sources."""
+_AT_ONCE = 2000
+"""Sources whose sums are in memory, 60 kB each with their rows; all detections are read once for so many sources."""
 
 _NO_GRATING = "NONE"
 _TYPES = {column.name: column.public_type for column in SOURCES}
@@ -141,6 +141,7 @@ def _sums(
     exposure = scalars["exposure"].to_numpy()
     counts = {name: np.zeros((len(sources), N_CHANNELS), np.int32) for name in _COUNTS}
     areas: list[Any] = [0.0] * len(sources)
+    grids: dict[bytes, NDArray[Any]] = {}
     lists: dict[str, list[Any]] = {name: [None] * len(sources) for name in _ENERGIES}
     start = 0
     for table in tables:
@@ -155,7 +156,8 @@ def _sums(
             index = place[number]
             areas[index] = areas[index] + exposure[number] * rows["arf.specresp"][row].values.to_numpy().astype(float)
             for name in _ENERGIES:
-                lists[name][index] = rows[name][row].values.to_numpy()
+                energy = rows[name][row].values.to_numpy()  # nearly all have the same, and a view keeps all rows
+                lists[name][index] = grids.setdefault(energy.tobytes(), energy.copy())
     total_exposure = (math.fsum(exposure[summed]) for summed, _ in sources)
     lists["arf.specresp"] = [area / seconds for area, seconds in zip(areas, total_exposure, strict=True)]
     made = {name: pa.FixedSizeListArray.from_arrays(pa.array(c.ravel()), N_CHANNELS) for name, c in counts.items()}
