@@ -28,7 +28,14 @@ from builder.cli.app import (
     selects,
 )
 from builder.cli.terminal import bars, shell_path, show_estimate, show_indexed, show_summary, show_uploaded, waiting
-from builder.model.settings import DEFAULT_ARCHIVE, DEFAULT_CONNECTIONS, DEFAULT_RELEASE, RMFS, Recipe
+from builder.model.settings import (
+    DEFAULT_ARCHIVE,
+    DEFAULT_CONNECTIONS,
+    DEFAULT_LABEL_RADIUS,
+    DEFAULT_RELEASE,
+    RMFS,
+    Recipe,
+)
 from builder.simulator.habits import HABITS
 
 if TYPE_CHECKING:
@@ -88,8 +95,13 @@ def prepare(
         ),
     ] = None,
     label_radius: Annotated[
-        str, typer.Option(metavar="ANGLE", help="Greatest distance of a label's position from its source, with a unit.")
-    ] = "1arcsec",
+        str | None,
+        typer.Option(
+            metavar="ANGLE",
+            help="Greatest distance of a label's position from its source, with a unit.",
+            show_default="1arcsec",
+        ),
+    ] = None,
     workers: Annotated[
         int,
         typer.Option(
@@ -150,17 +162,17 @@ def prepare(
     settings = Settings(
         str(file_path or archive),
         release,
-        str(cat_file or ""),
-        selection,
-        recipe,
-        Splits.parse(splits),
-        with_responses,
-        bins,
-        rmf,
-        asked(columns),
+        catalog=str(cat_file or ""),
+        selection=selection,
+        recipe=recipe,
+        splits=Splits.parse(splits),
+        responses=with_responses,
+        bins=bins,
+        rmf=rmf,
+        columns=asked(columns),
         sources=sources,
         labels=str(labels or ""),
-        label_radius=radius_of(label_radius),
+        label_radius=radius_of(label_radius) if label_radius else DEFAULT_LABEL_RADIUS,
     )
     means: dict[str, Any] = {"cache": cache, "workers": workers, "connections": connections, "store": store}
     means["patience"] = _patience(patience)
