@@ -16,12 +16,17 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-import torch
 from datasets import concatenate_datasets, load_dataset
-from torch import nn
 
+try:
+    import torch
+    from matplotlib.figure import Figure
+    from torch import nn
+except ImportError as error:
+    sys.exit(f"{error}: pip install 'chandra-spectra[plots,torch]'")
+
+from builder.dataset.layout import lacks
 from chandra_spectra import collate, thin
 
 COLUMNS = ["split", "class", "counts", "background_counts", "background_scale", "exposure", "effective_area"]
@@ -47,10 +52,8 @@ class Classifier(nn.Module):
 
 
 def draw(picture: str, matrix: torch.Tensor, names: list[str]) -> None:
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.subplots()
     share = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (row, column), number in np.ndenumerate(matrix.numpy()):
@@ -65,14 +68,15 @@ def draw(picture: str, matrix: torch.Tensor, names: list[str]) -> None:
 
 def main(folder: str = "chandra_spectra", picture: str = "classify.png") -> None:
     """Train on thinned rows, count what becomes of the others, and draw it."""
+    if reason := lacks(folder, "binned"):
+        sys.exit(reason)
     torch.manual_seed(0)
     torch.set_num_threads(1)  # the batches are tiny
     generator = np.random.default_rng(0)
-    try:
-        splits = load_dataset(folder, "binned")
-        names = next(iter(splits.values())).features["class"].names
-    except (ValueError, KeyError):
-        sys.exit(f"{folder} has no fixed bins or no classes: prepare it with --bins 64 --labels FILE")
+    splits = load_dataset(folder, "binned")
+    if "class" not in (features := splits["train"].features):
+        sys.exit(f"{folder} was prepared without --labels: prepare it again so, with --force")
+    names = features["class"].names
     rows = collate(concatenate_datasets(list(splits.values())).select_columns(COLUMNS).with_format("arrow")[:])
     known = rows["class"] >= 0  # a null is -1
     train = known & torch.tensor([split == "train" for split in rows.pop("split")])

@@ -4,10 +4,9 @@
     chandra-spectra prepare --archive embedded --bins 64
     python examples/masked.py [FOLDER] [PICTURE]
 
-FOLDER is a prepared folder in splits with fixed bins (default chandra_spectra, as `make sample` makes it), PICTURE the
-PNG to write (default masked.png); the network is saved beside it, loaded again, and measured: by the Poisson deviance
-of a hidden bin (Cash 1979, ApJ 228, 939: about 1 for a model that is true), on the test split, where each run of eight
-bins is hidden in its turn. It begins with an interpolation of the bins that are seen, and is compared with that.
+FOLDER is a prepared folder in splits (default chandra_spectra), PICTURE the PNG to write (default masked.png); the
+network is saved beside it, loaded again, and measured: by the Poisson deviance of a hidden bin (Cash 1979, ApJ 228,
+939; about 1 for a true model) of the test split, of which each run of eight bins is hidden in its turn.
 """
 
 from __future__ import annotations
@@ -16,11 +15,15 @@ import sys
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import load_dataset
-from matplotlib.figure import Figure
-from torch import nn
 
+try:
+    import torch
+    from matplotlib.figure import Figure
+    from torch import nn
+except ImportError as error:
+    sys.exit(f"{error}: pip install 'chandra-spectra[plots,torch]'")
+from builder.dataset.layout import lacks
 from chandra_spectra import collate, thin
 
 COLUMNS = ["counts", "background_counts", "exposure", "effective_area", "energy_lo", "energy_hi"]
@@ -86,14 +89,12 @@ def draw(picture: str, rows: dict[str, Any], expected: torch.Tensor) -> None:
 
 def main(folder: str = "chandra_spectra", picture: str = "masked.png") -> None:
     """Train, save, load again, measure on the test split, and draw."""
+    if reason := lacks(folder, "binned"):
+        sys.exit(reason)
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # the batches are tiny
     generator = np.random.default_rng(0)
-    try:
-        splits = load_dataset(folder, "binned").select_columns(COLUMNS).with_format("arrow")
-        train, test = (collate(splits[split][:]) for split in ("train", "test"))
-    except (ValueError, KeyError):
-        sys.exit(f"{folder} has no fixed bins or no test split: prepare it with --bins 64")
+    splits = load_dataset(folder, "binned").select_columns(COLUMNS).with_format("arrow")
+    train, test = (collate(splits[split][:]) for split in ("train", "test"))
     model, rows, bins = Masked(), len(train["counts"]), torch.arange(train["counts"].shape[1])
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(EPOCHS):

@@ -96,10 +96,10 @@ def _described(values: NDArray[Any]) -> dict[str, Any]:
     """Describe a column, or each energy of one over energy, one after the other."""
     if values.ndim == 1:
         numbers = np.ascontiguousarray(values, dtype=np.float64)
-        largest = np.abs(numbers).max() or 1.0  # the square of what a catalog may hold is too large for a double
-        numbers = numbers / largest
-        found = {"mean": numbers.mean(), "std": numbers.std(), "quantiles": np.quantile(numbers, LEVELS)}
-        return {name: _short(value * largest) for name, value in found.items()}
+        scale = np.abs(numbers).max() or 1.0  # squares of what a catalog may hold overflow
+        numbers = numbers / scale
+        said = {"mean": numbers.mean(), "std": numbers.std(), "quantiles": np.quantile(numbers, LEVELS)}
+        return {name: _short(value * scale) for name, value in said.items()}
     each = [_described(values[:, energy]) for energy in range(values.shape[1])]
     said = {name: [one[name] for one in each] for name in ("mean", "std", "quantiles")}
     return said | {"quantiles": [list(level) for level in zip(*said["quantiles"], strict=True)]}
