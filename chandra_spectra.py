@@ -34,10 +34,12 @@ from builder import __version__
 from builder.archive.interface import Answer, Archive, Choose, Fetched, Record, forget
 from builder.archive.packages import Package
 from builder.dataset.layout import parts
-from builder.model.columns import CONFIGS, DEFAULT_BINS, features
+from builder.model.column import CONFIGS
+from builder.model.columns import DEFAULT_BINS
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
 from builder.model.own import own_columns
+from builder.model.schema import features
 from builder.model.selection import Selection
 from builder.model.settings import DEFAULT_ARCHIVE, RMFS, Recipe, Settings
 from builder.model.splits import Splits

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builder.dataset.layout import Manifest
-from builder.model.columns import features
 from builder.model.errors import SettingError
 from builder.model.folding import Bins, Matrix, bin_edges, photon_edges
 from builder.model.records import File, Products
+from builder.model.schema import features
 from builder.model.selection import Selection
 from builder.model.settings import Recipe, Settings
 from builder.prepare import prepare

@@ -35,9 +35,10 @@ from builder.dataset.pictures import _hardness, draw_pictures, energy_axis
 from builder.dataset.shards import ShardWriter
 from builder.dataset.summary import SCALARS, Summary
 from builder.dataset.words import selection_words
-from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, binned_columns, configs_with, features, markdown
+from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, binned_columns, configs_with
 from builder.model.ids import DetectionId
 from builder.model.records import REASONS
+from builder.model.schema import features, markdown
 from builder.model.selection import Selection
 from builder.model.settings import Recipe, Settings
 from builder.model.sky import Cone

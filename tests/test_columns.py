@@ -6,24 +6,10 @@ import pyarrow as pa
 import pytest
 
 from builder.dataset.rows import public
-from builder.model.columns import (
-    ASKED,
-    CATALOG,
-    COLUMNS,
-    CONFIGS,
-    EBOUNDS,
-    RAGGED,
-    RESPONSES,
-    ROW_CONFIGS,
-    SOURCES,
-    Column,
-    arrow_schema,
-    binned_columns,
-    columns_of,
-    features,
-    markdown,
-)
+from builder.model.column import CONFIGS, RAGGED, ROW_CONFIGS, Column
+from builder.model.columns import ASKED, CATALOG, COLUMNS, EBOUNDS, RESPONSES, SOURCES, binned_columns, columns_of
 from builder.model.errors import SettingError
+from builder.model.schema import arrow_schema, features, markdown
 from tests.goldens import CATALOG_DATASETS
 
 EVERY = (*COLUMNS, *binned_columns(64), *SOURCES, *EBOUNDS, *RESPONSES)

@@ -29,7 +29,8 @@ from builder.cli.terminal import load_command, shell_path, show_uploaded
 from builder.dataset.catalog_file import read_catalog
 from builder.dataset.layout import Manifest, check_name
 from builder.dataset.read import read_scalars
-from builder.model.columns import CATALOG, Column
+from builder.model.column import Column
+from builder.model.columns import CATALOG
 from builder.model.errors import OutputError, SettingError
 from builder.model.settings import Recipe, Settings
 from builder.prepare import prepare

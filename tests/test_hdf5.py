@@ -17,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builder.dataset.hdf5 import HDF5Writer, read_datasets
-from builder.model.columns import CATALOG, COLUMNS, EBOUNDS, RAGGED, Column, arrow_schema
+from builder.model.column import RAGGED, Column
+from builder.model.columns import CATALOG, COLUMNS, EBOUNDS
 from builder.model.records import N_CHANNELS
+from builder.model.schema import arrow_schema
 from tests.fits_files import stable
 
 SCHEMA = arrow_schema(COLUMNS)

@@ -22,9 +22,11 @@ from builder.archive.packages import plan
 from builder.archive.values import SCHEMA, tidy
 from builder.dataset.catalog_file import read_catalog, write_catalog
 from builder.dataset.layout import Manifest
-from builder.model.columns import CONFIGS, columns_of, features
+from builder.model.column import CONFIGS
+from builder.model.columns import columns_of
 from builder.model.errors import CatalogError, SettingError
 from builder.model.own import UCDS, own_columns, ucd_of
+from builder.model.schema import features
 from builder.model.settings import Settings
 from builder.prepare import prepare
 from builder.simulator.products import SimulatedArchive

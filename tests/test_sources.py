@@ -18,7 +18,7 @@ from datasets import Dataset, concatenate_datasets, load_dataset
 from builder.dataset.layout import Manifest
 from builder.dataset.slices import flat_tables
 from builder.dataset.sources import sum_sources
-from builder.model.columns import features
+from builder.model.schema import features
 from builder.model.settings import Settings
 from builder.use.calibration import Calibration
 from builder.use.verify import verify

@@ -20,8 +20,9 @@ from builder.dataset import shards
 from builder.dataset.hdf5 import HDF5Writer
 from builder.dataset.layout import Manifest
 from builder.dataset.rows import public
-from builder.model.columns import COLUMNS, arrow_schema, columns_of, features
+from builder.model.columns import COLUMNS, columns_of
 from builder.model.errors import OutputError, SettingError
+from builder.model.schema import arrow_schema, features
 from builder.model.settings import Recipe, Settings
 from builder.model.splits import Splits
 from builder.prepare import prepare

@@ -8,7 +8,9 @@ from typing import Any
 from typer.main import get_command
 
 from builder.cli.run import app
-from builder.model.columns import COLUMNS, CONFIGS, DEFAULT_BINS, EBOUNDS, RESPONSES, SOURCES, binned_columns, markdown
+from builder.model.column import CONFIGS
+from builder.model.columns import COLUMNS, DEFAULT_BINS, EBOUNDS, RESPONSES, SOURCES, binned_columns
+from builder.model.schema import markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -17,7 +17,8 @@ from builder.archive.values import SCHEMA, Found, normalise
 from builder.archive.votable import KINDS as _KINDS
 from builder.archive.votable import Field, StreamError, VotableReader
 from builder.archive.votable import write_votable as write
-from builder.model.columns import ASKED, CATALOG, Column
+from builder.model.column import Column
+from builder.model.columns import ASKED, CATALOG
 from builder.model.errors import CatalogError, QueryError
 from builder.model.own import described
 from builder.model.text import text_of

@@ -27,7 +27,8 @@ from builder.archive.catalog import count_of, read_texts, read_votable
 from builder.archive.http import Client, Request
 from builder.archive.interface import Record, forget
 from builder.archive.packages import Origin
-from builder.model.columns import ASKED, Column
+from builder.model.column import Column
+from builder.model.columns import ASKED
 from builder.model.errors import ArchiveError, CatalogError, QueryError, RefusedError, TooSlowError, UnavailableError
 from builder.model.own import described, own_column, own_columns, said_of
 from builder.model.releases import Release

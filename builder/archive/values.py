@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from builder.model.columns import CATALOG, arrow_schema
+from builder.model.columns import CATALOG
 from builder.model.errors import CatalogError
 from builder.model.own import MADE, described, own_column, own_name
+from builder.model.schema import arrow_schema
 from builder.model.text import one_line, several
 
 SCHEMA = arrow_schema(CATALOG)

@@ -11,7 +11,8 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 import pyarrow as pa
 
-from builder.model.columns import CATALOG, Column
+from builder.model.column import Column
+from builder.model.columns import CATALOG
 
 _BATCH = 4096
 """Rows that are held as Python strings at a time."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from builder.archive.matching import Match
     from builder.archive.packages import Plan
     from builder.dataset.layout import Entry, Manifest
-    from builder.model.columns import Column
+    from builder.model.column import Column
     from builder.model.text import Progress
     from builder.use.checks import Check
     from builder.use.contact import Finding

@@ -19,20 +19,12 @@ from builder.dataset.pictures import Picture, draw_pictures
 from builder.dataset.read import read_scalars
 from builder.dataset.summary import SCALARS
 from builder.dataset.words import LONG, command_line, reduction_words, release_words, selection_words
-from builder.model.columns import (
-    CONFIGS,
-    EBOUNDS,
-    RESPONSES,
-    SOURCES,
-    Column,
-    binned_columns,
-    columns_when,
-    features,
-    markdown,
-)
+from builder.model.column import CONFIGS, Column
+from builder.model.columns import EBOUNDS, RESPONSES, SOURCES, binned_columns, columns_when
 from builder.model.errors import MissingExtraError
 from builder.model.folding import PHOTON_ENERGIES
 from builder.model.records import REASONS
+from builder.model.schema import features, markdown
 from builder.model.settings import EMBEDDED, EMBEDDED_REMARK, RMFS, Settings, last_part
 from builder.model.splits import SPLITS
 from builder.model.text import several, size_text

@@ -7,8 +7,10 @@ import json
 import pyarrow as pa
 
 from builder.archive.votable import Field, declaration, field_of
-from builder.model.columns import DEFAULT_BINS, RAGGED, Column, columns_of, features
+from builder.model.column import RAGGED, Column
+from builder.model.columns import DEFAULT_BINS, columns_of
 from builder.model.own import described, ucd_of
+from builder.model.schema import features
 
 _DATATYPES = {"float32": "float", "float64": "double", "int32": "int", "int64": "long", "bool": "boolean"}
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from builder.archive.values import Found
-from builder.model.columns import COLUMNS, EBOUNDS, RAGGED, Column
+from builder.model.column import RAGGED, Column
+from builder.model.columns import COLUMNS, EBOUNDS
 
 _CHUNK = 256
 """Rows in a chunk: few enough to hold one of each column in memory, enough to read fast."""

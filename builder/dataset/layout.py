@@ -14,7 +14,8 @@ from typing import Any
 from builder.dataset.catalog_file import read_detections
 from builder.dataset.positions import read_positions
 from builder.files import Folder, file_sha256
-from builder.model.columns import CONFIGS, DIVIDED_CONFIGS, Column, configs_with
+from builder.model.column import CONFIGS, DIVIDED_CONFIGS, Column
+from builder.model.columns import configs_with
 from builder.model.errors import OutputError, SettingError
 from builder.model.own import own_of_dicts
 from builder.model.selection import Selection

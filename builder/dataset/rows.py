@@ -10,9 +10,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from builder.archive.packages import Package
-from builder.model.columns import COLUMNS, Column, arrow_schema, columns_of
+from builder.model.column import Column
+from builder.model.columns import COLUMNS, columns_of
 from builder.model.ids import DetectionId
 from builder.model.own import own_columns
+from builder.model.schema import arrow_schema
 from builder.model.splits import Splits
 from builder.store.packages import PackageResult
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from builder.dataset.layout import HDF5_FILE, Manifest
-from builder.model.columns import ROW_CONFIGS, Column
+from builder.model.column import ROW_CONFIGS, Column
 from builder.model.splits import SPLITS
 
 SLICE_ROWS = 500

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from builder.model.columns import SOURCES, Column
+from builder.model.column import Column
+from builder.model.columns import SOURCES
 from builder.model.records import N_CHANNELS
 
 Tables = Callable[[], Iterator[pa.Table]]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from builder.dataset.layout import Manifest
 from builder.dataset.slices import flat_tables
-from builder.model.columns import COLUMNS, ROW_CONFIGS
+from builder.model.column import ROW_CONFIGS
+from builder.model.columns import COLUMNS
 from builder.model.records import N_CHANNELS
 from builder.model.splits import SPLITS
 

@@ -1,138 +1,27 @@
 """Every column, declared once: name, type, shape, unit, meaning and source.
 
-The Parquet features, the HDF5 datasets with their attributes, the catalog query and the card's table are all derived
-from `COLUMNS`.
+The Parquet features (`builder.model.schema`), the HDF5 datasets with their attributes, the catalog query and the card's
+table are all derived from `COLUMNS`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import operator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
+from builder.model.column import CONFIGS, RAGGED, Column
 from builder.model.errors import SettingError
-from builder.model.records import N_CHANNELS, Spectrum, Trio
+from builder.model.records import N_CHANNELS, Trio
 
 if TYPE_CHECKING:
-    from datasets import Features
+    pass
 
-CONFIGS = {
-    "spectra": "one row a spectrum: all scalars and the reduced spectrum",
-    "counts": "one row a spectrum: all scalars, the counts in each channel and the effective area",
-    "binned": "one row a spectrum: all scalars, the counts in fixed bins, and the response by fixed photon energies",
-    "sources": "one row a master source: its detections summed, counts in each channel and the mean effective area",
-    "ebounds": "one row a channel energy grid",
-    "responses": "one row a response matrix (RMF), sparse",
-}
-"""Configurations of a prepared folder; the first is the default; see `configs_with`."""
-
-ROW_CONFIGS = ("spectra", "counts", "binned")
-"""Configurations with a row for each spectrum."""
-
-DIVIDED_CONFIGS = (*ROW_CONFIGS, "sources")
-"""Configurations whose rows are divided into the splits."""
 
 DEFAULT_BINS = 64
 """Of config ``binned``, where the number is not said."""
 
 SEVERAL_SOURCES = "several_sources"
 """The one column of a catalog that is not asked for."""
-
-RAGGED = -1
-"""Length of a list that differs from row to row."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """The declaration of one column.
-
-    Attributes
-    ----------
-    name : str
-        Public name; ``struct.field`` for the field of a struct.
-    dtype : str
-        Arrow type of the values in Parquet; HDF5 holds all of ``float32`` from the catalog and the spectrum as
-        ``float64``.
-    meaning, source : str
-        For people: what it is, and the CSC column, file or formula that it comes from.
-    unit : str
-        As in FITS; empty for none.
-    length : int or tuple of int, optional
-        None for a scalar, `RAGGED`, or the fixed length of a list, or of a list of lists.
-    configs : tuple of str
-        Configurations that have the column.
-    hdf5 : str, optional
-        Name in the HDF5 file, where it is not `name`.
-    query : str, optional
-        Expression of the catalog query, for columns that the catalog gives.
-    record : str, optional
-        Attribute of `builder.model.records.Spectrum` that holds it, where it is not `name`.
-    nullable : bool
-        Whether a row may lack it.
-    ucd : str
-        Kind of quantity of an own column in the words of the Virtual Observatory (UCD1+), where it is said.
-    own : bool
-        Whether it is a column of a catalog beside the declared ones, see `builder.model.own`.
-    classes : tuple of str
-        Names of classes, of which the values are the numbers; empty for other columns.
-    """
-
-    name: str
-    dtype: str
-    meaning: str
-    source: str
-    unit: str = ""
-    length: int | tuple[int, ...] | None = None
-    configs: tuple[str, ...] = ROW_CONFIGS
-    hdf5: str = ""
-    query: str = ""
-    record: str = ""
-    nullable: bool = False
-    ucd: str = ""
-    own: bool = False
-    classes: tuple[str, ...] = ()
-
-    @property
-    def stand_in(self) -> int:
-        """Value that stands for a null in HDF5, where the type has no NaN."""
-        return -(2**63) if self.own and self.dtype == "int64" and not self.classes else -1
-
-    @property
-    def hdf5_name(self) -> str:
-        """Name of the dataset in the HDF5 file."""
-        return self.hdf5 or self.name
-
-    @property
-    def full_type(self) -> pa.DataType:
-        """Arrow type in the store and in HDF5, where nothing is rounded."""
-        wide = self.dtype == "float32" and (self.query or self.name.startswith("spectrum."))
-        return self._listed(pa.float64() if wide else _value_type(self.dtype))
-
-    @property
-    def public_type(self) -> pa.DataType:
-        """Arrow type in Parquet."""
-        return self._listed(_value_type(self.dtype))
-
-    def of(self, spectrum: Spectrum) -> Any:
-        """Give the value of a measured column."""
-        return operator.attrgetter(self.record or self.name)(spectrum)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Lengths of lists, the outer ones first; empty for a scalar."""
-        return () if self.length is None else self.length if isinstance(self.length, tuple) else (self.length,)
-
-    def _listed(self, value: pa.DataType) -> pa.DataType:
-        for length in reversed(self.shape):
-            value = pa.list_(value, length)  # a length of -1 is pyarrow's own word for a ragged list
-        return value
-
-
-def _value_type(dtype: str) -> pa.DataType:
-    return {"string": pa.string(), "bool": pa.bool_()}.get(dtype) or pa.type_for_alias(dtype)
 
 
 def _catalog(table: str, name: str, dtype: str, meaning: str, unit: str = "", *, nullable: bool = True) -> Column:
@@ -478,43 +367,3 @@ def configs_with(responses: bool, bins: int = 0, sources: bool = False) -> tuple
     """Return the configurations of a folder that has the responses, so many bins and the sources, or has them not."""
     there = {"responses": responses, "binned": bins > 0, "sources": sources}
     return tuple(config for config in CONFIGS if there.get(config, True))
-
-
-def features(config: str, bins: int = DEFAULT_BINS, own: tuple[Column, ...] = ()) -> Features:
-    """Return the `datasets.Features` of one configuration; `bins` and `own` as for `columns_of`."""
-    from datasets import (  # Sequence gives a List; datasets 3 has no other word for it
-        ClassLabel,
-        Features,
-        Sequence,
-        Value,
-    )
-
-    tree: dict[str, Any] = {}
-    for column in columns_of(config, bins, own):
-        value: Any = ClassLabel(names=list(column.classes)) if column.classes else Value(column.dtype)
-        for length in reversed(column.shape):
-            value = Sequence(value, length=length)
-        struct, _, field = column.name.rpartition(".")
-        (tree.setdefault(struct, {}) if struct else tree)[field] = value
-    return Features(tree)
-
-
-def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:
-    """Return the schema of `columns` in the store: flat, under their public names, and nothing rounded."""
-    return pa.schema([(column.name, column.full_type) for column in columns])
-
-
-def markdown(columns: tuple[Column, ...]) -> str:
-    """Make a Markdown table of columns, for README and card."""
-    lines = ["| column | type | unit | meaning | source |", "| --- | --- | --- | --- | --- |"]
-    for column in columns:
-        shape = f"[{', '.join('n' if length == RAGGED else str(length) for length in column.shape)}]"
-        cells = (
-            f"`{column.name}`",
-            column.dtype + shape.removesuffix("[]"),
-            column.unit,
-            column.meaning,
-            column.source,
-        )
-        lines.append("| " + " | ".join(cells).replace("*", r"\*") + " |")  # a product, no emphasis
-    return "\n".join(lines)

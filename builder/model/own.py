@@ -13,16 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from builder.model.columns import (
-    CATALOG,
-    COLUMNS,
-    DIVIDED_CONFIGS,
-    EBOUNDS,
-    ROW_CONFIGS,
-    SOURCES,
-    Column,
-    binned_columns,
-)
+from builder.model.column import DIVIDED_CONFIGS, ROW_CONFIGS, Column
+from builder.model.columns import CATALOG, COLUMNS, EBOUNDS, SOURCES, binned_columns
 from builder.model.errors import SettingError
 
 _FLUX, _ENERGY, _FLAG = "phot.flux;em.X-ray", "em.energy", "meta.code"

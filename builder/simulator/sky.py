@@ -11,7 +11,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.model.columns import ASKED, Column
+from builder.model.column import Column
+from builder.model.columns import ASKED
 from builder.model.sky import source_name
 
 Floats = NDArray[np.float64]

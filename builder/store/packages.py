@@ -19,10 +19,11 @@ import pyarrow as pa
 
 from builder.archive.packages import Package
 from builder.files import Folder
-from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, SEVERAL_SOURCES, arrow_schema, compact_columns
+from builder.model.columns import COLUMNS, EBOUNDS, RESPONSES, SEVERAL_SOURCES, compact_columns
 from builder.model.errors import StoreError
 from builder.model.ids import DetectionId
 from builder.model.records import Rejection, Response, Spectrum
+from builder.model.schema import arrow_schema
 from builder.model.settings import Recipe
 
 _FORMAT = 6

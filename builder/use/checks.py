@@ -21,7 +21,8 @@ from builder.archive.products import KINDS, ProductName
 from builder.dataset.binned import bin_channels
 from builder.dataset.rows import examples, healpix
 from builder.dataset.slices import Rows
-from builder.model.columns import COLUMNS, ROW_CONFIGS, Column, compact_columns
+from builder.model.column import ROW_CONFIGS, Column
+from builder.model.columns import COLUMNS, compact_columns
 from builder.model.errors import ProductError, SettingError
 from builder.model.ids import DetectionId
 from builder.model.invariants import (

@@ -17,7 +17,8 @@ import numpy as np
 from builder.dataset.hdf5 import HDF5Writer, read_rows
 from builder.dataset.layout import HDF5_FILE, Manifest, unreadable
 from builder.files import file_sha256, recover_folder, staging_folder, workplace
-from builder.model.columns import Column, columns_when
+from builder.model.column import Column
+from builder.model.columns import columns_when
 from builder.model.errors import OutputError, SettingError, require
 from builder.model.ids import DetectionId
 from builder.model.text import Progress, silent

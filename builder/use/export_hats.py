@@ -25,7 +25,8 @@ from builder import __version__
 from builder.dataset.describe import with_descriptions
 from builder.dataset.hdf5 import read_rows
 from builder.dataset.rows import public
-from builder.model.columns import Column, columns_of
+from builder.model.column import Column
+from builder.model.columns import columns_of
 from builder.model.text import Progress
 
 _ROWS = 10_000

@@ -20,7 +20,7 @@ from builder.archive.products import KINDS, MAX_MEMBER_BYTES, Member, ProductNam
 from builder.archive.values import tidy
 from builder.dataset.catalog_file import read_catalog
 from builder.files import reported
-from builder.model.columns import Column
+from builder.model.column import Column
 from builder.model.errors import ArchiveError, ProductError, SettingError, StoreError
 from builder.model.ids import DetectionId
 from builder.model.own import own_columns

@@ -26,7 +26,8 @@ from builder.dataset.read import Overview, check_outside, date_text, overview, r
 from builder.dataset.summary import SCALARS, Floats, Summary, galactic_plane, summarize
 from builder.dataset.words import command_line, reduction_words, release_words, selection_words
 from builder.files import write_whole
-from builder.model.columns import Column, columns_of
+from builder.model.column import Column
+from builder.model.columns import columns_of
 from builder.model.errors import OutputError, require
 from builder.model.records import REASONS
 from builder.model.settings import Recipe

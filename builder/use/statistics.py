@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from builder.dataset.layout import MANIFEST_FILE, Manifest
-from builder.model.columns import ROW_CONFIGS
+from builder.model.column import ROW_CONFIGS
 from builder.model.errors import OutputError, SettingError
 
 Floats = NDArray[np.float64]

@@ -16,10 +16,11 @@ from builder.dataset.layout import CARD_FILE, DATA_FILES, HDF5_FILE, MANIFEST_FI
 from builder.dataset.slices import SLICE_ROWS, order_of, slices
 from builder.dataset.statistics import train_statistics
 from builder.files import file_sha256
-from builder.model.columns import DIVIDED_CONFIGS, ROW_CONFIGS, features
+from builder.model.column import DIVIDED_CONFIGS, ROW_CONFIGS
 from builder.model.errors import SettingError
 from builder.model.ids import DetectionId
 from builder.model.records import REASONS
+from builder.model.schema import features
 from builder.model.text import Progress, several, silent
 from builder.store.packages import REJECTIONS_SCHEMA
 from builder.use.check_sources import check_sources
