@@ -7,6 +7,7 @@ Fifty are tried with the other tests, and as many as it says with
 from __future__ import annotations
 
 import functools
+import gc
 import gzip
 import json
 import logging
@@ -247,6 +248,8 @@ def test_a_row_of_changed_files_is_sherpas_and_verify_takes_it(ui: Any, tmp_path
                 for name, value in expected.items():
                     assert np.array_equal(file[name][row], value), (str(detection), case, name)
         shutil.rmtree(root)
+        ui.clean()
+        gc.collect()  # Sherpa's data refer to each other in circles
 
     check()
     logger.info(json.dumps(dict(tally.most_common()), indent=2))
