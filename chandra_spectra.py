@@ -263,9 +263,8 @@ class ChandraSpectra(datasets.GeneratorBasedBuilder):
         where `datasets` asks for them.
         """
         if dl_manager is None:
-            dl_manager = ArchiveDownloadManager(
-                self.config.settings, self.dataset_name, record_checksums=bool(self._record_checksums)
-            )
+            record = bool(getattr(self, "_record_checksums", False))  # datasets 3 has no such word
+            dl_manager = ArchiveDownloadManager(self.config.settings, self.dataset_name, record_checksums=record)
         super().download_and_prepare(*args, dl_manager=dl_manager, **options)
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
