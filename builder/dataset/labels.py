@@ -112,8 +112,13 @@ def add_labels(catalog: pa.Table, path: Path, radius: float) -> Labelled:
         if match[1] is not None:
             distances[match[0]] = min(match[1], distances.get(match[0], math.inf))
     if {"ra", "dec"} <= found.keys():
-        said = {"unit": "arcsec", "description": "distance of the label's position from the source's; null where it "
-                "was joined by name or detection", "source": path.name, "scope": "source"}  # fmt: skip
+        said = {
+            "unit": "arcsec",
+            "description": "distance of the label's position from the source's; null where it "
+            "was joined by name or detection",
+            "source": path.name,
+            "scope": "source",
+        }
         field = described(pa.field(DISTANCE, pa.float64()), own_column(DISTANCE, pa.float64(), said))
         catalog = catalog.append_column(field, pa.array([distances.get(key) for key in sources], pa.float64()))
     matched = [match for match in of_row if match]

@@ -26,8 +26,17 @@ _TYPES = {column.name: column.public_type for column in SOURCES}
 _MASTER = tuple(
     column.name for column in SOURCES if column.query.startswith("m.") or column.name in ("healpix", "split")
 )
-_MEASURED = ("detection_id", "gti_mjd_obs", "grating", "exposure", "background_scale", "source_counts",
-             "background_counts_total", "rmf_sha256", "ebounds_id")  # fmt: skip
+_MEASURED = (
+    "detection_id",
+    "gti_mjd_obs",
+    "grating",
+    "exposure",
+    "background_scale",
+    "source_counts",
+    "background_counts_total",
+    "rmf_sha256",
+    "ebounds_id",
+)
 _ENERGIES = ("arf.energy_lo", "arf.energy_hi")
 _COUNTS = ("counts", "background_counts")
 
