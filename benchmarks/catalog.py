@@ -28,11 +28,12 @@ def write(path: Path, rows: int) -> None:
 def read(path: Path, how: str) -> None:
     """Read it in one of two ways, and print the seconds of CPU and the most memory in MB."""
     import pyarrow as pa
-    from astropy.io import votable
 
     from builder.archive.catalog import read_votable
     from builder.model.columns import CATALOG
 
+    if how == "astropy":
+        from astropy.io import votable
     begun = time.process_time()
     if how == "project":
         table, _ = read_votable(path, str(path))

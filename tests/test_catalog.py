@@ -153,6 +153,17 @@ def test_other_datatypes_of_the_same_values(column: str, datatype: str, cells: l
     assert table[column].to_pylist() == values
 
 
+@pytest.mark.parametrize("cell", ["8.0", "+Inf"])
+@pytest.mark.parametrize("place", [0, 2100, 4999])
+def test_a_number_in_another_form_anywhere_in_a_long_column_changes_no_other_row(cell: str, place: int) -> None:
+    texts = [str(number) for number in range(5000)]
+    texts[place] = cell
+    values = [*range(5000)]
+    values[place] = 8 if cell == "8.0" else None
+    table, _ = read_votable(typed("conf_code", "int", texts), "answer")
+    assert table["conf_code"].to_pylist() == values
+
+
 @pytest.mark.parametrize(
     ("column", "datatype", "cell"),
     [
@@ -161,6 +172,7 @@ def test_other_datatypes_of_the_same_values(column: str, datatype: str, cells: l
         ("obsid", "char", "seven"),
         ("theta", "char", "x"),
         ("sat_src_flag", "char", "maybe"),
+        ("sat_src_flag", "int", "3"),
     ],
 )
 def test_values_that_do_not_fit_a_column_are_refused(column: str, datatype: str, cell: str) -> None:

@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from builder.archive.values import SCHEMA, Found, normalise
-from builder.archive.votable import KINDS as _KINDS
-from builder.archive.votable import Field, StreamError, VotableReader
+from builder.archive.votable import KINDS, SCALAR, Field, StreamError, VotableReader
 from builder.archive.votable import write_votable as write
 from builder.model.column import Column
 from builder.model.columns import ASKED, CATALOG
@@ -70,8 +69,8 @@ def read_columns(source: bytes | Path, origin: str) -> tuple[dict[str, Found], b
     columns = {}
     for name, field in zip(table.column_names, fields, strict=True):
         said = {"unit": field.unit, "description": field.description, "ucd": field.ucd}
-        kind = _KINDS.get(field.datatype, pa.string())
-        scalar = kind == pa.string() or field.arraysize in ("", "1")
+        kind = KINDS.get(field.datatype, pa.string())
+        scalar = kind == pa.string() or field.arraysize in SCALAR
         columns[name] = Found(table[name], said, kind if scalar else pa.list_(kind))
     return columns, overflow
 
@@ -96,11 +95,11 @@ def read_texts(source: bytes | Path, origin: str) -> tuple[pa.Table, bool]:
         The file cannot be read.
     """
     table, _, overflow = _read(source, origin)
-    return table, overflow
+    return table.cast(pa.schema([(name, pa.string()) for name in table.column_names])), overflow
 
 
 def _read(source: bytes | Path, origin: str) -> tuple[pa.Table, list[Field], bool]:
-    """Read the first table of a VOTable as text, its fields, and whether it was cut."""
+    """Read the first table of a VOTable, its fields, and whether it was cut."""
     with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
         start = file.read(4096)
         if not re.search(rb"<" + VOTABLE_TAG, start):

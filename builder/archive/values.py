@@ -176,9 +176,13 @@ def typed(found: Found, kind: pa.DataType) -> pa.ChunkedArray:
         if found.kind == pa.float32():  # as in a file that holds such numbers rather than their decimals
             values = values.cast(pa.float32())
         values = values.cast(pa.float64())
-        values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, pa.float64()))
-    if pa.types.is_boolean(kind) and pa.types.is_floating(values.type):
+        finite = pc.is_finite(values)
+        if not pc.all(finite).as_py():
+            values = pc.if_else(finite, values, pa.scalar(None, pa.float64()))
+    if pa.types.is_boolean(kind) and not pa.types.is_boolean(values.type):
         values = values.cast(pa.int64())
+        for number in set(pc.unique(values).to_pylist()) - {0, 1, None}:
+            raise ValueError(f"{number} is neither true nor false")
     return values.cast(kind)
 
 

@@ -11,10 +11,11 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 import pyarrow as pa
 
+from builder.archive.values import Found, typed
 from builder.model.column import Column
 from builder.model.columns import CATALOG
 
-_BATCH = 4096
+_BATCH = 2048
 """Rows that are held as Python strings at a time."""
 
 
@@ -36,6 +37,9 @@ KINDS = {
     **dict.fromkeys(("boolean", "bit"), pa.bool_()),
 }
 """What values are by their datatype; text for any other."""
+
+SCALAR = ("", "1")
+"""Array sizes of columns of one value a row."""
 
 _DATATYPES = {"bool": "boolean", "int32": "int", "int64": "long", "float32": "double", "float64": "double"}
 
@@ -72,7 +76,8 @@ class VotableReader:
     Attributes
     ----------
     table : pyarrow.Table or None
-        Text by column name in lower case; what its field calls null is null.
+        By column name in lower case: int64 or float64 where the field says so and every value is such, else text. What
+        its field calls null is null.
     fields : list of Field
         Its columns; names in lower case.
     overflow : bool
@@ -89,7 +94,7 @@ class VotableReader:
         self.error: str | None = None
         self.fields: list[Field] = []
         self._nulls: list[str | None] = []
-        self._batches: list[pa.RecordBatch] = []
+        self._chunks: list[list[pa.Array]] = []
         self._path: list[str] = []
         self._done = self._failed = False
         self._text: list[str] = []
@@ -131,6 +136,7 @@ class VotableReader:
             words = {key: data.get(key, "") for key in ("datatype", "unit", "ucd", "arraysize")}
             self.fields.append(Field(data.get("name", "").lower(), **words))
             self._nulls.append(None)
+            self._chunks.append([])
         elif name == "VALUES" and self._path[-2] == "FIELD":
             self._nulls[-1] = data.get("null")
         elif name in ("BINARY", "BINARY2", "FITS"):
@@ -147,11 +153,11 @@ class VotableReader:
             self.fields[-1] = self.fields[-1]._replace(description=" ".join("".join(self._text).split()))
         elif name == "TABLE" and self.fields and not self._done:
             self._done = True
-            schema = pa.schema([(field.name, pa.string()) for field in self.fields])
             # The first of two columns of one name.
             first = {field.name: number for number, field in reversed([*enumerate(self.fields)])}
-            self.table = pa.Table.from_batches(self._batches, schema).select(sorted(first.values()))
             self.fields = [self.fields[number] for number in sorted(first.values())]
+            columns = [_joined(self._chunks[number]) for number in sorted(first.values())]
+            self.table = pa.Table.from_arrays(columns, names=[field.name for field in self.fields])
         self._text.clear()
 
     def _end_of_row_or_cell(self, tag: str) -> None:
@@ -169,14 +175,30 @@ class VotableReader:
             self._path.pop()
 
     def _flush(self) -> None:
-        columns = []
-        for number, null in enumerate(self._nulls):
+        for number, (field, null) in enumerate(zip(self.fields, self._nulls, strict=True)):
             values: list[str | None] = [*self._cells[number :: len(self.fields)]]
             if null is not None:
                 values = [None if (value or "").strip() == null else value for value in values]
-            columns.append(pa.array(values, pa.string()))
-        self._batches.append(pa.RecordBatch.from_arrays(columns, names=[field.name for field in self.fields]))
+            self._chunks[number].append(_narrow(pa.array(values, pa.string()), field))
         self._cells.clear()
+
+
+def _narrow(texts: pa.Array, field: Field) -> pa.Array:
+    """Give the numbers of a column of scalars, which take half the room of their texts; texts where one is none."""
+    kind = KINDS.get(field.datatype)
+    if kind is None or pa.types.is_boolean(kind) or field.arraysize not in SCALAR:
+        return texts
+    try:
+        found = Found(pa.chunked_array([texts]), {}, kind)
+        return typed(found, pa.int64() if pa.types.is_integer(kind) else pa.float64()).combine_chunks()
+    except (pa.ArrowException, ValueError, OverflowError):
+        return texts
+
+
+def _joined(chunks: list[pa.Array]) -> pa.ChunkedArray:
+    if len({chunk.type for chunk in chunks}) != 1:
+        chunks = [chunk.cast(pa.string()) for chunk in chunks]
+    return pa.chunked_array(chunks, chunks[0].type if chunks else pa.string())
 
 
 def write_votable(
