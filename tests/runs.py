@@ -14,8 +14,8 @@ from typing import Any
 
 # Importing these takes a process two seconds, and most tests of the command no more than that; forking takes nothing.
 # A bare start and a bare end are tested in test_hub, from prepare to push, and by what is killed or interrupted.
-_FORK = multiprocessing.get_context("forkserver")
-_FORK.set_forkserver_preload(
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(
     [
         "builder.cli.run",
         "builder.prepare",
@@ -27,7 +27,7 @@ _FORK.set_forkserver_preload(
         "builder.use.plot",
         "astropy.coordinates",
         "astropy.io.votable",
-        "astropy_healpix",
+        "healpix",
         "datasets",
         "matplotlib.backends.backend_agg",
         "matplotlib.figure",
@@ -56,7 +56,7 @@ class Run:
         self._files = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
         for path in self._files:
             path.touch()
-        self.process = _FORK.Process(
+        self.process = FORK.Process(
             target=_main, args=(self.words, cwd or Path.cwd(), dict(os.environ), self._files, change)
         )
         self.process.start()

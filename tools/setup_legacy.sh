@@ -18,6 +18,6 @@ printf 'Setting up %s …\n' "$venv" >&2
 .venv/bin/python -m venv --clear "$venv"
 export PIP_CONSTRAINT=constraints-legacy.txt PIP_BUILD_CONSTRAINT=constraints-legacy.txt
 pip="$venv/bin/python -m pip -qq --disable-pip-version-check --no-input install"
-$pip 'datasets==3.6.*' astropy astropy-healpix filelock h5py isal numpy pyarrow requests sherpa
+$pip 'datasets==3.6.*' astropy filelock h5py healpix isal numpy pyarrow requests sherpa
 $pip --no-deps --editable .
 printf '%s\n' "$state" >"$stamp"

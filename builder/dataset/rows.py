@@ -23,14 +23,12 @@ HEALPIX_NSIDE = 16
 
 def healpix(ra: pa.ChunkedArray, dec: pa.ChunkedArray) -> pa.Array:
     """Compute the HEALPix cell (nside 16, nested) of positions in degrees; null where there is no position."""
-    from astropy import units
-    from astropy_healpix import lonlat_to_healpix
+    from healpix import ang2pix
 
     lon, lat = ra.to_numpy(), dec.to_numpy()
     missing = ~((np.abs(lon) <= 360) & (np.abs(lat) <= 90))
     lon, lat = (np.where(missing, 0, angle) for angle in (lon, lat))
-    cells = lonlat_to_healpix(lon * units.deg, lat * units.deg, HEALPIX_NSIDE, order="nested")
-    return pa.array(cells.astype(np.int64), mask=missing)
+    return pa.array(ang2pix(HEALPIX_NSIDE, lon, lat, nest=True, lonlat=True), pa.int64(), mask=missing)
 
 
 def join(catalog: pa.Table, package: Package, result: PackageResult, splits: Splits) -> pa.Table:

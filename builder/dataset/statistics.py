@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,23 +51,28 @@ def train_statistics(folder: Path, manifest: Manifest) -> dict[str, Any]:
         config: [folder / path for split in manifest.splits.names for path in manifest.shards(config, split)]
         for config, _ in manifest.parts
     }
-    chosen = _column(paths["spectra"], "split") == train
-    said: dict[str, Any] = {"rows": int(chosen.sum()), "levels": list(LEVELS), "spectra": {}}
-    for name in _SCALARS:
-        values = _column(paths["spectra"], name)[chosen].astype(np.float64)
-        if (values := values[np.isfinite(values)]).size:
-            said["spectra"][name] = _described(values)
-    if not said["rows"]:
-        return said
-    said["counts"] = _channels(flat_tables(paths["counts"]), train)
-    if "binned" in paths:
-        said["binned"] = {name: _described(_column(paths["binned"], name)[chosen]) for name in _LISTS["binned"]}
+    with contextlib.ExitStack() as stack:
+        files = {
+            config: [stack.enter_context(pq.ParquetFile(path)) for path in paths.get(config, ())]
+            for config in ("spectra", "binned")
+        }
+        chosen = _column(files["spectra"], "split") == train
+        said: dict[str, Any] = {"rows": int(chosen.sum()), "levels": list(LEVELS), "spectra": {}}
+        for name in _SCALARS:
+            values = _column(files["spectra"], name)[chosen].astype(np.float64)
+            if (values := values[np.isfinite(values)]).size:
+                said["spectra"][name] = _described(values)
+        if not said["rows"]:
+            return said
+        said["counts"] = _channels(flat_tables(paths["counts"]), train)
+        if files["binned"]:
+            said["binned"] = {name: _described(_column(files["binned"], name)[chosen]) for name in _LISTS["binned"]}
     return said
 
 
-def _column(paths: list[Path], name: str) -> NDArray[Any]:
+def _column(files: list[pq.ParquetFile], name: str) -> NDArray[Any]:
     """Read a column of all rows: of lists of one length, (rows, length)."""
-    parts = [pq.read_table(path, columns=[name])[name].combine_chunks() for path in paths]
+    parts = [file.read([name])[name].combine_chunks() for file in files]
     arrays = [
         part.flatten().to_numpy(zero_copy_only=False).reshape(len(part), -1)
         if hasattr(part.type, "list_size")

@@ -71,10 +71,10 @@ class Summary:
 
 def summarize(scalars: pa.Table) -> Summary:
     """Bin the columns `SCALARS` of all rows."""
-    from astropy_healpix import healpix_to_lonlat
+    from healpix import pix2ang
 
     cells, rows = np.unique(scalars["healpix"].drop_null().to_numpy(), return_counts=True)
-    ra, dec = (angle.to_value("rad") for angle in healpix_to_lonlat(cells, HEALPIX_NSIDE, order="nested"))
+    ra, dec = np.radians(pix2ang(HEALPIX_NSIDE, cells, nest=True, lonlat=True))
     histograms = (_histogram(label, _finite(scalars[name]), *how) for name, label, *how in _HISTOGRAMS)
     soft, hard = _finite(scalars["hard_ms"]), _finite(scalars["hard_hm"])
     known = ~np.isnan(soft) & ~np.isnan(hard)

@@ -52,7 +52,7 @@ from builder.model.splits import SPLITS
 from builder.model.text import Progress
 from builder.store.packages import EBOUNDS_SCHEMA, PackageResult, rejections_table
 
-_PACKAGES = ("astropy", "astropy-healpix", "datasets", "h5py", "numpy", "pyarrow", "sherpa")
+_PACKAGES = ("astropy", "datasets", "h5py", "healpix", "numpy", "pyarrow", "sherpa")
 
 
 def write_folder(

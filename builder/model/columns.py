@@ -95,7 +95,7 @@ COLUMNS: tuple[Column, ...] = (
     _catalog("o", "instrument", "string", "instrument"),
     _catalog("m", "ra", "float64", "right ascension of the master source, ICRS", "deg"),
     _catalog("m", "dec", "float64", "declination of the master source, ICRS", "deg"),
-    Column("healpix", "int64", "HEALPix cell of ra, dec: nside 16, nested", "astropy_healpix.lonlat_to_healpix",
+    Column("healpix", "int64", "HEALPix cell of ra, dec: nside 16, nested", "healpix.ang2pix",
            nullable=True),
     Column("split", "string", "train, validation or test: the same for all rows of a sky cell",
            "hash of healpix, see docs/recipe.md"),
