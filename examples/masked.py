@@ -6,7 +6,7 @@
 
 FOLDER is a prepared folder in splits (chandra_spectra), PICTURE the PNG to write (masked.png); the network is saved
 beside it, loaded again, and measured by the Poisson deviance of a hidden bin (Cash 1979; about 1 for a true model) of
-the test split, each run of eight bins hidden in its turn. The settings were chosen in view of the sample's test rows.
+the test split, each run of eight bins hidden in its turn. The settings were chosen by the validation split.
 """
 
 from __future__ import annotations

@@ -22,6 +22,9 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_DATASETS_DISABLE_PROGRESS_BARS="1",
     COLUMNS="120",
+    # As many tests run at a time as there are cores: threads that wait for each other by spinning take them from others.
+    OMP_NUM_THREADS="1",
+    OPENBLAS_NUM_THREADS="1",
 )
 # What a user or a CI service may have set: tokens, how rich and typer print, and proxies, which loopback has none of.
 _UNSET = {

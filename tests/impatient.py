@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 class RememberedArchive(SimulatedArchive):
     """Makes the files of a detection once for all who ask for it: 0.4 MB each."""
 
-    def __init__(self, n: int) -> None:
-        super().__init__(n)
+    def __init__(self, n: int, seed: int = 0) -> None:
+        super().__init__(n, seed)
         self._remembered = functools.cache(super().files)
 
     def files(self, detection: DetectionId) -> list[File]:
@@ -36,7 +36,7 @@ def changes(read: float = 1) -> list[tuple[ModuleType, str, object]]:
 
     return [
         (builder.archive.http, "Patience", functools.partial(Patience, connect=2, read=read, base=0.01, longest=0.05)),
-        (builder.workspace, "plan", functools.partial(plan, size=10)),
+        (builder.workspace, "plan", functools.partial(plan, size=5)),
         (builder.cli.run, "_PATIENCE", 1),
         (builder.dataset.card, "draw_pictures", lambda folder, scalars: []),
     ]

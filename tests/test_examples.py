@@ -82,29 +82,39 @@ def test_a_trained_posterior_covers_the_truth_and_is_near_sherpas_fits(printed: 
         assert abs(mean - fit) < 3 * (deviation + error), line
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_each_says_in_one_line_that_it_lacks_a_folder(name: str, tmp_path: Path) -> None:
-    words = [sys.executable, str(EXAMPLES / f"{name}.py"), "nothing"]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert re.fullmatch(r"there is no prepared folder nothing: make one with chandra-spectra .*\n", result.stderr)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_each_says_in_one_line_that_it_lacks_an_extra(name: str, tmp_path: Path) -> None:
-    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError(\"No module named 'matplotlib'\")\n")
-    words = [sys.executable, str(EXAMPLES / f"{name}.py")]
-    result = subprocess.run(
-        words,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+def refusals(cwd: Path, *words: str, **environment: str) -> dict[str, str]:
+    """What each example exits with, all run in one process: most of them import PyTorch first, for seconds."""
+    code = """
+import json, runpy, sys
+said, (*words,) = {}, sys.argv[1:]
+for path in json.loads(words.pop(0)):
+    sys.argv, sys.path[1:1] = [path, *words], [path.rpartition("/")[0]]
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as ended:
+        said[path] = ended.code
+print(json.dumps(said))
+"""
+    paths = [str(EXAMPLES / f"{name}.py") for name in NAMES]
+    command = [sys.executable, "-c", code, json.dumps(paths), *words]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, check=True, cwd=cwd, env=os.environ | environment
     )
-    assert result.returncode == 1
-    assert re.fullmatch(r"No module named 'matplotlib': pip install 'chandra-spectra\[plots.*\]'\n", result.stderr)
+    assert done.stderr == ""
+    said = json.loads(done.stdout)
+    assert [*said] == paths
+    return said  # type: ignore[no-any-return]
+
+
+def test_each_says_in_one_line_that_it_lacks_a_folder(tmp_path: Path) -> None:
+    for words in refusals(tmp_path, "nothing").values():
+        assert re.fullmatch(r"there is no prepared folder nothing: make one with chandra-spectra .*", words)
+
+
+def test_each_says_in_one_line_that_it_lacks_an_extra(tmp_path: Path) -> None:
+    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError(\"No module named 'matplotlib'\")\n")
+    for words in refusals(tmp_path, PYTHONPATH=str(tmp_path)).values():
+        assert re.fullmatch(r"No module named 'matplotlib': pip install 'chandra-spectra\[plots.*\]'", words)
 
 
 @pytest.mark.parametrize(("name", "option"), [("forward_fit", "--with-responses"), ("inference", "--bins 64")])

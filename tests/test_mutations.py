@@ -6,17 +6,19 @@ Fifty are tried with the other tests, and as many as it says with
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import gzip
 import json
 import logging
 import os
+import resource
 import shutil
-import signal
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -36,6 +38,7 @@ from builder.prepare import prepare
 from builder.use.verify import verify
 from tests import fits_files as ff
 from tests.fits_files import KINDS, stable
+from tests.runs import FORK
 
 FILES = int(os.environ.get("MUTATED_FILES", "50"))
 PER_RUN = min(FILES, 200)
@@ -161,34 +164,66 @@ def served(case: dict[str, Any], detection: DetectionId) -> dict[str, File]:
     return files
 
 
-@pytest.fixture(scope="module")
-def ui() -> Iterator[Any]:
-    import sherpa.astro.ui
+PATIENCE = 20
+"""Seconds for an answer of the oracle."""
 
-    log = logging.getLogger("sherpa")
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-
-    with warnings.catch_warnings(action="ignore"), np.errstate(all="ignore"):
-        yield sherpa.astro.ui
-    sherpa.astro.ui.clean()
-    log.setLevel(level)
+MEMORY = 8 * 2**30
+"""Bytes of address space that it may take."""
 
 
-class EndlessError(Exception):
-    """Of no kind that astropy goes on after."""
+class Oracle:
+    """Sherpa's session in a process of its own, which can be ended.
+
+    Of an extension whose size is below zero astropy, which it reads with, goes back, round and round, or takes all
+    memory.
+    """
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._pipe, theirs = FORK.Pipe()
+        self._process = FORK.Process(target=answer, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+    def ask(self, files: dict[str, Path], recipe: Recipe) -> dict[str, np.ndarray] | str:
+        """What Sherpa makes of the files, or why it makes nothing of them."""
+        self._pipe.send((files, recipe))
+        if self._pipe.poll(PATIENCE):
+            with contextlib.suppress(EOFError):
+                return self._pipe.recv()  # type: ignore[no-any-return]
+        self.end()
+        self._start()
+        return "comes to no end"
 
 
-def _end_of_patience(*_: object) -> None:
-    raise EndlessError
+def answer(pipe: Connection) -> None:
+    """Answer what is asked, until nobody asks any more."""
+    import sherpa.astro.ui as ui
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    logging.getLogger("sherpa").setLevel(logging.CRITICAL + 1)
+    with warnings.catch_warnings(action="ignore"), np.errstate(all="ignore"), contextlib.suppress(EOFError):
+        while True:
+            pipe.send(by_sherpa(ui, *pipe.recv()))
+            ui.clean()
+            gc.collect()  # Sherpa's data refer to each other in circles
+
+
+@pytest.fixture
+def oracle() -> Iterator[Oracle]:
+    found = Oracle()
+    yield found
+    found.end()
 
 
 def by_sherpa(ui: Any, files: dict[str, Path], recipe: Recipe) -> dict[str, np.ndarray] | str:
-    """What Sherpa's session makes of the same bytes, or why it makes nothing of them."""
-    ui.clean()
-    # Of an extension whose size is below zero astropy, which Sherpa reads with, goes back, round and round.
-    before = signal.signal(signal.SIGALRM, _end_of_patience)
-    signal.setitimer(signal.ITIMER_REAL, 10, 1)  # again and again, should one be caught
     try:
         ui.load_pha(str(files["pha"]))
         if ui.list_bkg_ids() != [1]:  # BACKFILE names another file
@@ -215,14 +250,11 @@ def by_sherpa(ui: Any, files: dict[str, Path], recipe: Recipe) -> dict[str, np.n
         plot = ui.get_data_plot()
     except Exception as error:  # noqa: BLE001  it raises whatever astropy does
         return f"raises {type(error).__name__}"
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
     arrays = {"spectrum_ene": plot.x, "spectrum_ene_lo": plot.xlo, "spectrum_ene_hi": plot.xhi}
     return found | arrays | {"spectrum_flux": plot.y, "spectrum_flux_err": plot.yerr}
 
 
-def test_a_row_of_changed_files_is_sherpas_and_verify_takes_it(ui: Any, tmp_path: Path) -> None:
+def test_a_row_of_changed_files_is_sherpas_and_verify_takes_it(oracle: Oracle, tmp_path: Path) -> None:
     """And every detection is a row or a rejection with a reason, whatever was done; none is both or neither."""
     tally: Counter[str] = Counter()
 
@@ -255,18 +287,14 @@ def test_a_row_of_changed_files_is_sherpas_and_verify_takes_it(ui: Any, tmp_path
                 if (row := rows.get(str(detection))) is None:
                     continue
                 tally["rows"] += 1
-                expected = by_sherpa(ui, written(root, files[detection]), recipe)
+                expected = oracle.ask(written(root, files[detection]), recipe)
                 if isinstance(expected, str):
                     tally[f"rows, of which Sherpa {expected}"] += 1
-                    if "EndlessError" in expected:
-                        logger.info("%s %s", detection, case)
                     continue
                 tally["rows equal to Sherpa's"] += 1
                 for name, value in expected.items():
                     assert np.array_equal(file[name][row], value), (str(detection), case, name)
         shutil.rmtree(root)
-        ui.clean()
-        gc.collect()  # Sherpa's data refer to each other in circles
 
     check()
     logger.info(json.dumps(dict(tally.most_common()), indent=2))

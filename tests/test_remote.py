@@ -43,7 +43,7 @@ KINDS = sorted(TRANSIENT)
 
 @pytest.fixture(scope="module")
 def archive() -> SimulatedArchive:
-    return RememberedArchive(500)
+    return RememberedArchive(250, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes_and_fetches_no_finished
 ) -> None:
     chance = random.Random(5)
     with ArchiveServer(archive, port=port, bytes_per_second=20e6) as server:
-        words = preparing(server, tmp_path, "--workers", 1, "--limit", 350)
+        words = preparing(server, tmp_path, "--workers", 1, "--limit", 175)
         finished: set[tuple[str, ...]] = set()
         for more in (0, 1, 2, 0, 1, 2, 1, 0, 2, 1):  # packages to be finished before the kill
             start, before = len(server.log), len(stored(tmp_path))
@@ -132,7 +132,7 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes_and_fetches_no_finished
         assert asked(server, start), "the last run had work left"
         assert not asked(server, start) & finished
         assert len(finished) >= 10, "runs that were killed finished packages"
-        whole = Settings(server.url, selection=Selection(limit=350))
+        whole = Settings(server.url, selection=Selection(limit=175))
         prepare(tmp_path / "whole", whole, cache=tmp_path / "fresh")
     assert data_of(tmp_path / "out") == data_of(tmp_path / "whole")
     left = [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".partial", ".tar")]
@@ -176,7 +176,7 @@ def test_the_archive_never_sees_more_connections_than_the_budget(
     workers: int, archive: SimulatedArchive, tmp_path: Path
 ) -> None:
     with ArchiveServer(archive) as server:
-        settings = Settings(server.url, selection=Selection(limit=80))
+        settings = Settings(server.url, selection=Selection(limit=40))
         prepare(tmp_path / "out", settings, cache=tmp_path / "cache", workers=workers, connections=3)
         assert 1 < server.max_connections <= 3
 
@@ -241,7 +241,7 @@ def test_an_answer_cut_at_the_row_limit_is_asked_for_in_parts_until_it_is_whole(
         settings = Settings(server.url)
         planned = make_plan(open_workspace(settings, tmp_path), settings)
         queries = [request for request in server.log if request.service == "sync"]
-    assert len(planned.catalog) == 500
+    assert len(planned.catalog) == 250
     assert len(queries) > 9
 
 
@@ -291,7 +291,7 @@ def test_names_and_a_list_of_detections_select_just_those(archive: SimulatedArch
 def test_a_mirror_is_downloaded_in_pieces_and_builds_the_same_dataset_offline(
     archive: SimulatedArchive, port: int, tmp_path: Path
 ) -> None:
-    mirror, limit = tmp_path / "mirror", ("--limit", 120)
+    mirror, limit = tmp_path / "mirror", ("--limit", 60)
     with ArchiveServer(archive, port=port, bytes_per_second=20e6) as server:
         words = ("download", mirror, "--archive", server.url, "--cache", tmp_path / "cache", *limit)
         process = subprocess.Popen(impatient_command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -306,7 +306,7 @@ def test_a_mirror_is_downloaded_in_pieces_and_builds_the_same_dataset_offline(
         result = run(*words)
         assert result.returncode == 0, result.stderr
         assert not whole & asked(server, start)
-        online = Settings(server.url, selection=Selection(limit=120))
+        online = Settings(server.url, selection=Selection(limit=60))
         prepare(tmp_path / "online", online, cache=tmp_path / "cache")
     offline = prepare(tmp_path / "offline", Settings(str(mirror)), cache=tmp_path / "cache").manifest
     assert offline.counts.rows == Manifest.read(tmp_path / "online").counts.rows
@@ -433,7 +433,7 @@ def test_no_network_is_one_line_that_names_the_host(tmp_path: Path) -> None:
 
 def small_disk() -> None:
     impatient()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000,) * 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000,) * 2)
 
 
 def test_a_full_disk_is_one_line_and_what_was_finished_is_kept(archive: SimulatedArchive, tmp_path: Path) -> None:
@@ -490,7 +490,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line_and_costs_nothing_th
     archive: SimulatedArchive, tmp_path: Path
 ) -> None:
     with ArchiveServer(archive, bytes_per_second=15e6) as server:
-        words = preparing(server, tmp_path, "--workers", 2, "--limit", 120)
+        words = preparing(server, tmp_path, "--workers", 2, "--limit", 60)
         broken = Run(*words, change=impatient)
         wait_for(lambda: list((tmp_path / "cache").rglob("*.arrows")))
         os.kill(workers_of(broken.process.pid)[0], signal.SIGKILL)
