@@ -55,8 +55,8 @@ _LASTING = frozenset({"no_background", "no_counts", "not_acis"})
 """Reasons of rejections that come of good files, which the archive would serve as they were."""
 
 
-_ROW_BYTES = 20_000
-"""Bytes of a row in all files together; measured on the embedded sample."""
+_ROW_BYTES, _BIN_BYTES, _SOURCE_BYTES, _RESPONSE_BYTES = 20_000, 400, 6_000, 380_000
+"""Bytes of a row in all files together, and what configs add that are made when asked for; of the embedded sample."""
 
 
 def prepare(
@@ -136,7 +136,7 @@ def prepare(
         workspace = open_workspace(settings, cache, connections, store, patience)
         with workplace(folder) as place:
             planned = make_plan(workspace, settings)
-            _check_room(place, folder, len(planned.catalog))
+            _check_room(place, folder, len(planned.catalog), settings)
             with contextlib.ExitStack() as stack:
                 if dask:
                     make_missing = functools.partial(fill_by, stack.enter_context(dask_executor(dask)))
@@ -250,9 +250,10 @@ def _check_apart(output: Path | str, *places: Path | str | None) -> None:
             raise SettingError(f"{place} lies in the folder to be written, {output}: give a place outside of it")
 
 
-def _check_room(place: Path, output: Path, detections: int) -> None:
+def _check_room(place: Path, output: Path, detections: int, settings: Settings) -> None:
     """Raise OutputError where the disk has not the room for the rows to come."""
-    free, needed = shutil.disk_usage(place).free, detections * _ROW_BYTES
+    row = _ROW_BYTES + settings.bins * _BIN_BYTES + settings.sources * _SOURCE_BYTES
+    free, needed = shutil.disk_usage(place).free, detections * (row + settings.responses * _RESPONSE_BYTES)
     if free < needed:
         raise OutputError(
             f"no room for {output}: {detections:,} spectra take about {size_text(needed)}, and the disk has "

@@ -22,7 +22,7 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_DATASETS_DISABLE_PROGRESS_BARS="1",
     COLUMNS="120",
-    # As many tests run at a time as there are cores: threads that wait for each other by spinning take them from others.
+    # As many tests run at a time as there are cores: threads that spin as they wait for each other take them away.
     OMP_NUM_THREADS="1",
     OPENBLAS_NUM_THREADS="1",
 )

@@ -98,13 +98,22 @@ def test_a_place_that_would_go_with_the_old_folder_is_refused(option: str, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("more", "free", "words"),
+    [
+        ({}, 1000, r"1\.3 MB, .*1\.0 kB left"),
+        ({"bins": 64}, 2_000_000, "2.9 MB"),
+        ({"responses": True}, 2e7, "25.2 MB"),
+    ],
+    ids=["plain", "binned", "responses"],
+)
 def test_a_disk_without_the_room_is_told_before_a_package_is_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    more: dict[str, Any], free: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OutputError, match=r"no room for .*1\.0 kB left"):
-        prepare(tmp_path / "ds", Settings("embedded"), cache=tmp_path / "cache")
+    with pytest.raises(OutputError, match=f"no room for .*{words}"):
+        prepare(tmp_path / "ds", Settings("embedded", **more), cache=tmp_path / "cache")
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     assert not (tmp_path / "cache" / "store").exists()
 
