@@ -20,6 +20,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from builder.dataset.layout import Manifest
+from builder.dataset.pictures import merged_bins
 from builder.dataset.read import date_text
 from builder.dataset.summary import galactic_plane
 from builder.model.errors import MissingExtraError, OutputError
@@ -402,14 +403,19 @@ def test_a_row_shows_its_spectrum_by_click_and_by_key(page: Page, sample: Path, 
     (expected,) = pq.read_table(sample / "data", filters=[("detection_id", "=", detection)]).to_pylist()
     assert f", {detection}, {expected['exposure'] / 1000:.1f} ks, " in page.one("#title").text
     assert page.run("return document.querySelector('[aria-selected=true]').dataset.detection") == detection
-    errors, steps, middles = page.traces()
-    rate, error = (np.array(expected["spectrum"][name]) for name in ("flux", "flux_error"))
+    steps, crosses, middles = page.traces()
+    names = ("ene_low_bin", "ene_high_bin", "flux", "flux_error")
+    low, high, rate, error = (np.array(expected["spectrum"][name], float) for name in names)
     above = rate > 0
     assert np.array(steps["y"])[::2][above] == pytest.approx(rate[above], rel=1e-3)
-    assert np.array(errors["y"][1::3])[above] == pytest.approx((rate + error)[above], rel=2e-3)
+    _, (low, high, together, error) = merged_bins(low, high, rate, error)
+    assert len(together) < len(rate)
+    assert crosses["x"][::6] == pytest.approx(low, rel=1e-4) and crosses["x"][1::6] == pytest.approx(high, rel=1e-4)
+    assert np.array(crosses["y"][::6])[together > 0] == pytest.approx(together[together > 0], rel=1e-2)
+    assert np.array(crosses["y"][4::6]) == pytest.approx(together + error, rel=1e-2)
     assert middles["x"] == pytest.approx(expected["spectrum"]["ene_center_bin"], rel=1e-3)
     assert (
-        min(step for trace in (errors, steps) for step in trace["y"] if step is not None) > 0
+        min(step for trace in (crosses, steps) for step in trace["y"] if step is not None) > 0
     )  # the axis is logarithmic
     facts = page.one("#facts").text
     assert f"theta {expected['theta']:.3f}"[:9] in facts and "arcmin" in facts and "erg s-1 cm-2" in facts

@@ -114,24 +114,37 @@
   }
 
   function drawSpectrum(row) {
-    const { edges, rate, error, counts, background } = data.rows.spectra[row];
+    const { edges, rate, error, counts, background, together } = data.rows.spectra[row];
     const middles = rate.map((_, i) => (edges[i] + edges[i + 1]) / 2);
     const inCounts = document.querySelector("input[name=shown]:checked").value === "counts";
     const bins = rate.map((value, i) => `${edges[i]} to ${edges[i + 1]} keV<br>`
       + (inCounts ? `${several(counts[i], "count")}<br>${background[i]} scaled background counts`
         : `${value} ± ${error[i]} counts/s/keV<br>${several(counts[i], "count")}`));
-    const upper = rate.map((value, i) => value + error[i]);
+    let end = 0;
+    const joined = together.map((bins) => {
+      const low = edges[end];
+      let counted = 0, variance = 0;
+      for (const last = end + bins; end < last; end++) {
+        const width = edges[end + 1] - edges[end];
+        counted += rate[end] * width, variance += (error[end] * width) ** 2;
+      }
+      const high = edges[end], value = counted / (high - low), spread = Math.sqrt(variance) / (high - low);
+      return { low, high, middle: (low + high) / 2, value, bottom: value - spread, top: value + spread };
+    });
+    const upper = joined.map(({ top }) => top);
     const shown = (inCounts ? [...counts, ...background] : rate).filter((value) => value > 0);
     const least = shown.length ? Math.min(...shown) : Math.max(...upper, BELOW) / 10;
     const most = inCounts ? Math.max(...shown, 1) : Math.max(...upper, least);
     const floor = least * BELOW;
     const line = (values, colour, name) => ({ ...steps(edges, values, floor), line: { color: colour, width: 1.4 }, name });
+    const place = (values) => values.map((value) => (value === null ? null : Math.max(value, floor)));
     const traces = inCounts
       ? [line(counts, BLUE, "source region"), line(background, ORANGE, "background, scaled")]
-      : [{
-        x: middles.flatMap((x) => [x, x, null]), mode: "lines", hoverinfo: "skip", line: { color: "#8fb2d6", width: 1 },
-        y: rate.flatMap((value, i) => [Math.max(value - error[i], floor), Math.max(upper[i], floor), null]),
-      }, line(rate, BLUE)];
+      : [{ ...line(rate, "#a9c4e0"), line: { color: "#a9c4e0", width: 1 } }, {
+        x: joined.flatMap(({ low, high, middle }) => [low, high, null, middle, middle, null]),
+        y: place(joined.flatMap(({ value, bottom, top }) => [value, value, null, bottom, top, null])),
+        mode: "lines", hoverinfo: "skip", line: { color: BLUE, width: 1.6 },
+      }];
     traces.push({
       x: middles, y: (inCounts ? counts : rate).map((value) => Math.max(value, floor)),
       text: bins, mode: "markers", marker: { opacity: 0 }, hovertemplate: "%{text}<extra></extra>", showlegend: false,
@@ -149,6 +162,7 @@
       modeBarButtons: [["zoom2d", "pan2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"], ["toImage"]] });
     const below = inCounts ? 0 : rate.filter((value) => value <= 0).length;
     element("remark").textContent = "Drag to zoom, double-click to go back."
+      + (inCounts ? "" : " All bins (pale), and put together to about 3σ, for display only, with errors.")
       + (below ? ` Bins that are not above zero, and so below this axis: ${number(below)} of ${number(rate.length)}.` : "");
   }
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from builder import __version__
 from builder.dataset.layout import REJECTIONS_FILE, Counts, Manifest, unreadable
+from builder.dataset.pictures import merged_bins
 from builder.dataset.read import Overview, check_outside, date_text, overview, read_rows, read_scalars
 from builder.dataset.summary import SCALARS, Floats, Summary, galactic_plane, summarize
 from builder.dataset.words import command_line, reduction_words, release_words, selection_words
@@ -304,8 +305,14 @@ def _value(value: Any) -> Any:
 
 
 def _spectrum(spectrum: dict[str, Any], counts: NDArray[np.int64], background: Floats) -> dict[str, Any]:
-    """Return the edges of the bins, which touch each other, and rate, error, counts and scaled background."""
+    """Return the edges of the bins, which touch each other, and rate, error, counts and scaled background.
+
+    With the numbers of bins that pictures put together, one after the other.
+    """
+    bins = (spectrum[name] for name in ("ene_low_bin", "ene_high_bin", "flux", "flux_error"))
+    begin, _ = merged_bins(*(np.array(values, float) for values in bins))
     return {
+        "together": np.diff(begin, append=len(spectrum["flux"])).tolist(),
         "edges": _rounded([*spectrum["ene_low_bin"], spectrum["ene_high_bin"][-1]], 5),
         "rate": _rounded(spectrum["flux"]),
         "error": _rounded(spectrum["flux_error"]),
