@@ -83,6 +83,15 @@ def full_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw none but in tests marked so: of what others do many times over they take most."""
+    import builder.dataset.card
+
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr(builder.dataset.card, "draw_pictures", lambda folder, scalars: [])
+
+
 @pytest.fixture(scope="session")
 def whole_mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded archive as a mirror."""

@@ -32,6 +32,8 @@ from chandra_spectra import ChandraSpectra, collate
 from tests import fits_files as ff
 from tests.folders import contents, rehash
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 BINS = 64
 REAL = Selection(detections=frozenset(ff.REAL))
 RECIPE = Path(__file__).parents[1] / "docs" / "recipe.md"
@@ -285,6 +287,7 @@ def test_the_builder_gives_the_rows_of_the_folder(real: Path, tmp_path: Path) ->
     assert chosen.to_dict() == prepared.to_dict()
 
 
+@pytest.mark.pictures
 def test_the_other_files_are_those_of_a_folder_without_bins(real: Path, tmp_path: Path) -> None:
     prepare(tmp_path / "chandra_spectra", Settings("embedded", selection=REAL))
     plain, binned = contents(tmp_path / "chandra_spectra"), contents(real)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,18 +18,46 @@ SHORT = {"inference": ("600",)}
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
+ALL = """
+import contextlib, io, json, runpy, sys
+said = {}
+for path, *words in json.loads(sys.argv[1]):
+    sys.argv, sys.path[1:1] = [path, *words], [path.rpartition("/")[0]]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as ended:
+            print(ended.code)
+    said[path] = printed.getvalue()
+print(json.dumps(said))
+"""
+"""Runs examples in one process, as most of them import PyTorch first, for seconds."""
+
+
+def run_all(cwd: Path, words: Callable[[str], Sequence[str]], **environment: str) -> dict[str, str]:
+    """What each example prints, or exits with."""
+    calls = [[str(EXAMPLES / f"{name}.py"), *words(name)] for name in NAMES]
+    done = subprocess.run(
+        [sys.executable, "-c", ALL, json.dumps(calls)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+        cwd=cwd,
+        env=os.environ | environment,
+    )
+    assert done.stderr == ""
+    return dict(zip(NAMES, json.loads(done.stdout).values(), strict=True))
+
+
 @pytest.fixture(scope="module")
 def printed(full_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What each prints, run as its docstring says."""
-    work, found = tmp_path_factory.mktemp("examples"), {}
-    for name in NAMES:
-        words = [sys.executable, str(EXAMPLES / f"{name}.py"), str(full_sample), f"{name}.png", *SHORT.get(name, ())]
-        result = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, cwd=work)
-        assert result.returncode == 0, result.stderr
-        assert result.stderr == "", name
-        assert result.stdout.endswith(f"wrote {name}.png\n")
+    work = tmp_path_factory.mktemp("examples")
+    found = run_all(work, lambda name: (str(full_sample), f"{name}.png", *SHORT.get(name, ())))
+    for name, text in found.items():
+        assert text.endswith(f"wrote {name}.png\n")
         assert (work / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n")
-        found[name] = result.stdout
     return found
 
 
@@ -82,39 +111,15 @@ def test_a_trained_posterior_covers_the_truth_and_is_near_sherpas_fits(printed: 
         assert abs(mean - fit) < 3 * (deviation + error), line
 
 
-def refusals(cwd: Path, *words: str, **environment: str) -> dict[str, str]:
-    """What each example exits with, all run in one process: most of them import PyTorch first, for seconds."""
-    code = """
-import json, runpy, sys
-said, (*words,) = {}, sys.argv[1:]
-for path in json.loads(words.pop(0)):
-    sys.argv, sys.path[1:1] = [path, *words], [path.rpartition("/")[0]]
-    try:
-        runpy.run_path(path, run_name="__main__")
-    except SystemExit as ended:
-        said[path] = ended.code
-print(json.dumps(said))
-"""
-    paths = [str(EXAMPLES / f"{name}.py") for name in NAMES]
-    command = [sys.executable, "-c", code, json.dumps(paths), *words]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=True, cwd=cwd, env=os.environ | environment
-    )
-    assert done.stderr == ""
-    said = json.loads(done.stdout)
-    assert [*said] == paths
-    return said  # type: ignore[no-any-return]
-
-
 def test_each_says_in_one_line_that_it_lacks_a_folder(tmp_path: Path) -> None:
-    for words in refusals(tmp_path, "nothing").values():
-        assert re.fullmatch(r"there is no prepared folder nothing: make one with chandra-spectra .*", words)
+    for words in run_all(tmp_path, lambda name: ("nothing",)).values():
+        assert re.fullmatch(r"there is no prepared folder nothing: make one with chandra-spectra .*\n", words)
 
 
 def test_each_says_in_one_line_that_it_lacks_an_extra(tmp_path: Path) -> None:
     (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError(\"No module named 'matplotlib'\")\n")
-    for words in refusals(tmp_path, PYTHONPATH=str(tmp_path)).values():
-        assert re.fullmatch(r"No module named 'matplotlib': pip install 'chandra-spectra\[plots.*\]'", words)
+    for words in run_all(tmp_path, lambda name: (), PYTHONPATH=str(tmp_path)).values():
+        assert re.fullmatch(r"No module named 'matplotlib': pip install 'chandra-spectra\[plots.*\]'\n", words)
 
 
 @pytest.mark.parametrize(("name", "option"), [("forward_fit", "--with-responses"), ("inference", "--bins 64")])

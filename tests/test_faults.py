@@ -42,6 +42,8 @@ from tests.fits_files import stable
 from tests.folders import rehash
 from tests.runs import Run, command
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 NO_ARCHIVE = ("--archive", "http://127.0.0.1:9", "--patience", "1")
 """Where nothing listens: whatever is said of the output is said before a request."""
 
@@ -324,6 +326,7 @@ def test_any_value_is_kept_or_null_with_a_note(row: dict[str, Any]) -> None:
     assert again.equals(table) and further == []
 
 
+@pytest.mark.pictures
 def test_odd_values_in_every_column_end_no_run_and_verify_takes_the_folder(
     mirror: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -23,6 +23,8 @@ from builder.simulator.server import ArchiveServer, Request
 from builder.store.fill import fill, results
 from tests.impatient import RememberedArchive
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 NUMBER, SIZE = 60, 5
 FAULTS = Faults(4, {}, {"gone": 0.05})
 QUICK = Patience(connect=2, total=20, base=0.01, longest=0.05)

@@ -27,6 +27,8 @@ from builder.use.verify import verify
 from tests.runs import command
 from tests.test_simulation import real
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 LATER = Path(__file__).parents[2] / "shared" / "real"
 """Files of release 2.0, where they are there."""
 

@@ -35,6 +35,8 @@ SKY = pa.table(
         "region_id": pa.array([7] * 4, pa.int32()),
     }
 )
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
 FIRST, SECOND = "2CXO J000000.0+000000", "2CXO J120000.0-300000"
 
 

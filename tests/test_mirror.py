@@ -27,6 +27,8 @@ from builder.use.verify import verify
 from builder.workspace import make_plan, open_workspace
 from tests.runs import command
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 CUTS = Selection(min_cnts=0, min_sig=0, max_theta=60)
 
 

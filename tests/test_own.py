@@ -37,6 +37,8 @@ from builder.workspace import make_plan, open_workspace
 from tests.fits_files import stable
 from tests.runs import command
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 SUFFIXES = (".fits", ".ecsv", ".csv", ".vot", ".parquet", ".hdf5")
 
 

@@ -34,6 +34,8 @@ from tests.impatient import RememberedArchive
 from tests.runs import Run, command
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 N = 220
 
 
@@ -61,6 +63,7 @@ def data_of(folder: Path) -> dict[str, bytes]:
     return {path: data for path, data in contents(folder).items() if path != "manifest.json"}
 
 
+@pytest.mark.pictures
 def test_four_workers_give_the_same_bytes_as_one(
     server: ArchiveServer, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -103,6 +106,7 @@ def test_a_shard_goes_with_nothing_but_filling_the_store(option: tuple[str, str]
     assert "--shard only fills the store" in result.stderr and not list(tmp_path.iterdir())
 
 
+@pytest.mark.pictures
 def test_a_store_on_a_file_system_of_fsspec_gives_the_same_bytes(
     server: ArchiveServer, expected: dict[str, bytes], tmp_path: Path
 ) -> None:

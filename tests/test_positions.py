@@ -31,6 +31,8 @@ from builder.workspace import make_plan, open_workspace
 from tests.fits_files import stable
 from tests.runs import command
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 VELA = Position(349.8720833333333, 0.5991666666666667, "mine")
 
 

@@ -39,6 +39,8 @@ from tests.folders import contents
 from tests.goldens import GOLDENS
 from tests.runs import Run, command, python
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 EMBEDDED = Settings(archive="embedded", splits=Splits(divided=False))
 
 
@@ -147,6 +149,7 @@ def test_the_manifest_names_every_file_with_its_size_and_checksum(sample: Path) 
         assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
+@pytest.mark.pictures
 def test_two_runs_in_different_folders_give_the_same_bytes(sample: Path, tmp_path: Path) -> None:
     other = prepare(tmp_path / "again", EMBEDDED, cache=tmp_path / "cache", workers=1).manifest
     for path in (path.relative_to(sample) for path in sample.rglob("*") if path.is_file()):

@@ -30,6 +30,8 @@ from chandra_spectra import ChandraSpectra
 from tests import fits_files as ff
 from tests.folders import rehash
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 NAMES = ("n_grp", "f_chan", "n_chan", "matrix")
 
 

@@ -41,6 +41,8 @@ from tests import fits_files
 from tests.folders import contents
 from tests.runs import command
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 ABOUT_THE_RMF = ["rmf_file", "rmf_sha256", "ebounds_from"]
 Files = dict[DetectionId, list[File]]
 

@@ -25,6 +25,8 @@ from builder.use.verify import verify
 from chandra_spectra import ChandraSpectra, collate
 from tests.folders import contents, rehash
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 @pytest.fixture(scope="module")
 def loaded(full_sample: Path) -> dict[str, Dataset]:

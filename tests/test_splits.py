@@ -41,6 +41,8 @@ SHARES = (
     .map(lambda pair: (*pair, 100 - sum(pair)))
 )
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 def rows(folder: Path, config: str = "data") -> dict[int, dict[str, Any]]:
     """The scalars of all rows by object_id, each with the split of its file."""
