@@ -22,7 +22,7 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_DATASETS_DISABLE_PROGRESS_BARS="1",
     COLUMNS="120",
-    # As many tests run at a time as there are cores: threads that spin as they wait for each other take them away.
+    # Threads that spin as they wait for each other take the cores from other tests.
     OMP_NUM_THREADS="1",
     OPENBLAS_NUM_THREADS="1",
 )
@@ -55,6 +55,11 @@ def _connect_on_loopback(self: socket.socket, address: object) -> None:
 
 
 socket.socket.connect = _connect_on_loopback  # type: ignore[method-assign,assignment]
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Run one more test at a time than there are cores: many wait, for a timeout or for a process."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
