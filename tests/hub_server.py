@@ -96,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.faults.remove(fault)
                 self.close_connection = True
                 if fault[1] != DROP:
-                    self._answer({"error": "as told"}, fault[1], fault[2])
+                    self._answer({"error": "as told"}, fault[1], {**fault[2], "Connection": "close"})
                 return
         if self.headers.get("Authorization") not in (None, f"Bearer {TOKEN}"):
             self._error(401, "Invalid credentials in Authorization header")

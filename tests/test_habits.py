@@ -25,7 +25,7 @@ from tests.impatient import RememberedArchive
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
-NUMBER, SIZE = 60, 5
+NUMBER, SIZE = 40, 5
 FAULTS = Faults(4, {}, {"gone": 0.05})
 QUICK = Patience(connect=2, total=20, base=0.01, longest=0.05)
 SLOW = ("slow-count", "slow-join", "slow-ranges")

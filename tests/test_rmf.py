@@ -39,6 +39,7 @@ from builder.workspace import make_plan, open_workspace
 from chandra_spectra import ChandraSpectra
 from tests import fits_files
 from tests.folders import contents
+from tests.impatient import RememberedArchive
 from tests.runs import command
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -58,11 +59,6 @@ def simulated(interleaved: float = 0.0) -> Files:
 @pytest.fixture
 def files() -> Files:
     return {detection: list(files) for detection, files in simulated().items()}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder.dataset.card, "draw_pictures", lambda folder, scalars: [])
 
 
 def small_packages(monkeypatch: pytest.MonkeyPatch, size: int = 5) -> None:
@@ -262,9 +258,9 @@ def test_workers_shares_interruption_and_the_other_way_in_the_store_change_no_by
 # --- over HTTP ---
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def archive() -> SimulatedArchive:
-    return SimulatedArchive(60, seed=3)
+    return RememberedArchive(60, seed=3)
 
 
 def served(server: ArchiveServer) -> int:

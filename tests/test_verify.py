@@ -34,6 +34,8 @@ from tests.folders import rehash
 from tests.runs import command
 
 HDF5 = "chandra_spectra.hdf5"
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 SHARDS = {
     config: f"{name}/train-00000-of-00001.parquet"
     for config, name in (("spectra", "data"), ("counts", "counts"), ("ebounds", "ebounds"))
