@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import re
@@ -19,6 +20,7 @@ from builder.archive.products import members
 from builder.dataset.catalog_file import read_catalog
 from builder.dataset.layout import Manifest
 from builder.model.errors import SettingError
+from builder.model.records import File
 from builder.model.settings import Settings
 from builder.prepare import prepare
 from builder.simulator.embedded import embedded_rows_and_files
@@ -32,8 +34,14 @@ pytestmark = pytest.mark.usefixtures("without_pictures")
 LATER = Path(__file__).parents[2] / "shared" / "real"
 """Files of release 2.0, where they are there."""
 
-ROWS = embedded_rows_and_files()
-REAL = [(row, files) for row, files in ROWS if not str(row["name"]).startswith("SIM")]
+
+@functools.cache
+def embedded() -> list[tuple[dict[str, object], list[File]]]:
+    return embedded_rows_and_files()
+
+
+def real_ones() -> list[tuple[dict[str, object], list[File]]]:
+    return [(row, files) for row, files in embedded() if not str(row["name"]).startswith("SIM")]
 
 
 @pytest.fixture
@@ -118,7 +126,7 @@ def tar(files: Any, name: str = "package/{}") -> bytes:
 @pytest.mark.parametrize("form", ["plain", "gzip", "no end", "three to a tar"])
 def test_tars_as_scripts_leave_them_are_read_in_any_form(form: str, tmp_path: Path) -> None:
     (tmp_path / "in" / "sub").mkdir(parents=True)
-    chosen = ROWS[:8]
+    chosen = embedded()[:8]
     parts = [chosen[:5], chosen[5:]] if form != "three to a tar" else [[entry] for entry in chosen]
     for number, part in enumerate(parts, 1):
         data = tar([file for _, files in part for file in files])
@@ -135,7 +143,7 @@ def test_tars_as_scripts_leave_them_are_read_in_any_form(form: str, tmp_path: Pa
 
 
 def test_of_a_tar_that_is_cut_short_the_whole_files_are_taken_and_it_is_told(tmp_path: Path) -> None:
-    data = tar([file for _, files in REAL for file in files])
+    data = tar([file for _, files in real_ones() for file in files])
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "package.1.tar").write_bytes(data[: len(data) - 200_000])
     done = index(tmp_path / "in", tmp_path / "mirror")
@@ -181,7 +189,7 @@ def test_rows_of_a_catalog_file_are_joined_and_pass_the_cuts(loose: Path, tmp_pa
     rows = read_catalog(tmp_path / "mirror" / "catalog.vot").to_pylist()
     assert [row["obsid"] for row in rows] == [4938, 7867]
     assert rows[0]["name"] == known["name"] and rows[0]["theta"] == 1.0  # the file's
-    assert rows[0]["livetime"] == pytest.approx(REAL[0][0]["livetime"])  # the header's
+    assert rows[0]["livetime"] == pytest.approx(real_ones()[0][0]["livetime"])  # the header's
     assert [row["kind"] for row in rows] == ["AGN", None]  # the user's own
     manifest = prepare(tmp_path / "out", Settings(str(tmp_path / "mirror")), cache=tmp_path / "cache").manifest
     assert manifest.counts.rows == 1
