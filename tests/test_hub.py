@@ -85,7 +85,7 @@ def test_what_is_pushed_is_the_folder_in_one_commit(sample: Path, hub: Hub) -> N
 
 
 LOAD = """
-import json
+import gc, json
 from datasets import load_dataset
 from torch.utils.data import DataLoader
 from chandra_spectra import Stream, collate
@@ -106,6 +106,8 @@ for workers in (0, 1):
     assert len({number for batch in loader for number in batch["object_id"].tolist()}) == 62
 assert len(next(iter(stream))) == 40  # and leaves off
 print(json.dumps(found))
+del data, lazy  # as the card says of streams
+gc.collect()
 """
 
 

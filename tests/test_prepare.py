@@ -47,12 +47,13 @@ EMBEDDED = Settings(archive="embedded", splits=Splits(divided=False))
 def load(folder: Path, *arguments: str, **options: object) -> datasets.Dataset:
     """`load_dataset("chandra_spectra")` in the folder's parent, with an empty cache."""
     code = (
-        "import json, sys; from datasets import load_dataset\n"
+        "import gc, json, sys; from datasets import load_dataset\n"
         "args, options = json.loads(sys.argv[1])\n"
         "d = load_dataset('chandra_spectra', *args, split='train', **options)\n"
         "d = d.with_format('numpy') if not options.get('streaming') else d\n"
         "rows = [(r.get('detection_id', r.get('ebounds_id')), sorted(r)) for r in d]\n"
         "print(json.dumps(rows))\n"
+        "del d; gc.collect()\n"  # as the card says of streams
     )
     cache = folder.parent / f"cache-{time.monotonic_ns()}"
     return python(code, json.dumps([arguments, options]), cwd=folder.parent, HF_HOME=str(cache))
