@@ -58,8 +58,8 @@ socket.socket.connect = _connect_on_loopback  # type: ignore[method-assign,assig
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Run two tests at a time on a core: many wait, for a timeout, a process or the disk."""
-    return 2 * (os.cpu_count() or 1)
+    """Run one more test at a time than there are cores: many wait, for a timeout or for a process."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
