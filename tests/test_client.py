@@ -908,6 +908,28 @@ def test_a_detection_of_which_the_service_says_no_while_it_serves_others_is_a_re
     assert "not for you" in unserved[package.detections[1]]
 
 
+NOISE: list[Answer] = [(503, {}, b"busy"), (200, {}, b"<html>later</html>"), (500, {}, b"oops"), (502, {}, b"")]
+
+
+def test_failures_of_several_kinds_say_nothing_of_the_request(serve: Serve, tmp_path: Path) -> None:
+    server = serve(lambda path, form, number: (NOISE * 2)[number] if number < 6 else (200, {}, b"[]"))
+    request = Request(f"{server.url}/a", check_listing, 1000)
+    with one_session() as session:
+        Client(server.url, Patience(base=0)).download(session, request, tmp_path / "file", lambda: True)
+    assert len(server.asked) == 6
+
+
+@pytest.mark.parametrize(("kinds", "tries"), [(1, 3), (2, 5), (4, 6)])
+def test_a_request_fails_by_three_failures_in_one_way_or_six_in_all(
+    kinds: int, tries: int, serve: Serve, tmp_path: Path
+) -> None:
+    server = serve(lambda path, form, number: NOISE[number % kinds])
+    request = Request(f"{server.url}/a", check_listing, 1000)
+    with one_session() as session, pytest.raises(RefusedError, match=f"in {tries} tries"):
+        Client(server.url, Patience(base=0)).download(session, request, tmp_path / "file", lambda: True)
+    assert len(server.asked) == tries
+
+
 def test_what_is_learnt_of_the_service_reaches_the_workers(serve: Serve, tmp_path: Path) -> None:
     server = serve(lambda path, form, number: (200, {}, tar_of(**GOOD)) if "&" in form else (405, {}, b""))
     archive = open_archive(server, tmp_path)

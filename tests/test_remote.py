@@ -96,9 +96,6 @@ def test_every_good_detection_is_a_row_and_every_bad_one_a_rejection_with_the_ri
         assert server.max_connections <= 4
     with ArchiveServer(archive, port=port, faults=Faults(1, {}, PERMANENT_FAULTS)) as server:
         prepare(tmp_path / "calm", settings, cache=tmp_path / "b")
-    assert data_of(tmp_path / "faulty") == data_of(tmp_path / "calm")
-    assert len(data_of(tmp_path / "calm")) == 8  # three splits of two configs, ebounds and the HDF5 file
-
     ids = [detection(row) for row in archive.rows]
     expected = {str(one): reason for one in ids if (reason := reason_of(faults, one))}
     rejections = pq.read_table(tmp_path / "faulty" / "rejections.parquet").to_pylist()
@@ -108,6 +105,8 @@ def test_every_good_detection_is_a_row_and_every_bad_one_a_rejection_with_the_ri
     assert {".".join(name.split(".")[:3]) for name in rows} == {str(one) for one in ids} - set(expected)
     counts = manifest.counts
     assert counts.selected == counts.rows + counts.rejected == len(rows) + len(rejections)
+    assert data_of(tmp_path / "faulty") == data_of(tmp_path / "calm")
+    assert len(data_of(tmp_path / "calm")) == 8  # three splits of two configs, ebounds and the HDF5 file
 
 
 def test_a_run_killed_ten_times_ends_with_the_same_bytes_and_fetches_no_finished_package_again(

@@ -14,6 +14,7 @@ import random
 import re
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,10 @@ USER_AGENT = f"chandra-spectra/{__version__} (dataset builder)"
 _CHUNK = 2**20
 _REDIRECTS = 5
 _TRIES = 3
-"""Tries of a request that fails though the service answers others, or whose answer is complete but wrong."""
+"""Tries of a request that fails in one way though the service answers others, or whose answer is complete but wrong."""
+
+_MANY = 2 * _TRIES
+"""Tries of a request that fails in several ways though the service answers others."""
 
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})  # RFC 9110: the same request may succeed later
 _BARRED = frozenset({401, 403, 407, 451})  # no request of this client is welcome
@@ -151,7 +155,8 @@ class Client:
         """Ask until a whole and right answer is at `path`.
 
         An answer that is complete but wrong gets three tries. Any other failure is waited for as long as `patience`
-        says, unless the service is seen to answer something else meanwhile: then the third try decides.
+        says, unless the service is seen to answer something else meanwhile: then the third failure in one way decides,
+        or the sixth in all.
 
         Parameters
         ----------
@@ -176,6 +181,7 @@ class Client:
             The disk is full or cannot be written.
         """
         begun, attempt, believed = self.clock(), 0, False
+        met: Counter[str] = Counter()
         while True:
             sent = time.monotonic()
             try:
@@ -187,7 +193,8 @@ class Client:
                 kind = self._kind(request, error)
                 if kind in self._lasting:
                     raise RefusedError(str(error)) from error
-                if believed and attempt >= _TRIES:
+                met[kind] += 1
+                if believed and (met[kind] >= _TRIES or attempt >= _MANY):
                     if isinstance(error, WrongAnswerError) or error.status == 500:
                         self._lasting.add(kind)
                     raise RefusedError(f"{error}, in {attempt} tries") from error
