@@ -7,13 +7,18 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.runs import command
 
 _CACHE = tempfile.mkdtemp(prefix="chandra-spectra-tests-")
+_SHARED = Path(os.environ.setdefault("CHANDRA_SPECTRA_TESTS", _CACHE))
+"""Of the process that started this one, if any did: what is made there once serves all."""
+
 # Before anything imports datasets or huggingface_hub, which read these once.
 os.environ.update(
     HF_HOME=_CACHE + "/hf",
@@ -66,26 +71,39 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_CACHE, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded sample in one split, prepared by the command into a folder named chandra_spectra."""
-    folder = tmp_path_factory.mktemp("sample") / "chandra_spectra"
-    result = command("prepare", folder, "--archive", "embedded", "--splits", "none", "--workers", 1)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
+def once(name: str, make: Callable[[Path], object]) -> Path:
+    """Let the first process that asks for a folder make it, for all of them."""
+    folder, made = _SHARED / name, _SHARED / f"{name}.made"
+    with FileLock(_SHARED / f"{name}.lock"):
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            made.touch()
     return folder
 
 
 @pytest.fixture(scope="session")
-def full_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sample() -> Path:
+    """The embedded sample in one split, prepared by the command into a folder named chandra_spectra."""
+
+    def make(place: Path) -> None:
+        folder = place / "chandra_spectra"
+        result = command("prepare", folder, "--archive", "embedded", "--splits", "none", "--workers", 1)
+        assert result.returncode == 0, result.stderr
+        assert result.stderr == ""
+
+    return once("sample", make) / "chandra_spectra"
+
+
+@pytest.fixture(scope="session")
+def full_sample() -> Path:
     """The embedded sample as `make sample` prepares it: in splits, with all configs, 64 bins and labels."""
     from builder.model.settings import Settings
     from builder.prepare import prepare
 
-    folder = tmp_path_factory.mktemp("full") / "chandra_spectra"
     labels = str(Path(__file__).parents[1] / "examples" / "sample_classes.csv")
-    prepare(folder, Settings(archive="embedded", responses=True, bins=64, sources=True, labels=labels))
-    return folder
+    settings = Settings(archive="embedded", responses=True, bins=64, sources=True, labels=labels)
+    return once("full", lambda place: prepare(place / "chandra_spectra", settings)) / "chandra_spectra"
 
 
 @pytest.fixture
@@ -98,13 +116,11 @@ def without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture(scope="session")
-def whole_mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_mirror() -> Path:
     """The embedded archive as a mirror."""
     from builder.simulator.embedded import make_embedded_mirror
 
-    folder = tmp_path_factory.mktemp("whole") / "mirror"
-    make_embedded_mirror(folder)
-    return folder
+    return once("mirror", make_embedded_mirror)
 
 
 @pytest.fixture

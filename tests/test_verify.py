@@ -42,6 +42,8 @@ SHARDS = {
 }
 FILES = (*SHARDS.values(), HDF5, "rejections.parquet", "README.md")
 ROW, DETECTION = 7, "90001.0.35"
+FEW = 10
+"""Rows that most changes are among: the others need not become Python's."""
 
 
 def content(folder: Path, **options: Any) -> Report:
@@ -255,8 +257,8 @@ def test_an_hdf5_file_that_is_not_like_the_rest_is_found(
     assert any(words in line for line in content(folder).failures)
 
 
-def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
-    """Change rows in Parquet and in HDF5 alike, so that they agree with each other and with the manifest."""
+def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]], first: int = FEW) -> None:
+    """Change the first rows in Parquet and in HDF5 alike, so that they agree with each other and with the manifest."""
     tables = {config: pq.read_table(folder / SHARDS[config]).flatten() for config in ("spectra", "counts")}
     columns = {column.name: tables[column.configs[0]][column.name] for column in COLUMNS}
     with h5py.File(folder / HDF5) as file:
@@ -264,8 +266,9 @@ def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], list[dict[str
         for column in columns_of("spectra"):
             if column.length is not None:  # as doubles
                 columns[column.name] = pa.array(list(file[column.hdf5_name][:]), column.full_type)
-    rows = change(pa.table(columns).to_pylist())
-    table = pa.Table.from_pylist(rows, schema=arrow_schema(COLUMNS))
+    whole, schema = pa.table(columns), arrow_schema(COLUMNS)
+    changed = pa.Table.from_pylist(change(whole.slice(0, first).to_pylist()), schema=schema)
+    table = pa.concat_tables([changed, whole.slice(first).cast(schema)])
     for config in tables:
         pq.write_table(public(table, config).cast(features(config).arrow_schema), folder / SHARDS[config])
     with HDF5Writer(folder / HDF5, attributes) as writer:
@@ -273,10 +276,10 @@ def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], list[dict[str
         writer.append_ebounds(pq.read_table(folder / SHARDS["ebounds"]))
 
     def count(manifest: dict[str, Any]) -> None:
-        manifest["counts"].update(rows=len(rows), selected=len(rows) + manifest["counts"]["rejected"])
+        manifest["counts"].update(rows=len(table), selected=len(table) + manifest["counts"]["rejected"])
         for entry in manifest["files"]:
             if entry["path"] in (SHARDS["spectra"], SHARDS["counts"], HDF5):
-                entry["rows"] = len(rows)
+                entry["rows"] = len(table)
 
     rehash(folder, count)
 
@@ -445,7 +448,7 @@ def test_a_manifest_with_a_part_that_this_version_does_not_know_is_read(folder: 
 
 
 def test_many_failures_are_counted_and_the_first_listed(folder: Path) -> None:
-    rewrite(folder, lambda rows: [{**row, "source_counts": row["source_counts"] + 1} for row in rows])
+    rewrite(folder, lambda rows: [{**row, "source_counts": row["source_counts"] + 1} for row in rows], first=62)
     check = content(folder).checks[5]
     assert (check.failed, len(check.failures)) == (62, 20)
 
@@ -463,7 +466,7 @@ def test_the_cycles_of_an_observation_may_share_a_response_but_no_spectrum(kind:
     def share(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{**row, f"{kind}_file": row[f"{kind}_file"].replace(f"_{row['cycle']}_", "_")} for row in rows]
 
-    rewrite(folder, share)
+    rewrite(folder, share, first=62)
     failures = content(folder).failures
     assert [f"is not the {kind} file of" in line for line in failures] == ([True] * 2 if kind == "pha" else [])
 

@@ -199,7 +199,10 @@ class Manifest:
         (folder / MANIFEST_FILE).write_text(self.text, encoding="utf-8")
 
     def _as_dict(self) -> dict[str, Any]:
-        return {"dataset": "chandra_spectra", **dataclasses.asdict(self)}
+        """Give what JSON has of it; the statistics, most of it, are not copied."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["counts"], fields["files"] = dataclasses.asdict(self.counts), [*map(dataclasses.asdict, self.files)]
+        return {"dataset": "chandra_spectra", **fields}
 
     @property
     def text(self) -> str:
