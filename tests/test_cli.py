@@ -149,7 +149,7 @@ def test_a_mirror_with_a_damaged_tar_is_one_clear_line(damage: str, mirror: Path
         tar.write_bytes(b"<html>" + content[6:])
     else:
         tar.unlink()
-    result = command("prepare", tmp_path / "out", "--archive", mirror, "--cache", tmp_path / "cache")
+    result = command("prepare", tmp_path / "out", "--archive", mirror, "--cache", tmp_path / "cache", "--workers", 1)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
     assert "00000.tar" in result.stderr
     assert not (tmp_path / "out").exists()
@@ -157,7 +157,9 @@ def test_a_mirror_with_a_damaged_tar_is_one_clear_line(damage: str, mirror: Path
 
 def test_detections_that_are_asked_for_and_not_found_are_named_in_one_line(mirror: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("90001.0.35\n1.0.1\n")
-    result = command("prepare", tmp_path / "out", "--archive", mirror, "--detections", tmp_path / "list.txt")
+    result = command(
+        "prepare", tmp_path / "out", "--archive", mirror, "--detections", tmp_path / "list.txt", "--workers", 1
+    )
     assert result.returncode == 0
     assert result.stderr == f"chandra-spectra: 1 asked for, but unknown to {mirror} or cut away: 1.0.1\n"
 
@@ -188,9 +190,8 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
 
 def test_hyphens_and_underscores_are_the_same(mirror: Path, tmp_path: Path) -> None:
     for number, option in enumerate(("--min_cnts", "--min-cnts")):
-        result = command(
-            "prepare", tmp_path / str(number), "--archive", mirror, option, 500, "--cache", tmp_path / "cache"
-        )
+        words = ("--archive", mirror, "--cache", tmp_path / "cache", "--workers", 1)
+        result = command("prepare", tmp_path / str(number), *words, option, 500)
         assert result.returncode == 0, result.stderr
     name = "data/train-00000-of-00001.parquet"
     assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()

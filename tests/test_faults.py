@@ -199,7 +199,7 @@ def test_the_next_line_of_prepare_runs_in_a_folder_called_like_a_module_of_datas
     sample: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(sample, tmp_path / "parquet")
-    result = command("prepare", "parquet", "--archive", "embedded", "--splits", "none", cwd=tmp_path)
+    result = command("prepare", "parquet", "--archive", "embedded", "--splits", "none", "--workers", 1, cwd=tmp_path)
     steps = result.stdout.partition("Next:  ")[2].splitlines()
     line = next(step.strip() for step in steps if step.strip().startswith("python -c"))
     line = line.replace("python", shlex.quote(sys.executable), 1)

@@ -272,7 +272,7 @@ def test_of_an_archive_over_http_one_rmf_an_observation_is_asked_for(archive: Si
     for rmf in ("each", "observation"):
         with ArchiveServer(archive) as server:
             words = ("--rmf", rmf, "--min-cnts", 0, "--min-sig", 0, "--max-theta", 60, "--cache", tmp_path / rmf)
-            result = command("prepare", tmp_path / f"{rmf}-out", "--archive", server.url, *words)
+            result = command("prepare", tmp_path / f"{rmf}-out", "--archive", server.url, "--workers", 1, *words)
             assert (result.returncode, result.stderr) == (0, "")
             sizes[rmf] = served(server)
             tables[rmf] = table(tmp_path / f"{rmf}-out", "counts").drop_columns(ABOUT_THE_RMF)
