@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import tarfile
 import threading
 import time
@@ -482,6 +483,16 @@ def test_a_connection_is_kept_from_package_to_package_unless_somebody_waits(tmp_
         wait_for(lambda: stays_locked(tmp_path / "next.lock"))
     waiting.join()
     assert sessions[-1] is not sessions[0]
+
+
+def test_a_folder_that_is_removed_while_a_connection_is_kept_stays_away(tmp_path: Path) -> None:
+    slots = Slots(tmp_path / "slots", 1)
+    with slots.take():
+        pass
+    assert slots._kept[slots.folder], "it is kept"
+    shutil.rmtree(slots.folder)
+    wait_for(lambda: not slots._kept[slots.folder])
+    assert not slots.folder.exists()
 
 
 def test_a_kept_connection_is_closed_when_it_is_idle_or_beyond_the_budget(

@@ -139,10 +139,13 @@ class Slots:
         return True
 
     def _awaited(self) -> bool:
-        lock = FileLock(self.folder / "next.lock", thread_local=False)
+        path = self.folder / "next.lock"
+        if not path.exists():  # the folder is gone, and with it the budget; to lock would make it again
+            return True
+        lock = FileLock(path, thread_local=False)
         try:
             lock.acquire(timeout=0)
-        except (Timeout, OSError):  # or the folder is gone, and with it the budget
+        except (Timeout, OSError):
             return True
         lock.release()
         return False
