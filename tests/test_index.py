@@ -92,7 +92,7 @@ def test_loose_files_become_a_mirror_that_gives_the_rows_of_the_embedded_sample(
 
 def test_without_fluxes_the_default_cuts_say_what_to_give(loose: Path, tmp_path: Path) -> None:
     index(loose, tmp_path / "mirror")
-    done = command("prepare", tmp_path / "out", "--archive", tmp_path / "mirror", "--workers", 1)
+    done = command("prepare", tmp_path / "out", "--archive", tmp_path / "mirror")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert f"give {tmp_path / 'mirror' / 'catalog.vot'} as --cat-file" in done.stderr
 

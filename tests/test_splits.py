@@ -221,7 +221,7 @@ def test_a_split_whose_detections_are_all_rejected_is_left_out_by_the_builder(mi
 
 
 def test_wrong_splits_end_the_command_in_one_line(tmp_path: Path) -> None:
-    result = command("prepare", tmp_path / "out", "--archive", "embedded", "--splits", "50/50", "--workers", 1)
+    result = command("prepare", tmp_path / "out", "--archive", "embedded", "--splits", "50/50")
     assert result.returncode == 1
     assert result.stderr == (
         "chandra-spectra: splits '50/50': give source, source:70/20/10 for other shares, or none\n"
