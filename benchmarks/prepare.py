@@ -9,6 +9,7 @@ process of its own, and its CPU is not counted. Run it with
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import os
@@ -36,6 +37,7 @@ from builder.simulator.products import SimulatedArchive
 from builder.simulator.services import Holdings
 
 TICK = os.sysconf("SC_CLK_TCK")
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2), in linux/prctl.h
 PERIOD = 0.1  # s between two looks at the run
 SAMPLE = 40  # detections whose reduction alone is timed, before and after each run
 OBSERVATION = 13  # detections of an observation in the default selection: 130,000 of some 10,000
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--real", action="store_true", help="serve the two real detections' files under other ids")
     parser.add_argument("--rmf", choices=RMFS, default=RMFS[0], help="this beside 'each', where it is another")
     options = parser.parse_args()
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # to become the parent of what a run leaves
     runs = []
     for number in options.detections or [1000, 4000]:
         for rmf in dict.fromkeys((RMFS[0], options.rmf)):
@@ -175,6 +178,7 @@ def measure(number: int, options: argparse.Namespace, rmf: str, folder: Path) ->
             rmf,
             *ALL,
         ]
+        own = set(children(os.getpid()))
         with (folder / "log").open("w") as log:
             begun = time.monotonic()
             process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -182,6 +186,7 @@ def measure(number: int, options: argparse.Namespace, rmf: str, folder: Path) ->
             run.wall = time.monotonic() - begun
             if process.wait():
                 sys.exit((folder / "log").read_text())
+            run.reduce += orphans_cpu(own)
         run.alone += reduce_alone(number, real)
         here.send("stop")
         run.served = here.recv()
@@ -211,17 +216,29 @@ def watch(pid: int, folder: Path, run: Run) -> None:
     """Look at a run until it ends. Assembly begins when the new folder appears in the place that the run works in."""
     before_assembly = None
     while True:
-        state, own, children = cpu(pid)
+        state, own, waited = cpu(pid)
         if before_assembly is None and any(folder.glob(".out.*.incomplete/new")):
             before_assembly = own
         if state == "Z":  # ended, and not yet waited for: the numbers are the last
             run.fetch = before_assembly if before_assembly is not None else own
-            run.assemble, run.reduce = own - run.fetch, children
+            run.assemble, run.reduce = own - run.fetch, waited
             return
         run.memory_main = max(run.memory_main, peak_memory(pid))
         run.memory_worker = max(run.memory_worker, *map(peak_memory, descendants(pid)), 0)
         run.disk = max(run.disk, disk_usage(folder))
         time.sleep(PERIOD)
+
+
+def orphans_cpu(own: set[int]) -> float:
+    """Wait for the processes that a run has left, and return their CPU in s and that of their children.
+
+    The workers' parent is a process that ends when it sees that the run has ended. `own` are those of the benchmark.
+    """
+    total = 0.0
+    for pid in set(children(os.getpid())) - own:
+        usage = os.wait4(pid, 0)[2]
+        total += usage.ru_utime + usage.ru_stime
+    return total
 
 
 def cpu(pid: int) -> tuple[str, float, float]:
@@ -232,13 +249,16 @@ def cpu(pid: int) -> tuple[str, float, float]:
 
 
 def descendants(pid: int) -> list[int]:
+    found = children(pid)
+    return found + [other for child in found for other in descendants(child)]
+
+
+def children(pid: int) -> list[int]:
     try:
-        children = [
-            int(text) for path in Path(f"/proc/{pid}/task").glob("*/children") for text in path.read_text().split()
-        ]
-    except OSError:
+        tasks = Path(f"/proc/{pid}/task").glob("*/children")
+        return [int(text) for path in tasks for text in path.read_text().split()]
+    except OSError:  # it ended
         return []
-    return children + [other for child in children for other in descendants(child)]
 
 
 def peak_memory(pid: int) -> int:

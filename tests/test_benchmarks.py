@@ -19,10 +19,11 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
         (["reduce.py", "--rounds", "1"], r"4938\.0\.43 .* \d+\.\d+"),
         (["prepare.py", "--detections", "60"], r"  assemble +│ +(0\.0*)?[1-9]"),  # more than one package
         (["catalog.py", "--rows", "300", "--rounds", "1"], r"ratio \d\.\d+"),
+        (["start.py", "--rounds", "1"], r"ratio \d\.\d+"),
         (["workers.py", "--detections", "60", "--rounds", "1"], r"ratio \d\.\d+"),
         (["likelihood.py", "--draws", "2"], r"\| in 32 bins \| \d\.\d+ ± \d"),
     ],
-    ids=["reduce", "prepare", "catalog", "workers", "likelihood"],
+    ids=["reduce", "prepare", "catalog", "start", "workers", "likelihood"],
 )
 def test_every_benchmark_runs_and_prints_its_figures(words: list[str], said: str) -> None:
     run(words, said)

@@ -212,6 +212,18 @@ def test_help_and_import_do_not_load_sherpa_or_datasets() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
+def test_prepare_starts_without_datasets_and_the_hub(tmp_path: Path) -> None:
+    """Their import would take a third of its start."""
+    code = (
+        "import sys\nfrom builder.cli.run import main\ntry:\n    main()\n"
+        "finally:\n    print(sorted({'datasets', 'huggingface_hub', 'torch'} & sys.modules.keys()))"
+    )
+    words = ("prepare", "out", "--archive", "embedded", "--cache", "cache", "--workers", "1")
+    result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("\n[]\n")
+
+
 def test_info_shows_the_numbers_a_row_and_a_plot(sample: Path) -> None:
     result = command("info", sample, "--detection", "7867.0.2")
     assert result.returncode == 0, result.stderr

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 import pytest
+import yaml
+from datasets import ClassLabel, Features, Sequence, Value
 
 from builder.dataset.rows import public
 from builder.model.column import CONFIGS, RAGGED, ROW_CONFIGS, Column
 from builder.model.columns import ASKED, CATALOG, COLUMNS, EBOUNDS, RESPONSES, SOURCES, binned_columns, columns_of
 from builder.model.errors import SettingError
-from builder.model.schema import arrow_schema, features, markdown
+from builder.model.schema import arrow_schema, card_features, features, markdown, public_schema
 from tests.goldens import CATALOG_DATASETS
 
 EVERY = (*COLUMNS, *binned_columns(64), *SOURCES, *EBOUNDS, *RESPONSES)
@@ -248,6 +252,26 @@ def test_the_features_are_the_schema_of_the_public_rows(config: str) -> None:
     for field in table.schema:
         assert declared.field(field.name).type == field.type, field.name
     assert table.cast(declared).schema.equals(declared)
+
+
+KIND = Column("kind", "int64", "what it is", "a file", own=True, classes=("star", "galaxy: distant", "null", "1"))
+
+
+@pytest.mark.parametrize("own", [(), (KIND,)], ids=["", "classes"])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_shards_and_card_say_what_datasets_would_say_of_the_columns(config: str, own: tuple[Column, ...]) -> None:
+    expected: dict[str, Any] = {}
+    for column in columns_of(config, 3, own):
+        value: Any = ClassLabel(names=list(column.classes)) if column.classes else Value(column.dtype)
+        for length in reversed(column.shape):
+            value = Sequence(value, length=length)
+        struct, _, name = column.name.rpartition(".")
+        (expected.setdefault(struct, {}) if struct else expected)[name] = value
+    shards = public_schema(config, 3, own)
+    assert Features.from_arrow_schema(shards) == Features(expected) == features(config, 3, own)
+    assert shards.equals(Features(expected).arrow_schema)  # and not only as datasets reads it
+    written = yaml.safe_load(yaml.safe_dump(card_features(config, 3, own), sort_keys=False))
+    assert Features._from_yaml_list(written) == Features(expected)
 
 
 def test_every_column_is_in_a_config_and_the_scalars_in_all_of_rows() -> None:

@@ -474,14 +474,15 @@ def group_lives(group: int) -> bool:
 
 
 def workers_of(process: int | None) -> list[int]:
-    """Processes started by a run to reduce."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = status.read_text().rpartition(")")[2].split()
-            if int(fields[1]) == process and b"spawn_main" in (status.parent / "cmdline").read_bytes():
-                found.append(int(status.parent.name))
-    return found
+    """Processes started for a run to reduce, by the one that it has for that."""
+    return [worker for child in children_of(process) for worker in children_of(child)]
+
+
+def children_of(process: int | None) -> list[int]:
+    with contextlib.suppress(OSError):  # it ended
+        tasks = Path(f"/proc/{process}/task").glob("*/children")
+        return [int(child) for path in tasks for child in path.read_text().split()]
+    return []
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers in /proc, which Linux has")

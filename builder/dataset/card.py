@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
 
 from builder import __version__
 from builder.dataset.layout import CARD_FILE, DATA_FILES, DETECTIONS_FILE, POSITIONS_FILE, Counts, Manifest
@@ -24,7 +26,7 @@ from builder.model.columns import EBOUNDS, RESPONSES, SOURCES, binned_columns, c
 from builder.model.errors import MissingExtraError
 from builder.model.folding import PHOTON_ENERGIES
 from builder.model.records import REASONS
-from builder.model.schema import features, markdown
+from builder.model.schema import card_features, markdown
 from builder.model.settings import EMBEDDED, EMBEDDED_REMARK, RMFS, Settings, last_part
 from builder.model.splits import SPLITS
 from builder.model.text import several, size_text
@@ -280,42 +282,42 @@ def _inputs(settings: Settings) -> str:
 
 
 def _front_matter(sizes: dict[str, dict[str, _Size]], bins: int, own: tuple[Column, ...]) -> str:
-    from datasets import DatasetInfo, SplitDict, SplitInfo
-    from datasets.info import DatasetInfosDict
-    from datasets.utils.metadata import MetadataConfigs
-    from huggingface_hub import DatasetCardData
-
-    infos, configs = {}, {}
-    for config, splits in sizes.items():
-        known = {
-            split: SplitInfo(split, num_bytes=size.memory, num_examples=size.rows, dataset_name="chandra_spectra")
-            for split, size in splits.items()
+    """Write what the hub and `datasets` read of a card: https://huggingface.co/docs/hub/datasets-cards."""
+    default = next(iter(CONFIGS))
+    configs = [
+        {
+            "config_name": config,
+            "data_files": [{"split": split, "path": f"{DATA_FILES[config]}/{split}-*.parquet"} for split in splits],
+            **({"default": True} if config == default else {}),
         }
-        infos[config] = DatasetInfo(
-            features=features(config, bins, own),
-            splits=SplitDict(known),
-            config_name=config,
-            download_size=_sum(splits).parquet,
-            dataset_size=_sum(splits).memory,
-        )
-        paths = [{"split": split, "path": f"{DATA_FILES[config]}/{split}-*.parquet"} for split in splits]
-        configs[config] = {"data_files": paths}
-        if config == next(iter(CONFIGS)):
-            configs[config]["default"] = True  # type: ignore[assignment]
-    card = DatasetCardData(
-        pretty_name="Chandra X-ray spectra",
-        license="other",
-        license_name="chandra-source-catalog",
-        license_link="https://cxc.cfa.harvard.edu/csc/cite.html",
-        annotations_creators=["machine-generated"],
-        source_datasets=["original"],
-        size_categories=[_size_category(_sum(sizes["spectra"]).rows)],
-        task_categories=["tabular-regression", "tabular-classification"],
-        tags=["astronomy", "astrophysics", "x-ray", "spectra", "spectroscopy", "chandra", "csc"],
-    )
-    MetadataConfigs(configs).to_dataset_card_data(card)
-    DatasetInfosDict(infos).to_dataset_card_data(card)
-    return card.to_yaml().strip()
+        for config, splits in sizes.items()
+    ]
+    infos = [
+        {
+            "config_name": config,
+            "features": card_features(config, bins, own),
+            "splits": [
+                {"name": split, "num_bytes": size.memory, "num_examples": size.rows} for split, size in splits.items()
+            ],
+            "download_size": _sum(splits).parquet,
+            "dataset_size": _sum(splits).memory,
+        }
+        for config, splits in sizes.items()
+    ]
+    metadata = {
+        "pretty_name": "Chandra X-ray spectra",
+        "license": "other",
+        "license_name": "chandra-source-catalog",
+        "license_link": "https://cxc.cfa.harvard.edu/csc/cite.html",
+        "annotations_creators": ["machine-generated"],
+        "source_datasets": ["original"],
+        "size_categories": [_size_category(_sum(sizes[default]).rows)],
+        "task_categories": ["tabular-regression", "tabular-classification"],
+        "tags": ["astronomy", "astrophysics", "x-ray", "spectra", "spectroscopy", "chandra", "csc"],
+        "configs": configs,
+        "dataset_info": infos,
+    }
+    return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=math.inf).strip()
 
 
 def _size_category(rows: int) -> str:

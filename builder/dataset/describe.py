@@ -10,7 +10,7 @@ from builder.archive.votable import Field, declaration, field_of
 from builder.model.column import RAGGED, Column
 from builder.model.columns import DEFAULT_BINS, columns_of
 from builder.model.own import described, ucd_of
-from builder.model.schema import features
+from builder.model.schema import public_schema
 
 _DATATYPES = {"float32": "float", "float64": "double", "int32": "int", "int64": "long", "bool": "boolean"}
 
@@ -23,7 +23,7 @@ def parquet_schema(config: str, bins: int = DEFAULT_BINS, own: tuple[Column, ...
     bins, own
         As for `builder.model.columns.columns_of`.
     """
-    return with_descriptions(features(config, bins, own).arrow_schema, columns_of(config, bins, own))
+    return with_descriptions(public_schema(config, bins, own), columns_of(config, bins, own))
 
 
 def with_descriptions(schema: pa.Schema, columns: tuple[Column, ...]) -> pa.Schema:

@@ -129,7 +129,7 @@ def _save(figure: Figure, path: Path) -> None:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
-    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.quantize(256, dither=Image.Dither.NONE).save(path)
 
 
 def energy_axis(axes: Axes, low: float, high: float, ticks: tuple[float, ...]) -> None:
@@ -240,7 +240,7 @@ def _histogram(axes: Axes, histogram: Histogram) -> None:
         axes.set_xscale("log")
         axes.minorticks_off()
         axes.xaxis.set_major_formatter(_power_of_ten)
-    axes.hist(bins[:-1], bins.tolist(), weights=histogram.rows, color="C0")
+    axes.stairs(histogram.rows, bins, fill=True, color="C0")
     axes.set(xlabel=histogram.label, xlim=(bins[0], bins[-1]))
     axes.yaxis.set(major_locator=MaxNLocator(5, integer=True), major_formatter=EngFormatter(sep=""))
     axes.grid(visible=True)
@@ -317,12 +317,15 @@ def _gallery(figure: Figure, folder: Path, scalars: pa.Table) -> str:
 
 
 def _spectrum(axes: Axes, row: dict[str, Any], low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
+    from matplotlib.collections import LineCollection
     from matplotlib.ticker import LogLocator
 
     rate, error = (np.array(row["spectrum"][name], float) for name in ("flux", "flux_error"))
-    axes.stairs(rate, np.append(low, high[-1]), baseline=None, color="C0", alpha=0.5, lw=0.6)
+    axes.step(np.append(low, high[-1]), np.append(rate, rate[-1]), where="post", color="C0", alpha=0.5, lw=0.6)
     _, (low, high, rate, error) = merged_bins(low, high, rate, error)
-    axes.errorbar((low + high) / 2, rate, error, (high - low) / 2, fmt="none", ecolor="C0", elinewidth=1)
+    middle = (low + high) / 2
+    bars = np.array([(low, rate, high, rate), (middle, rate - error, middle, rate + error)])
+    axes.add_collection(LineCollection([*np.moveaxis(bars, 1, -1).reshape(-1, 2, 2)], colors="C0", linewidths=1))
     axes.set_yscale("log", nonpositive="clip")
     axes.yaxis.set(major_locator=LogLocator(numticks=4), major_formatter=_power_of_ten)
     if (positive := rate[rate > 0]).size:

@@ -14,11 +14,13 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import BaseContext
 
 from builder.archive.interface import Archive, Fetched
 from builder.archive.mirror import Mirror, MirrorArchive
@@ -41,6 +43,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 _LAG = 70
 """Seconds for which a network file system may go on saying that a file is not there: NFS up to 60 (acdirmax)."""
+
+_BY_ARROW = ("pandas",)
+"""Imported by pyarrow with the first array that it makes, where it is there."""
 
 
 def reduce_package(package: Package, fetched: Fetched, store: Store, energies: dict[str, Energies]) -> None:
@@ -354,8 +359,13 @@ def _each(packages: list[Package], task: Callable[[Package], None], number: int,
 def _reducer(workers: int) -> Executor:
     if workers == 1:
         return ThreadPoolExecutor(1)
-    # A forked child of a process with threads may deadlock; spawned ones start clean on every platform.
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    # A forked child of a process with threads may deadlock: workers are children of one without, which imports once
+    # what all of them need. What macOS links Python with does not bear even that.
+    context: BaseContext = multiprocessing.get_context("spawn")
+    if sys.platform == "linux":
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, "builder.archive.products", "builder.reduce.spectrum", *_BY_ARROW])
+    return ProcessPoolExecutor(workers, context, initializer=_begin_worker)
 
 
 def _begin_worker() -> None:
