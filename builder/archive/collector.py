@@ -84,8 +84,8 @@ class Collector:
         if facts.packages:
             self._divide(tuple(dict.fromkeys(detection for detection, _ in self._lacking())))
             again = [product for product in self._lacking() if product[0] not in self.refusals]
-            if again:
-                self._once_more(again)
+            if again and (error := self._failure(again)):
+                self.refusals |= dict.fromkeys((detection for detection, _ in again), str(error))
         else:
             self.refusals = dict.fromkeys((one for one, _ in self._lacking()), "packages are not served")
         if self._down is not None and not self._lists_anything():
@@ -111,11 +111,7 @@ class Collector:
         if len(products) > PACKAGE_PRODUCTS and len(detections) > 1:
             self._halve(detections)
             return
-        try:
-            self._retrieve(products)
-        except (RefusedError, WrongAnswerError, UnavailableError) as error:
-            if isinstance(error, UnavailableError):
-                self._down = error
+        if error := self._failure(products):
             self._alive = self._alive or (len(detections) > 1 and self._serves_packages(detections))
             if len(detections) > 1 and self._alive:
                 self._halve(detections)
@@ -126,14 +122,16 @@ class Collector:
         self._divide(detections[: len(detections) // 2])
         self._divide(detections[len(detections) // 2 :])
 
-    def _once_more(self, products: list[Product]) -> None:
-        """Ask for what a package lacked."""
+    def _failure(self, products: list[Product]) -> ArchiveError | None:
+        """Ask for one package, and return what the archive says where it does not serve it."""
         try:
             self._retrieve(products)
-        except (RefusedError, WrongAnswerError, UnavailableError) as error:
-            if isinstance(error, UnavailableError):
-                self._down = error
-            self.refusals |= dict.fromkeys((detection for detection, _ in products), str(error))
+        except UnavailableError as error:
+            self._down = error
+            return error
+        except (RefusedError, WrongAnswerError) as error:
+            return error
+        return None
 
     def _retrieve(self, products: list[Product]) -> None:
         """Ask for one package, with the verb that works."""
