@@ -20,6 +20,7 @@ import pytest
 from builder.archive.interface import Choose, Fetched, Record, forget
 from builder.archive.mirror import Mirror, MirrorArchive
 from builder.archive.packages import Package
+from builder.dataset.layout import Manifest
 from builder.model.errors import ArchiveError, ChandraSpectraError
 from builder.model.ids import DetectionId
 from builder.model.selection import Selection
@@ -178,6 +179,20 @@ def test_a_script_whose_workers_would_run_it_again_is_told_what_it_lacks(mirror:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     run = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "if __name__ == '__main__':" in run.stderr.splitlines()[-1]
+
+
+def test_a_folder_for_temporary_files_in_which_no_socket_can_be_changes_nothing(sample: Path, tmp_path: Path) -> None:
+    deep = tmp_path / ("deep" * 25)  # the path of a socket has 107 bytes at most
+    deep.mkdir()
+    words = ("prepare", "out", "--archive", "embedded", "--splits", "none", "--cache", "cache", "--workers", "2")
+    command = [sys.executable, "-m", "builder.cli", *words]
+    environment = os.environ | {"TMPDIR": str(deep), "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "Traceback" not in run.stderr
+    (shard,) = Manifest.read(tmp_path / "out").shards("spectra", "train")
+    assert (tmp_path / "out" / shard).read_bytes() == (sample / shard).read_bytes()
+    assert not [*deep.iterdir()]
 
 
 CLUSTER = """

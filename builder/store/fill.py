@@ -361,11 +361,26 @@ def _reducer(workers: int) -> Executor:
         return ThreadPoolExecutor(1)
     # A forked child of a process with threads may deadlock: workers are children of one without, which imports once
     # what all of them need. What macOS links Python with does not bear even that.
-    context: BaseContext = multiprocessing.get_context("spawn")
     if sys.platform == "linux":
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, "builder.archive.products", "builder.reduce.spectrum", *_BY_ARROW])
-    return ProcessPoolExecutor(workers, context, initializer=_begin_worker)
+        with contextlib.suppress(OSError):  # where TMPDIR is too long for a socket, or on a file system without any
+            return _started(workers, context)
+    return _started(workers, multiprocessing.get_context("spawn"))
+
+
+def _started(workers: int, context: BaseContext) -> Executor:
+    """Return a pool of which one worker is started, in the way that all will be; OSError where that cannot be."""
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as in `_each`
+    try:
+        pool.submit(os.getpid)
+    except OSError:
+        pool.shutdown()
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pool
 
 
 def _begin_worker() -> None:
