@@ -7,20 +7,15 @@ in the catalog's order and makes what is missing or damaged, so what comes out d
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import logging
-import multiprocessing
-import os
 import queue
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, Executor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.context import BaseContext
 
 from builder.archive.interface import Archive, Fetched
 from builder.archive.mirror import Mirror, MirrorArchive
@@ -32,20 +27,15 @@ from builder.model.settings import DEFAULT_CONNECTIONS
 from builder.model.text import Progress
 from builder.store.energies import Agreement, Choice, Grids
 from builder.store.packages import PackageResult, Store, package_result
+from builder.store.workers import reducer_of
 
 logger = logging.getLogger(__name__)
 
 Reduce = Callable[[Package, Fetched, Store, dict[str, Energies]], None]
 Done = Callable[[Package], None]
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Parameters of mallopt(3), in glibc's malloc.h; the latter's greatest value is 32 MiB."""
-
 _LAG = 70
 """Seconds for which a network file system may go on saying that a file is not there: NFS up to 60 (acdirmax)."""
-
-_BY_ARROW = ("pandas",)
-"""Imported by pyarrow with the first array that it makes, where it is there."""
 
 
 def reduce_package(package: Package, fetched: Fetched, store: Store, energies: dict[str, Energies]) -> None:
@@ -187,7 +177,7 @@ def fill(
     finished = store.finished(packages) - again
     missing = _missing(packages, lambda p: p in finished and (mirror is None or p in mirror), done)
     workers = min(workers, len(missing)) or 1
-    reducer = _reducer(workers)
+    reducer = reducer_of(workers)
     try:
         task = functools.partial(
             make, archive=archive, store=store, reduce=functools.partial(_reduce_in, reducer), mirror=mirror
@@ -354,50 +344,6 @@ def _each(packages: list[Package], task: Callable[[Package], None], number: int,
             done(package)
     finally:
         stop.set()
-
-
-def _reducer(workers: int) -> Executor:
-    if workers == 1:
-        return ThreadPoolExecutor(1)
-    # A forked child of a process with threads may deadlock: workers are children of one without, which imports once
-    # what all of them need. What macOS links Python with does not bear even that.
-    if sys.platform == "linux":
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, "builder.archive.products", "builder.reduce.spectrum", *_BY_ARROW])
-        with contextlib.suppress(OSError):  # where TMPDIR is too long for a socket, or on a file system without any
-            return _started(workers, context)
-    return _started(workers, multiprocessing.get_context("spawn"))
-
-
-def _started(workers: int, context: BaseContext) -> Executor:
-    """Return a pool of which one worker is started, in the way that all will be; OSError where that cannot be."""
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as in `_each`
-    try:
-        pool.submit(os.getpid)
-    except OSError:
-        pool.shutdown()
-        raise
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return pool
-
-
-def _begin_worker() -> None:
-    """Do not outlive the first process, and keep the memory of one file for the next."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # glibc would give large blocks back, to have them zeroed again for each file: an eighth of a worker's CPU.
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        allocator = ctypes.CDLL(None)
-        allocator.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        allocator.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _reduce_in(
