@@ -354,5 +354,6 @@ def _reduce_in(
     except BrokenProcessPool as error:
         raise ChandraSpectraError(
             "a worker process was killed, perhaps for want of memory; run the same command again to go on, with fewer "
-            "--workers if it recurs. A script that calls prepare must do so below: if __name__ == '__main__':"
+            "--workers if it recurs. A script that calls prepare must be a file, no pipe, and do so below: "
+            "if __name__ == '__main__':"
         ) from error
