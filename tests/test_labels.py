@@ -147,8 +147,10 @@ def test_a_file_that_cannot_be_joined_is_one_clear_line(
 
 
 def test_a_file_that_is_not_there_or_no_table_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match="no such file"):
-        add_labels(SKY, tmp_path / "none.csv", ARCSEC)
+    for ending in ("csv", "parquet", "vot", "hdf5"):
+        with pytest.raises(CatalogError, match=rf"cannot read the table .*none\.{ending}: there is no such file$"):
+            add_labels(SKY, tmp_path / f"none.{ending}", ARCSEC)
+    (tmp_path / "labels.doc").touch()
     with pytest.raises(SettingError, match="ends in"):
         add_labels(SKY, tmp_path / "labels.doc", ARCSEC)
     with pytest.raises(SettingError, match="radius within which labels"):

@@ -178,10 +178,10 @@ def test_what_cannot_be_kept_is_named(tmp_path: Path, caplog: pytest.LogCaptureF
     ("name", "content", "message"),
     [
         ("x.txt", b"", r"ends in \.fits, \.ecsv, \.csv"),
-        ("x.fits", b"no FITS", "cannot read the catalog"),
+        ("x.fits", b"no FITS", "cannot read the table"),
         ("x.csv", b"name,obsid\na,1\n", "has no column obi"),
         ("x.csv", b"name,obsid,obi,region_id\na,x,0,1\n", "column obsid cannot be read"),
-        ("x.hdf5", b"no HDF5", "cannot read the catalog"),
+        ("x.hdf5", b"no HDF5", "cannot read the table"),
         ("gone.ecsv", None, "no such file"),
     ],
 )

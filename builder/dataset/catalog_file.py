@@ -87,10 +87,12 @@ def read_catalog(path: Path) -> pa.Table:
 
 def read_table(path: Path) -> dict[str, Found]:
     """Read the columns of a table, by the reader of the format that its ending names; errors as of `read_catalog`."""
+    if not path.is_file():
+        raise CatalogError(f"cannot read the table {path}: there is no such file")
     try:
         return _columns(path, f".{path.name.removesuffix('.gz').rpartition('.')[2].lower()}")
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise CatalogError(f"cannot read the catalog {path}: {error}") from error
+        raise CatalogError(f"cannot read the table {path}: {error}") from error
 
 
 def _columns(path: Path, ending: str) -> dict[str, Found]:
@@ -118,13 +120,11 @@ def _astropy_columns(path: Path, form: str, inside: str | None = None) -> dict[s
     """Read the columns of a table by astropy; what is masked is null."""
     from astropy.table import Table
 
-    if not path.is_file():
-        raise CatalogError(f"cannot read the catalog {path}: there is no such file")
     try:
         with warnings.catch_warnings(action="ignore"):  # what is odd but readable is no matter for the user
             table = Table.read(path, format=form, **({"path": inside} if inside else {}))
     except Exception as error:  # each format's reader has kinds of its own
-        raise CatalogError(f"cannot read the catalog {path}: {' '.join(str(error).split())[:200]}") from error
+        raise CatalogError(f"cannot read the table {path}: {' '.join(str(error).split())[:200]}") from error
     return {name: _found(table[name]) for name in table.colnames}
 
 
